@@ -163,7 +163,8 @@ class RecordedStudy:
         article, claim                      text: the names of both
         text                                the claim, with vague words made exact in brackets
         study, model, data                  text: where it is judged
-        verdict                             text: supported, refuted, depends (on the setting) or not decided
+        verdict                             text: supported, refuted, too small to matter, depends (on the
+                                            setting) or not decided
         effect, low, high                   what was measured, with its 95% interval, in the claim's own unit: a ratio,
                                             a fraction of 1, …
         shown                               text: the same with its unit

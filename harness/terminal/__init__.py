@@ -25,7 +25,7 @@ GAP = 2  # between columns, one of it the box's
 SHORT = 8  # characters of a header that is not wrapped
 STYLES = {"ok": "green", "running": "cyan", "yes": "green", "ready": "green", "supported": "green"}
 STYLES |= dict.fromkeys(("failed", "oom", "diverged", "lost", "refused", "no", "missing", "refuted"), "red")
-STYLES |= dict.fromkeys(("unfit", "pruned", "tight", "depends", "not decided", "left"), "yellow")
+STYLES |= dict.fromkeys(("unfit", "pruned", "tight", "depends", "too small to matter", "not decided", "left"), "yellow")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from harness.plugins.articles.claims import (
     OPEN,
     REFUTED,
     SUPPORTED,
+    TOO_SMALL,
     Claim,
     Judgement,
     Verdict,
@@ -136,11 +137,12 @@ def judged_articles(study: StudyResults) -> list[tuple[Article, list[Verdict]]]:
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:
-    """How many claims are supported, refuted and not decided, and depend on the setting if there are such."""
+    """How many claims are supported, refuted and not decided, and how many have each rarer verdict."""
     counts = Counter(verdict.judgement.decision for verdict in verdicts)
-    depends = [f"{counts[DEPENDS]} dependent on the setting"] if counts[DEPENDS] else []
-    decided = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
-    return ", ".join([*decided, *depends, f"{counts[OPEN]} {OPEN}"])
+    rare = {TOO_SMALL: TOO_SMALL, DEPENDS: "dependent on the setting"}
+    parts = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
+    parts += [f"{counts[decision]} {words}" for decision, words in rare.items() if counts[decision]]
+    return ", ".join([*parts, f"{counts[OPEN]} {OPEN}"])
 
 
 def command(claim: Claim) -> str:
@@ -189,6 +191,7 @@ def _answer(verdicts: Sequence[Verdict], columns: Mapping[str, list[str]]) -> It
     answers = {
         SUPPORTED: "These claims hold",
         REFUTED: "These do not hold",
+        TOO_SMALL: "Too small to matter is the effect of these",
         DEPENDS: "These hold at some settings and not at others",
     }
     for decision, said in answers.items():
@@ -222,7 +225,8 @@ def _data(verdict: Verdict) -> dict[str, Any]:
     study, model, data = verdict.place
     values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
     effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)
-    del values["effect"], values["range"], values["corrected"]  # the last is a function
+    for name in ("effect", "range", "small", "ratio", "corrected"):  # the last is a function
+        del values[name]
     place = {"study": study, "model": model, "data": data}
     claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}
     return claim | place | {"effect": effect.value, "low": effect.low, "high": effect.high} | values

@@ -1,8 +1,10 @@
 """Claims about methods: the rule that judges a claim, and what the rule concludes.
 
-A rule is a function of the records of one place (study, model, data). It estimates an effect with a 95% interval. The
-claim is supported if the whole interval agrees with it, refuted if the whole interval contradicts it, and not decided
-otherwise. If it is supported at one setting and refuted at another, it depends on the setting.
+A rule is a function of the records of one place (study, model, data). It estimates an effect with a 95% interval, and
+`Bounds` say where the claim puts the effect. The claim is supported if the whole interval is there, refuted if the
+whole interval is on the other side, and not decided otherwise. A claim that one thing is better than another has one
+bound for both sides: an effect that is surely smaller than it, in either direction, is too small to matter. If settings
+surely disagree, the claim depends on the setting.
 """
 
 from __future__ import annotations
@@ -16,12 +18,61 @@ from harness import units
 from harness.plugins.articles.evidence import Evidence
 from harness.report.statistics import Interval
 
-Decision = Literal["supported", "refuted", "depends", "not decided"]
+Decision = Literal["supported", "refuted", "too small to matter", "depends", "not decided"]
 SUPPORTED: Decision = "supported"
 REFUTED: Decision = "refuted"
+TOO_SMALL: Decision = "too small to matter"
 DEPENDS: Decision = "depends"
 OPEN: Decision = "not decided"
 MOST_SEEDS = 30  # more are no advice
+STRADDLES = "The interval includes both outcomes"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where a claim puts an effect: between `low` and `high`.
+
+    small: between which ends an effect is too small to matter; None if the claim is a range. ratio: whether effects are
+    ratios or rates, whose intervals are of logarithms. margin: the bound as text, such as "1 point". more, less: what
+    an effect above and below none is called.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    small: tuple[float, float] | None = None
+    ratio: bool = False
+    margin: str = ""
+    more: str = "better"
+    less: str = "worse"
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def judge(self, effect: Interval) -> Decision:
+        """The decision on an effect of which this is the interval; an end that is nan decides nothing."""
+        if self.low < effect.low and effect.high < self.high:
+            return SUPPORTED
+        if self.small and self.small[0] < effect.low and effect.high < self.small[1]:
+            return TOO_SMALL
+        lowest = self.small[0] if self.small else self.low
+        return REFUTED if effect.high < lowest or effect.low > self.high else OPEN
+
+    def undecided(self, effect: Interval) -> str:
+        """Why the interval of an effect decides nothing, and what it excludes all the same."""
+        if self.small is None:
+            return STRADDLES
+        none = 1.0 if self.ratio else 0.0
+        if effect.low > self.small[0]:
+            return self._short_of(self.more, self.less, effect.low > none)
+        if effect.high < self.small[1]:
+            return self._short_of(self.less, self.more, effect.high < none)
+        return STRADDLES
+
+    def _short_of(self, side: str, other: str, surely: bool) -> str:
+        if surely:
+            return f"{side.capitalize()}, but perhaps by less than {self.margin}"
+        return f"Surely not {other} by {self.margin}, perhaps {side}"
 
 
 @dataclass(frozen=True)
@@ -33,7 +84,8 @@ class Judgement:
     nothing is decided, or a remark on the verdict; may be empty. range: where the claim puts the effect, its ends
     infinite where it sets none; None if the claim is no such range. of_items: the share of the error's square that is
     of items, which more seeds do not lessen. by_seeds: whether more seeds narrow the interval at all. corrected: the
-    decision if the interval is widened for this many comparisons; None where there is no interval to widen.
+    decision if the intervals are widened for this many comparisons; None where there is none to widen. small, ratio: as
+    of `Bounds`.
     """
 
     decision: Decision
@@ -46,6 +98,46 @@ class Judgement:
     of_items: float = 0.0
     by_seeds: bool = True
     corrected: Callable[[int], Decision] | None = field(default=None, compare=False, repr=False)
+    small: tuple[float, float] | None = None
+    ratio: bool = False
+
+    def among(self, comparisons: int) -> Decision:
+        """The decision as one of so many: by intervals that all cover in 95% of studies (Bonferroni)."""
+        return self.corrected(comparisons) if self.corrected else self.decision
+
+
+def judged(
+    intervals: Callable[[int], Interval],
+    bounds: Bounds,
+    seeds: int | None,
+    used: tuple[str, ...],
+    *,
+    items: int | None = None,
+    unfair: str = "",
+    of_items: float = 0.0,
+    by_seeds: bool = True,
+) -> Judgement:
+    """The judgement by `bounds` on an effect.
+
+    intervals: of the effect, by the number of comparisons that it is one of. used: names of the records. unfair: why
+    nothing can be decided whatever the interval is; empty if it can. The rest as of Judgement.
+    """
+    effect = intervals(1)
+    decision = OPEN if unfair else bounds.judge(effect)
+    return Judgement(
+        decision,
+        effect,
+        seeds,
+        items,
+        used,
+        unfair or (bounds.undecided(effect) if decision == OPEN else ""),
+        bounds.range,
+        of_items,
+        by_seeds,
+        None if unfair else lambda comparisons: bounds.judge(intervals(comparisons)),
+        bounds.small,
+        bounds.ratio,
+    )
 
 
 Rule = Callable[[Evidence], Judgement]
@@ -136,13 +228,6 @@ class Verdict:
     fresh: bool = False
 
 
-def judge(effect: Interval, low: float = -math.inf, high: float = math.inf) -> Decision:
-    """The decision on the claim that the effect lies between `low` and `high`."""
-    if low < effect.low and effect.high < high:
-        return SUPPORTED
-    return REFUTED if effect.high < low or effect.low > high else OPEN
-
-
 def enough_seeds(judgement: Judgement) -> float | None:
     """How many seeds would decide, if the effect stays and what seeds add to its interval's square shrinks with their
     number; infinite if no number of seeds would, since the items are too few.
@@ -150,24 +235,28 @@ def enough_seeds(judgement: Judgement) -> float | None:
     None where the claim is no range, one seed tells nothing of others, seeds are not what tells more, or the interval
     has no end on the side of a limit.
     """
-    effect, claimed, seeds = judgement.effect, judgement.range, judgement.seeds or 0
+    effect, seeds = judgement.effect, judgement.seeds or 0
     informative = judgement.by_seeds and seeds > 1
-    if judgement.decision != OPEN or not informative or effect is None or claimed is None:
+    if judgement.decision != OPEN or not informative or effect is None or judgement.range is None:
         return None
-    inside = claimed[0] < effect.value < claimed[1]
-    limits = [limit for limit in claimed if math.isfinite(limit)]
-    value, low, high = effect
-    if min(value, *limits) > 0:  # a ratio or a rate: its interval is one of logarithms
-        value, low, high, *limits = (math.log(number) if number > 0 else -math.inf for number in (*effect, *limits))
-    if not inside:
-        limits = [min(limits, key=lambda limit: abs(limit - value))]
-    lack = max((high - value if limit > value else value - low) / (abs(limit - value) or 1e-9) for limit in limits)
+    scaled = logarithm if judgement.ratio else float
+    value, low, high = map(scaled, effect)
+    limits = [scaled(limit) for limit in (*judgement.range, *(judgement.small or ()))]
+    below = max((limit for limit in limits if limit <= value), default=-math.inf)
+    above = min((limit for limit in limits if limit > value), default=math.inf)
+    sides = ((value - low, value - below), (high - value, above - value))
+    lack = max((half / (room or 1e-9) for half, room in sides if math.isfinite(room)), default=math.inf)
     if math.isinf(lack):
         return None
     if judgement.of_items * lack**2 >= 1:
         return math.inf
     needed = seeds * (1 - judgement.of_items) / (lack**-2 - judgement.of_items)
     return math.ceil(needed) if needed > seeds else None
+
+
+def logarithm(value: float) -> float:
+    """Of 0 and less it is minus infinity."""
+    return math.log(value) if value > 0 else -math.inf
 
 
 def lacking(*what: str) -> Judgement:

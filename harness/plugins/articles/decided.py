@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from harness.config import ROOT
 from harness.plugins.articles.article import effect_text, every, find, tally
-from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Claims, Verdict
+from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL, Claims, Verdict
 from harness.plugins.articles.forest import forest
 from harness.record import Record, read_study
 from harness.report.tables.formats import document
@@ -90,7 +90,13 @@ def table(article: str) -> str:
 
 def summary(article: str) -> str:
     """The claims in words and their effects, by verdict, as a list."""
-    heads = {SUPPORTED: "Supported", REFUTED: "Refuted", DEPENDS: "Depends on the setting", OPEN: "Not decided"}
+    heads = {
+        SUPPORTED: "Supported",
+        REFUTED: "Refuted",
+        TOO_SMALL: "Too small to matter",
+        DEPENDS: "Depends on the setting",
+        OPEN: "Not decided",
+    }
     lines = []
     for decision, head in heads.items():
         alike = [verdict for verdict in verdicts(article) if verdict.judgement.decision == decision]

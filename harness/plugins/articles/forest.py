@@ -16,6 +16,7 @@ from harness.plugins.articles.claims import (
     OPEN,
     REFUTED,
     SUPPORTED,
+    TOO_SMALL,
     Decision,
     Verdict,
     bits_per_byte,
@@ -64,9 +65,11 @@ UNITS: dict[Callable[[float], str], Unit] = {
 LOOKS: dict[Decision, tuple[Look, str]] = {
     SUPPORTED: (Look("#0072B2", "o", ""), "#0072B2"),
     REFUTED: (Look("#D55E00", "X", ""), "#D55E00"),
+    TOO_SMALL: (Look("#009E73", "s", ""), "#009E73"),
     DEPENDS: (Look("#CC79A7", "D", ""), "#CC79A7"),
     OPEN: (Look("#000000", "o", ""), "white"),
 }
+RARE = {TOO_SMALL, DEPENDS}  # not in the legend where no claim has the verdict
 MARGIN = 0.06  # of an axis beyond what is drawn on it, as a share
 
 
@@ -91,14 +94,15 @@ def forest(judged: Mapping[str, Sequence[Verdict]]) -> Drawn | None:
         several = {name for name, count in judgements.items() if count > 1}
         _forest(axes, unit, found, where, several)
     said = {verdict.judgement.decision for found in panels.values() for verdict, _ in found}
-    looks = {decision: look for decision, look in LOOKS.items() if decision != DEPENDS or DEPENDS in said}
+    looks = {decision: look for decision, look in LOOKS.items() if decision not in RARE - said}
     add_legend(made, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
     missing = sum(verdict.judgement.effect is None for verdicts in judged.values() for verdict in verdicts)
     without = f" {missing} verdicts have no effect and are not drawn: they are not decided." if missing else ""
     return Drawn(
         made,
-        "Effects on which claims are judged, with 95% intervals. Grey: where the claim puts the effect. A claim is "
-        "supported if the whole interval is there, refuted if the whole interval is not." + without + left_out(panels),
+        "Effects on which claims are judged, with 95% intervals. Grey: where the claim puts the effect. Light grey: "
+        "where it is too small to matter. A claim is supported if the whole interval is in the grey, too small to "
+        "matter if it is in the light grey, refuted if it is beyond both." + without + left_out(panels),
     )
 
 
@@ -127,9 +131,10 @@ def _forest(
     """found: verdicts and their effects. several: names of the claims that are judged in more than one place."""
     low, high = _limits(unit, [effect for _, effect in found])
     for y, (verdict, effect) in enumerate(found):
-        if claimed := verdict.judgement.range:
-            begin, end = (min(max(unit.factor * bound, low), high) for bound in claimed)
-            axes.barh(y, end - begin, left=begin, height=0.8, color="0.88", zorder=0)
+        for zone, shade in ((verdict.judgement.range, "0.86"), (verdict.judgement.small, "0.94")):
+            if zone:
+                begin, end = (min(max(unit.factor * bound, low), high) for bound in zone)
+                axes.barh(y, end - begin, left=begin, height=0.8, color=shade, zorder=0)
         look, fill = LOOKS[verdict.judgement.decision]
         value = unit.factor * effect.value
         ends = Interval(value, *(min(max(unit.factor * bound, low), high) for bound in effect[1:]))

@@ -80,6 +80,7 @@ def _plotted(article: Article, verdicts: Sequence[Verdict]) -> dict[str, Any]:
                 "scale": verdict.claim.shown.__name__,
                 "effect": None if effect is None else [_finite(part) for part in effect],
                 "range": None if judgement.range is None else [_finite(end) for end in judgement.range],
+                "small": judgement.small,
             }
         )
     return {"title": article.title, "id": article.name, "claims": claims}

@@ -15,12 +15,16 @@ from harness.plugins.articles.claims import (
     DEPENDS,
     OPEN,
     REFUTED,
+    STRADDLES,
     SUPPORTED,
+    TOO_SMALL,
+    Bounds,
     Decision,
     Judgement,
     fewest_seeds,
-    judge,
+    judged,
     lacking,
+    logarithm,
     names,
 )
 from harness.plugins.articles.evidence import Evidence
@@ -28,75 +32,109 @@ from harness.record import Record, micro_batches
 from harness.report import statistics
 from harness.report.conditions import differing, numerics, started
 from harness.report.select import Choice
-from harness.report.statistics import Interval, MemoryPeak, Ratio, Run, Statistic
+from harness.report.statistics import ALPHA, Interval, MemoryPeak, Run
 
-NO_GAIN = 0.01  # a gain in a score whose interval lies below it counts as none
+POINT = 0.01  # a difference in a score that is surely smaller is too small to matter
+BETTER = Bounds(low=POINT, small=(-POINT, POINT), margin="1 point")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}  # the matrices of attention, as target_modules names them
-STRADDLES = "The interval includes both outcomes"
-
-
-def better(gain: Interval) -> Decision:
-    """The decision on the claim that there is a gain; one below a point counts as none."""
-    return SUPPORTED if gain.low > 0 else REFUTED if gain.high < NO_GAIN else OPEN
 
 
 class Gain(NamedTuple):
-    """A judged gain in a score, for tests that are corrected over several gains.
-
-    effect: that of the judgement. difference: the gain with its error.
-    """
+    """A judged gain in a score, for claims on several gains. intervals: of the gain, as in `judged`."""
 
     judgement: Judgement
-    effect: Interval
-    difference: Statistic
+    intervals: Callable[[int], Interval]
+
+    @property
+    def fair(self) -> bool:
+        """Whether an interval could decide."""
+        return self.judgement.corrected is not None
 
 
 def gain(
-    at: Evidence,
-    ones: Sequence[Choice],
-    others: Sequence[Choice],
-    score: str,
-    decide: Callable[[Interval], Decision] = better,
+    at: Evidence, ones: Sequence[Choice], others: Sequence[Choice], score: str, bounds: Bounds = BETTER
 ) -> Judgement:
     """The mean score of `ones` minus that of `others`, paired by item, and by seed where they share enough.
 
     Needs two seeds of each side to decide.
     """
-    judged = scored_gain(at, ones, others, score, decide)
-    return judged.judgement if isinstance(judged, Gain) else judged
+    scored = scored_gain(at, ones, others, score, bounds)
+    return scored.judgement if isinstance(scored, Gain) else scored
 
 
 def scored_gain(
-    at: Evidence,
-    ones: Sequence[Choice],
-    others: Sequence[Choice],
-    score: str,
-    decide: Callable[[Interval], Decision] = better,
+    at: Evidence, ones: Sequence[Choice], others: Sequence[Choice], score: str, bounds: Bounds = BETTER
 ) -> Gain | Judgement:
-    """`gain` with its difference; the judgement alone if no scores of the same items are there to compare."""
+    """`gain` with its intervals; the judgement alone if no scores of the same items are there to compare."""
     records = [*at.chosen(*ones), *at.chosen(*others)]
     used = tuple(record.cell.name for record in records)
     one, other = at.sample(ones, score), at.sample(others, score)
     if one is None or other is None or one[1] != other[1]:
         return Judgement(OPEN, records=used, why=f"No {score.partition('/')[0]} scores of the same items")
     difference = statistics.differences([one[0], other[0]])[0, 1]
-    effect = Interval(difference.value, difference.low, difference.high)
     seeds = min(
         len(sample.values)
         for sample, side in ((one[0], ones), (other[0], others))
         if at.chosen(*side)[0].cell.seed is not None  # an untuned model has no seeds
     )
-    decision, why = decide(effect), ""
+    unfair = ""
     if seeds < 2:
-        decision, why = OPEN, "One seed"
+        unfair = "One seed"
     elif unequal := differing(at.chosen(*ones), at.chosen(*others), numerics):
-        decision, why = OPEN, unlike(unequal)
-    elif decision == OPEN:
-        why = STRADDLES
-    claimed = (0.0, math.inf) if decide is better else None
-    size = one[0].values.shape[1]
-    judgement = Judgement(decision, effect, seeds, size, used, why, claimed, difference.items)
-    return Gain(judgement, effect, difference.statistic)
+        unfair = unlike(unequal)
+
+    def intervals(comparisons: int) -> Interval:
+        return difference.statistic.interval(ALPHA / comparisons)
+
+    items = one[0].values.shape[1]
+    judgement = judged(intervals, bounds, seeds, used, items=items, unfair=unfair, of_items=difference.items)
+    return Gain(judgement, intervals)
+
+
+def each_gain(gains: Sequence[Gain], bounds: Bounds) -> Judgement:
+    """The judgement on the claim that each of several gains is where `bounds` put it: the least of them is.
+
+    The least gain is surely above a bound if each is, each by its own interval (Berger, 1982). It is surely below a
+    bound if any is, so the upper ends are corrected for the number of gains.
+    """
+
+    def least(ends: Sequence[Interval], corrected: Sequence[Interval]) -> Interval:
+        return Interval(min(e.value for e in ends), min(e.low for e in ends), min(e.high for e in corrected))
+
+    return _of_gains(gains, bounds, least)
+
+
+def any_gain(gains: Sequence[Gain], bounds: Bounds) -> Judgement:
+    """The judgement on the claim that any of several gains is where `bounds` put it: of the greatest."""
+
+    def greatest(ends: Sequence[Interval], corrected: Sequence[Interval]) -> Interval:
+        return Interval(max(e.value for e in ends), max(e.low for e in corrected), max(e.high for e in ends))
+
+    return _of_gains(gains, bounds, greatest)
+
+
+def _of_gains(
+    gains: Sequence[Gain],
+    bounds: Bounds,
+    extreme: Callable[[Sequence[Interval], Sequence[Interval]], Interval],
+) -> Judgement:
+    """extreme: of the gains' intervals and their corrected ones. Of a gain that can't be judged nothing is known."""
+
+    def intervals(comparisons: int, known: bool = False) -> Interval:
+        def ends(among: int) -> list[Interval]:
+            of = [gain.intervals(among) for gain in gains]
+            unknown = [Interval(end.value, -math.inf, math.inf) for end in of]
+            return [own if known or gain.fair else any_ for gain, own, any_ in zip(gains, of, unknown, strict=True)]
+
+        return extreme(ends(comparisons), ends(comparisons * len(gains)))
+
+    each = [gain.judgement for gain in gains]
+    shown = intervals(1, known=True)
+    at = min(each, key=lambda judgement: abs(judgement.effect.value - shown.value) if judgement.effect else math.inf)
+    whole = judged(intervals, bounds, fewest_seeds(each), names(each), items=at.items, of_items=at.of_items)
+    unfair = next((gain.judgement.why for gain in gains if not gain.fair), "")
+    why = unfair or bounds.undecided(shown) if whole.decision == OPEN else ""
+    return replace(whole, effect=shown, why=why)
 
 
 def unlike(facts: Iterable[str]) -> str:
@@ -158,7 +196,7 @@ def counted(at: Evidence, one: str, other: str, measure: str, low: float, high: 
     measure: a column of `frame` that follows from the settings alone, so it is exact; two runs of equal settings that
     differ are not counted but measured, and open. The effect is the ratio closest to contradicting the claim.
     """
-    pairs = []
+    pairs, bounds = [], Bounds(low, high, ratio=True)
     for where, ones, others in matched(at, one, other):
         sides = [[v for r in side if (v := at.numbers(r)[measure]) is not None] for side in (ones, others)]
         if not all(sides):
@@ -166,11 +204,20 @@ def counted(at: Evidence, one: str, other: str, measure: str, low: float, high: 
         value = sides[0][0] / sides[1][0]
         used = tuple(record.cell.name for record in (*ones, *others))
         if any(len(set(side)) > 1 for side in sides):
-            pairs.append((where, Judgement(OPEN, Interval(value, math.nan, math.nan), 1, None, used, "Counts differ")))
+            pairs.append((where, unknown(value, bounds, 1, used, "Counts differ")))
             continue
-        effect = Interval(value, value, value)
-        pairs.append((where, Judgement(judge(effect, low, high), effect, min(map(len, sides)), None, used)))
-    return everywhere(pairs, low, high) if pairs else lacking(one, other)
+        pairs.append((where, exact(value, bounds, min(map(len, sides)), used)))
+    return everywhere(pairs) if pairs else lacking(one, other)
+
+
+def exact(value: float, bounds: Bounds, seeds: int | None, used: tuple[str, ...], unfair: str = "") -> Judgement:
+    """The judgement on an effect that has no error; the rest as of `judged`."""
+    return judged(lambda comparisons: Interval(value, value, value), bounds, seeds, used, unfair=unfair)
+
+
+def unknown(value: float, bounds: Bounds, seeds: int, used: tuple[str, ...], why: str) -> Judgement:
+    """The judgement on an effect whose error is unknown, which decides nothing."""
+    return judged(lambda comparisons: Interval(value, math.nan, math.nan), bounds, seeds, used, unfair=why)
 
 
 def memory_ratio(at: Evidence, one: str, other: str, measure: str, low: float, high: float) -> Judgement:
@@ -180,7 +227,7 @@ def memory_ratio(at: Evidence, one: str, other: str, measure: str, low: float, h
     The effect is the ratio closest to contradicting the claim, over all pairs of `matched`; a verdict says for which
     batch, model and device it holds, since a ratio at another batch is another one.
     """
-    pairs, apart = [], []
+    pairs, apart, bounds = [], [], Bounds(low, high, ratio=True)
     for where, ones, others in matched(at, one, other):
         sides = [[(r, v) for r in side if (v := at.numbers(r)[measure])] for side in (ones, others)]
         if not all(sides):
@@ -192,8 +239,8 @@ def memory_ratio(at: Evidence, one: str, other: str, measure: str, low: float, h
         peaks = [[MemoryPeak(v, r.cell.seed, r.cell.lr) for r, v in side] for side in sides]
         ratio = statistics.of_memory(peaks[0], peaks[1])
         used = tuple(r.cell.name for side in sides for r, _ in side)
-        pairs.append((where, judged_ratio(ratio, lambda interval: judge(interval, low, high), used)))
-    return _alike(pairs, apart, at, one, other, low, high)
+        pairs.append((where, judged(ratio.among, bounds, ratio.units, used)))
+    return _alike(pairs, apart, at, one, other)
 
 
 def time_ratio(
@@ -206,7 +253,7 @@ def time_ratio(
     """
     if not all(any(seconds(record) for record in at.of(method)) for method in (one, other)):
         return lacking(f"{one} with measured times", other)
-    pairs, apart, disturbed = [], [], 0
+    pairs, apart, disturbed, bounds = [], [], 0, Bounds(low, high, ratio=True)
     for where, ones, others in matched(at, one, other):
         timed = [[r for r in side if seconds(r)] for side in (ones, others)]
         if not all(timed):
@@ -230,51 +277,28 @@ def time_ratio(
             value /= float(np.exp(np.mean(np.log([run.value for run in runs[other]]))))
             fewest = min(len(own) for own in statistics.units(runs).values())
             why = "One run" if min(map(len, clean)) < 2 else "Cells of a method ran one after another"
-            pairs.append((where, Judgement(OPEN, Interval(value, math.nan, math.nan), fewest, None, used, why)))
+            pairs.append((where, unknown(value, bounds, fewest, used, why)))
             continue
         ran = min(map(len, clean))  # more than ratio.units, where some runs are one unit
-        pairs.append((where, judged_ratio(ratio, lambda interval: judge(interval, low, high), used, ran)))
+        pairs.append((where, judged(ratio.among, bounds, ran, used)))
     if disturbed and not pairs:
         return Judgement(OPEN, why=f"All {disturbed} runs overlapped with others or were resumed")
-    return _alike(pairs, apart, at, one, other, low, high)
-
-
-def judged_ratio(
-    ratio: Ratio, decide: Callable[[Interval], Decision], used: tuple[str, ...], seeds: int | None = None
-) -> Judgement:
-    """The judgement by `decide` on a measured ratio. used: names of its records; seeds: by default its units."""
-    decision = decide(ratio.interval)
-    why = STRADDLES if decision == OPEN else ""
-    return Judgement(
-        decision,
-        ratio.interval,
-        ratio.units if seeds is None else seeds,
-        None,
-        used,
-        why,
-        corrected=lambda settings: decide(ratio.among(settings)),
-    )
+    return _alike(pairs, apart, at, one, other)
 
 
 def _alike(
-    pairs: Sequence[tuple[str, Judgement]],
-    apart: Sequence[str],
-    at: Evidence,
-    one: str,
-    other: str,
-    low: float,
-    high: float,
+    pairs: Sequence[tuple[str, Judgement]], apart: Sequence[str], at: Evidence, one: str, other: str
 ) -> Judgement:
     """`everywhere`, or why there is nothing to compare."""
     if pairs:
-        judgement = everywhere(pairs, low, high)
+        judgement = everywhere(pairs)
         if judgement.decision == OPEN or judgement.why:
             return judgement
         places = dict.fromkeys(where for where, _ in pairs)
         ran = next(r for r in at.records if r.cell.name in judgement.records)
         on = at.conditions(ran).get("device")
         where = "; ".join(places)
-        return replace(judgement, why=f"Holds at {where}, {ran.cell.model}{f' on {on}' if on else ''}")
+        return replace(judgement, why=f"Measured at {where}, {ran.cell.model}{f' on {on}' if on else ''}")
     if apart:
         return Judgement(OPEN, why=unlike(dict.fromkeys(apart)))
     if at.of(one) and at.of(other):
@@ -282,54 +306,96 @@ def _alike(
     return lacking(one, other)
 
 
-def everywhere(pairs: Sequence[tuple[str, Judgement]], low: float, high: float) -> Judgement:
-    """One judgement for several settings: of decisions that differ, supported and refuted ones mean that it depends.
+def everywhere(pairs: Sequence[tuple[str, Judgement]]) -> Judgement:
+    """One judgement for several settings, each named: if they surely disagree, it depends on the setting.
 
-    Among many settings one is soon on the wrong side by chance, so it depends only if there are still settings on both
-    sides by intervals that are corrected for their number. The effect is the one closest to leaving the range from
-    `low` to `high`.
+    Among many settings one is soon on the wrong side by chance, so it depends only if settings still have different
+    verdicts by intervals that are corrected for their number. The effect is the one closest to leaving its range.
     """
     judgements = [judgement for _, judgement in pairs]
-    worst = _worst(judgements, low, high)
-    decision, why = worst.decision, worst.why
-    decisions = {judgement.decision for judgement in judgements}
+
+    def decide(comparisons: int) -> Decision:
+        decisions = {judgement.among(comparisons) for judgement in judgements}
+        if len(decisions) == 1:
+            return decisions.pop()
+        surely = {judgement.among(comparisons * len(pairs)) for judgement in judgements} - {OPEN}
+        return DEPENDS if len(surely) > 1 or DEPENDS in surely else OPEN
+
+    worst, decision = _worst(judgements), decide(1)
+    why, decisions = worst.why, {judgement.decision for judgement in judgements}
     if len(decisions) > 1:
-        surely = {j.corrected(len(pairs)) if j.corrected else j.decision for j in judgements}
-        decision = DEPENDS if {SUPPORTED, REFUTED} <= surely else OPEN
         places = defaultdict(list)
         for where, judgement in pairs:
             places[judgement.decision].append(where)
-        why = "; ".join(f"{found} at {' and at '.join(dict.fromkeys(at))}" for found, at in places.items())
-        if decision == OPEN and {SUPPORTED, REFUTED} <= decisions:
+        why = "; ".join(f"{verdict} at {' and at '.join(dict.fromkeys(at))}" for verdict, at in places.items())
+        if decision == OPEN and len(decisions - {OPEN}) > 1:
             why += f"; of {len(pairs)} settings that may be chance"
-    seeds = fewest_seeds(judgements)
-    return Judgement(decision, worst.effect, seeds, None, names(judgements), why, (low, high))
+    return _composed(worst, judgements, decision, why, decide)
 
 
-def hold_all(parts: Sequence[tuple[str, Judgement]], low: float, high: float) -> Judgement:
-    """One judgement for a claim with several parts: supported if all are, refuted if one is.
+def hold_all(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
+    """One judgement for a claim with several parts, each named: supported if all are, each by its own interval.
 
-    It depends on the setting if a part does, and no other is refuted or not decided.
+    Refuted if any part is by intervals that are corrected for the number of parts, since any may fail by chance; too
+    small to matter if a part is likewise, and the others are that or supported. It depends on the setting if a part
+    does and the others are supported.
     """
     judgements = [judgement for _, judgement in parts]
     for judgement in judgements:
         if judgement.effect is None:
             return judgement
-    decision = next((one for one in (REFUTED, OPEN, DEPENDS) if any(j.decision == one for j in judgements)), SUPPORTED)
-    alike = [judgement for judgement in judgements if judgement.decision == decision]
-    shown = _worst(alike, low, high) if decision == SUPPORTED else alike[0]
-    reasons = [f"{part}: {j.why or j.decision}" for part, j in parts if j.decision == decision]
-    why = "; ".join(reasons) if decision in (OPEN, DEPENDS) else ""
-    seeds = fewest_seeds(judgements)
-    return Judgement(decision, shown.effect, seeds, None, names(judgements), why, (low, high))
+
+    def decide(comparisons: int) -> Decision:
+        alone = {judgement.among(comparisons) for judgement in judgements}
+        surely = {judgement.among(comparisons * len(parts)) for judgement in judgements}
+        if alone == {SUPPORTED} or REFUTED in surely:
+            return SUPPORTED if alone == {SUPPORTED} else REFUTED
+        for verdict in (TOO_SMALL, DEPENDS):
+            if verdict in surely and alone <= {SUPPORTED, verdict}:
+                return verdict
+        return OPEN
+
+    decision = decide(1)
+    deciding = [
+        (part, judgement)
+        for part, judgement in parts
+        if (judgement.decision != SUPPORTED if decision == OPEN else judgement.among(len(parts)) == decision)
+    ]
+    shown = _worst([judgement for _, judgement in deciding] or judgements)
+    reasons = {
+        SUPPORTED: "",
+        REFUTED: f"Refuted by {' and '.join(part for part, _ in deciding)}",
+        TOO_SMALL: f"Too small of {' and '.join(part for part, _ in deciding)}",
+    }
+    why = reasons.get(decision, "; ".join(f"{part}: {j.why or j.decision}" for part, j in deciding))
+    return _composed(shown, judgements, decision, why, decide)
 
 
-def _worst(judgements: Sequence[Judgement], low: float, high: float) -> Judgement:
-    """The one whose effect is closest to leaving the range, or beyond it; one without an effect comes first."""
+def _composed(
+    shown: Judgement,
+    judgements: Sequence[Judgement],
+    decision: Decision,
+    why: str,
+    corrected: Callable[[int], Decision],
+) -> Judgement:
+    """`shown` with the decision on all `judgements`, their records and their fewest seeds."""
+    seeds, used = fewest_seeds(judgements), names(judgements)
+    return replace(shown, decision=decision, seeds=seeds, records=used, why=why, corrected=corrected)
+
+
+def _worst(judgements: Sequence[Judgement]) -> Judgement:
+    """The one whose effect is closest to leaving its range, or beyond it; one without an effect comes first.
+
+    Ratios are compared by their logarithms, so a range that begins at 0 has no end there.
+    """
 
     def margin(judgement: Judgement) -> float:
-        effect = judgement.effect
-        return -math.inf if effect is None else min(effect.value - low, high - effect.value)
+        if judgement.effect is None:
+            return -math.inf
+        scaled = logarithm if judgement.ratio else float
+        low, high = map(scaled, judgement.range or (-math.inf, math.inf))
+        value = scaled(judgement.effect.value)
+        return min(value - low, high - value)
 
     return min(judgements, key=margin)
 
@@ -367,6 +433,6 @@ def within(judgement: Judgement, low: float, high: float) -> Judgement:
     """Decides whether the effect of `judgement` lies between `low` and `high`; one without an effect stays open."""
     if judgement.effect is None or judgement.why:
         return judgement
-    decision = judge(judgement.effect, low, high)
+    decision = Bounds(low, high, ratio=True).judge(judgement.effect)
     why = STRADDLES if decision == OPEN else ""
-    return replace(judgement, decision=decision, items=None, why=why, range=(low, high))
+    return replace(judgement, decision=decision, items=None, why=why, range=(low, high), ratio=True)

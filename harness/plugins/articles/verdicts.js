@@ -1,7 +1,7 @@
 // A forest plot of each article's verdicts: the interval of a claim's effect against the range that the claim gives it.
 (() => {
   const SCALES = { times: ["effect (×)", true], points: ["effect (points)", false], rate: ["learning rate", true] };
-  const MARKS = { supported: "circle", refuted: "times", depends: "diamond", "not decided": "circle" };
+  const MARKS = { supported: "circle", refuted: "times", "too small to matter": "square", depends: "diamond", "not decided": "circle" };
 
   for (const article of block("verdicts")) {
     const target = document.getElementById(`${article.id}-forest`);
@@ -9,7 +9,7 @@
     const groups = d3.groups(known, (claim) => claim.place, (claim) => (claim.scale in SCALES ? claim.scale : claim.name));
     if (!target || !groups.length) continue;
     const paper = element("div", { class: "plot" });
-    const note = "Dot: the effect, with its 95% interval. Band: where the claim puts it. ● supported, ✕ refuted, ◇ depends on the setting, ○ not decided.";
+    const note = "Dot: the effect, with its 95% interval. Band: where the claim puts it; pale: where it is too small to matter. ● supported, ✕ refuted, □ too small to matter, ◇ depends on the setting, ○ not decided.";
     target.append(paper, element("p", { class: "notes" }, note));
     let width = 0;
     new ResizeObserver(() => {
@@ -26,7 +26,7 @@
     const factor = scale === "points" ? 100 : 1;
     const finite = (value) => value !== null && (!log || value > 0);
     const ends = claims.flatMap((claim) => claim.effect.filter(finite));
-    const bounds = claims.flatMap((claim) => (claim.range ?? []).filter(finite));
+    const bounds = claims.flatMap((claim) => [...(claim.range ?? []), ...(claim.small ?? [])].filter(finite));
     const neutral = log ? (scale === "rate" ? [] : [1]) : [0];
     // Bounds far from every effect must not squeeze the intervals.
     let [low, high] = d3.extent([...ends, ...neutral]);
@@ -37,6 +37,7 @@
     const rows = claims.map((claim, i) => ({
       i, claim, x: clip(claim.effect[0]), low: clip(claim.effect[1] ?? claim.effect[0]), high: clip(claim.effect[2] ?? claim.effect[0]),
       from: claim.range && clip(claim.range[0], domain[0]), to: claim.range && clip(claim.range[1], domain[1]),
+      smallFrom: claim.small && clip(claim.small[0]), smallTo: claim.small && clip(claim.small[1]),
       title: `${claim.text}\n${claim.decision}: ${claim.shown}${claim.why ? `\n${claim.why}` : ""}`,
     }));
     const narrow = width < 560;
@@ -50,6 +51,7 @@
       ariaLabel: "Effects of claims",
       marks: [
         Plot.barX(rows.filter((row) => row.claim.range), { x1: "from", x2: "to", y: "i", fill: "var(--link)", fillOpacity: 0.14 }),
+        Plot.barX(rows.filter((row) => row.claim.small), { x1: "smallFrom", x2: "smallTo", y: "i", fill: "var(--link)", fillOpacity: 0.05 }),
         Plot.ruleX(neutral.map((value) => factor * value), { stroke: "var(--faint)", strokeDasharray: "3 3" }),
         Plot.ruleY(rows, { x1: "low", x2: "high", y: "i", stroke: "currentColor", strokeWidth: 2 }),
         Plot.dot(rows, { x: "x", y: "i", symbol: ({ claim }) => MARKS[claim.decision], r: 5, stroke: "currentColor", strokeWidth: 2, fill: ({ claim }) => (claim.decision === "supported" ? "currentColor" : "var(--ground)") }),

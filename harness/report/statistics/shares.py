@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from harness.report.statistics.estimates import TAILS, Interval, quantile
+from harness.report.statistics.estimates import ALPHA, Interval, quantile
 
 
 class Outcomes(NamedTuple):
@@ -22,9 +22,8 @@ Sides = tuple[Sequence[Outcomes], Sequence[Outcomes]]
 Stratum = TypeVar("Stratum", bound=Hashable)
 
 
-def difference_of_shares(strata: Mapping[Stratum, Sides]) -> tuple[Interval, float]:
-    """The share on the first side less that on the second, its 95% interval, and how many runs the smaller side is
-    worth.
+def difference_of_shares(strata: Mapping[Stratum, Sides], alpha: float = ALPHA) -> tuple[Interval, float]:
+    """The share on the first side less that on the second, its interval, and how many runs the smaller side is worth.
 
     strata: by what must be equal on both sides (such as the learning rate), the settings of each. Shares are compared
     within strata, so that unequal numbers of runs can't mix the strata's own differences in; strata weigh as in Mantel
@@ -44,7 +43,7 @@ def difference_of_shares(strata: Mapping[Stratum, Sides]) -> tuple[Interval, flo
             sum(w * o.hits / o.runs for w, o in zip(worth, side, strict=True)) / n
             for worth, side, n in zip(worths, sides, counts, strict=True)
         ]
-        ends = [_wilson(share, n) for share, n in zip(shares, counts, strict=True)]
+        ends = [_wilson(share, n, alpha) for share, n in zip(shares, counts, strict=True)]
         weight = counts[0] * counts[1] / sum(counts)
         value += weight * (shares[0] - shares[1])
         below += weight**2 * ((shares[0] - ends[0][0]) ** 2 + (ends[1][1] - shares[1]) ** 2)
@@ -70,9 +69,9 @@ def _alike(strata: Sequence[Sides]) -> float:
     return min(1.0, max(0.0, 1 - within / expected))
 
 
-def _wilson(share: float, n: float) -> tuple[float, float]:
+def _wilson(share: float, n: float, alpha: float) -> tuple[float, float]:
     """Wilson's interval (J. Am. Stat. Assoc. 22, 1927), of a number of runs that need not be whole."""
-    z2 = quantile(TAILS[1], math.inf) ** 2
+    z2 = quantile(1 - alpha / 2, math.inf) ** 2
     middle = (share + z2 / 2 / n) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / 4 / n**2)) / (1 + z2 / n)
     return middle - half, middle + half

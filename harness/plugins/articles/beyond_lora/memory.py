@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.plugins.articles.claims import REFUTED, Claims, Judgement, lacking, names, times
+from harness.plugins.articles.claims import Claims, Judgement, lacking, times
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import hold_all, memory_ratio
 from harness.report.frame import TRAIN_MEMORY
@@ -12,16 +12,16 @@ CLAIMS = Claims()
 
 @CLAIMS.claim(
     "qlora-memory",
-    "QLoRA needs the least memory of all methods",
+    "QLoRA needs the least memory of all methods (less than each)",
     "sweep memory",
     times,
 )
 def qlora_memory(at: Evidence) -> Judgement:
-    """The effect is the ratio to the method with the next least memory."""
+    """The effect is the ratio to the method whose memory is closest to QLoRA's."""
     others = [method for method in ("full", "lora", "dora", "galore") if at.of(method)]
     if not at.of("qlora") or len(others) < 4:
         return lacking("qlora", "all of full, lora, dora and galore")
-    return hold_all([(other, memory_ratio(at, "qlora", other, TRAIN_MEMORY, 0, 1)) for other in others], 0, 1)
+    return hold_all([(other, memory_ratio(at, "qlora", other, TRAIN_MEMORY, 0, 1)) for other in others])
 
 
 @CLAIMS.claim(
@@ -36,12 +36,12 @@ def dora_memory(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "adapters-galore-memory",
-    "LoRA and DoRA use less memory than GaLore",
+    "LoRA and DoRA use less memory than GaLore (each has a lower peak)",
     "sweep memory",
     times,
 )
 def adapters_galore_memory(at: Evidence) -> Judgement:
-    return hold_all([(m, memory_ratio(at, m, "galore", TRAIN_MEMORY, 0, 1)) for m in ("lora", "dora")], 0, 1)
+    return hold_all([(m, memory_ratio(at, m, "galore", TRAIN_MEMORY, 0, 1)) for m in ("lora", "dora")])
 
 
 @CLAIMS.claim(
@@ -71,20 +71,16 @@ def galore_states(at: Evidence) -> Judgement:
     times,
 )
 def memory_order(at: Evidence) -> Judgement:
-    """Refuted if one part is. The effect is that of the part which is refuted, or closest to it."""
+    """The effect is that of the part which is refuted, or closest to it."""
     parts = {
         ("qlora", "lora"): (0, 1),
         ("dora", "lora"): (1 / 1.1, 1.1),
         ("dora", "galore"): (0, 1),
         ("galore", "full"): (0, 1),
     }
-    judged = [
-        (f"{one}/{other}", memory_ratio(at, one, other, TRAIN_MEMORY, low, high))
-        for (one, other), (low, high) in parts.items()
-    ]
-    refuted = [(part, judgement) for part, judgement in judged if judgement.decision == REFUTED]
-    if not refuted:
-        return hold_all(judged, 0, 1)
-    part, judgement = refuted[0]
-    used = names([judgement for _, judgement in judged])
-    return Judgement(REFUTED, judgement.effect, judgement.seeds, None, used, f"{part} is not as claimed")
+    return hold_all(
+        [
+            (f"{one}/{other}", memory_ratio(at, one, other, TRAIN_MEMORY, low, high))
+            for (one, other), (low, high) in parts.items()
+        ]
+    )

@@ -5,23 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from harness.plugins.articles.claims import (
-    OPEN,
-    REFUTED,
-    SUPPORTED,
-    Claims,
-    Judgement,
-    fewest_seeds,
-    names,
-    times,
-    unchosen,
-)
+from harness.plugins.articles.claims import OPEN, Claims, Judgement, times, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.lora_without_regret.losses import equal, higher, penalty, smallest_batch
-from harness.plugins.articles.rules import adapt_settings
+from harness.plugins.articles.lora_without_regret.losses import EQUAL, HIGHER, penalty, smallest_batch
+from harness.plugins.articles.rules import adapt_settings, hold_all
 from harness.record import Record
 from harness.report.lint.training import TARGETS
 
@@ -31,13 +21,13 @@ BITS = 2  # that a parameter can store: Allen-Zhu & Li (2024, arXiv:2404.05405),
 
 @CLAIMS.claim(
     "rank-capacity",
-    "LoRA falls behind full fine-tuning if the training data exceed its capacity (2 bits per trainable parameter), and "
-    "matches it at a sufficient rank (validation loss at most 1% higher)",
+    "LoRA falls behind full fine-tuning if the training data exceed its capacity (2 bits per trainable parameter; "
+    "validation loss at least 1% higher), and matches it at a sufficient rank (at most 1% higher)",
     "sweep lora_without_regret",
     times,
 )
 def rank_capacity(at: Evidence) -> Judgement:
-    """The smallest adapter must fall behind, the largest must match; the effect is the smallest adapter's.
+    """The smallest adapter must fall behind, the largest must match: `hold_all`.
 
     Each adapter is at its best learning rate. Refuted only by adapters whose capacity is known to be exceeded, or to
     suffice.
@@ -53,20 +43,15 @@ def rank_capacity(at: Evidence) -> Judgement:
     if exceeded is None or sufficient is None:
         return Judgement(OPEN, why="The information in the training data is unknown: no training losses")
     field = [reference, *(adapter.records for adapter in adapters)]
-    behind = penalty([small.records], [reference], higher, field)
-    matching = penalty([large.records], [reference], equal, field)
-    used, seeds = names([behind, matching]), fewest_seeds([behind, matching])
+    parts = [
+        ("the smallest adapter", penalty([small.records], [reference], HIGHER, field)),
+        ("the largest adapter", penalty([large.records], [reference], EQUAL, field)),
+    ]
+    judgement = hold_all(parts)
     if not exceeded or sufficient:
         why = "exceed the largest" if sufficient else "fit into the smallest"
-        return Judgement(OPEN, behind.effect, seeds, None, used, f"The training data {why} adapter")
-    if REFUTED in (behind.decision, matching.decision):
-        why = "The smallest adapter keeps up"
-        if matching.decision == REFUTED:
-            why = "The largest adapter falls behind"
-        effect = matching.effect if matching.decision == REFUTED else behind.effect
-        return Judgement(REFUTED, effect, seeds, None, used, why)
-    decision = SUPPORTED if behind.decision == matching.decision == SUPPORTED else OPEN
-    return Judgement(decision, behind.effect, seeds, None, used, behind.why or matching.why)
+        return replace(judgement, decision=OPEN, why=f"The training data {why} adapter", corrected=None)
+    return judgement
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
-from harness.plugins.articles.claims import OPEN, REFUTED, SUPPORTED, Decision, Judgement, judge
+from harness.plugins.articles.claims import OPEN, Bounds, Judgement, judged
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import ATTENTION, adapt_settings, judged_ratio, train_settings
+from harness.plugins.articles.rules import ATTENTION, adapt_settings, train_settings, unknown
 from harness.record import Record
 from harness.report import statistics
-from harness.report.statistics import Interval
 
-TIE = 1.01  # a loss that is at most 1% higher counts as equal
-Decide = Callable[[Interval], Decision]
+TIE = 1.01  # losses that differ by less than 1% count as equal
+HIGHER = Bounds(low=TIE, small=(1 / TIE, TIE), ratio=True, margin="1%", more="higher", less="lower")
+EQUAL = Bounds(low=0.0, high=TIE, ratio=True)
 
 
 def last_losses(records: Sequence[Record]) -> dict[int | None, float]:
@@ -25,10 +25,10 @@ def last_losses(records: Sequence[Record]) -> dict[int | None, float]:
 def penalty(
     ones: Sequence[Sequence[Record]],
     others: Sequence[Sequence[Record]],
-    decide: Decide,
+    bounds: Bounds,
     field: Sequence[Sequence[Record]] = (),
 ) -> Judgement:
-    """The ratio of the product of the validation losses of `ones` to that of `others`, judged by `decide`.
+    """The ratio of the product of the validation losses of `ones` to that of `others`, judged by `bounds`.
 
     Each is the records of one setting, with several seeds: at least two decide. field: all settings that the rule
     compares; with two seeds their spread counts too (`statistics.of_losses`).
@@ -39,21 +39,11 @@ def penalty(
     seeds = min(map(len, [*losses, *reference]))
     if seeds == 0:
         return Judgement(OPEN, None, 0, None, used, "No validation losses")
-    found = statistics.of_losses(losses, reference, [last_losses(group) for group in field if group not in compared])
-    if found is None:
+    ratio = statistics.of_losses(losses, reference, [last_losses(group) for group in field if group not in compared])
+    if ratio is None:
         means = [math.prod(fmean(values.values()) for values in side) for side in (losses, reference)]
-        return Judgement(OPEN, Interval(means[0] / means[1], math.nan, math.nan), seeds, None, used, "One seed")
-    return judged_ratio(found, decide, used)
-
-
-def higher(ratio: Interval) -> Decision:
-    """The decision on the claim that a loss is higher than another; within 1% it counts as equal."""
-    return SUPPORTED if ratio.low > 1 else REFUTED if ratio.high < TIE else OPEN
-
-
-def equal(ratio: Interval) -> Decision:
-    """The decision on the claim that a loss is at most 1% higher than another."""
-    return judge(ratio, high=TIE)
+        return unknown(means[0] / means[1], bounds, seeds, used, "One seed")
+    return judged(ratio.among, bounds, ratio.units, used)
 
 
 def batch_size(record: Record) -> int | None:
