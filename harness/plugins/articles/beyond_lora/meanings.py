@@ -207,8 +207,8 @@ MEANINGS = {
     ),
     "alpha-rank": Meaning(
         "alpha = 2r keeps the scaling of the update “consistent with the original weights”",
-        "by what factor the best rate of LoRA moves from the lowest rank to the highest with alpha = 2r, over that "
-        "factor with one alpha for both. What is consistent over ranks needs no other rate",
+        "by what factor the best rate of LoRA moves from the lowest rank to one of at least 8 times it with alpha "
+        "= 2r, over that factor with one alpha for both. What is consistent over ranks needs no other rate",
         "1.5, on both sides: rates are tried about 2 to 3 times apart, so half a step of a grid more or less is no "
         "other choice",
         "What “consistent with the original weights” means besides: no record holds how large an update is",

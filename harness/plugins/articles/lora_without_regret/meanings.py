@@ -25,8 +25,8 @@ MEANINGS = {
     ),
     "lr-rank": Meaning(
         "The best learning rate of LoRA hardly depends on the rank",
-        "the best rate of the highest rank over that of the lowest, at one alpha, as the article scales updates by "
-        "alpha / rank",
+        "the best rate of the highest rank over that of the lowest, which are at least 8 times apart, at one "
+        "alpha, as the article scales updates by alpha / rank",
         f"{NEAR.capitalize()}",
         "Ranks between, and beyond, those that were run",
     ),
