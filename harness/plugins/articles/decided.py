@@ -11,6 +11,7 @@ from dataclasses import replace
 from tabulate import tabulate
 
 from harness.config import ROOT
+from harness.plugins.articles import meanings
 from harness.plugins.articles.article import effect_text, every, find, tally
 from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL, Claims, Verdict
 from harness.plugins.articles.forest import forest
@@ -34,10 +35,14 @@ DECIDED_BY = {
         "dora-parameters": "study_memory",
         "galore-weights": "study_memory",
         "dora-training": "study_speed",
+        "dora-stability": "study_speed",
+        "dora-convergence": "not decided: no study of SmolLM2-135M validates while it trains",
         "dora-serving": "study_speed",
         "dora-task": "study_skill",
         "dora-full": "study_skill",
         "forgetting-text": "study_skill",
+        "lora-numerical": "study_skill",
+        "lora-niche": "study_facts",
         "lr-adapters": "study_lr",
         "lr-full": "study_lr",
         "lr-ratio": "study_lr",
@@ -46,9 +51,12 @@ DECIDED_BY = {
         "low-rank-divergence": "study_stability",
         "alpha-r": "study_alpha_fresh",
         "alpha-4r": "study_alpha",
+        "alpha-rank": "not decided: no study has two ranks, each with alpha = 2r and with one alpha for both",
         "galore-facts": "study_facts",
         "dora-mmlu": AT_CHANCE,
         "forgetting-mmlu": AT_CHANCE,
+        "forgetting-reasoning": "not decided: a model of 135M solves no problem of GSM8K, so nothing can be lost there",
+        "forgetting-format": "not decided: no study asks IFEval",
     },
     "lora_without_regret": {
         "rank-capacity": "study_rank",
@@ -112,6 +120,11 @@ def claims(article: str) -> str:
         for name, claim in find(article).claims.items()
     ]
     return tabulate(rows, ["Claim", "In words", "Decided by"], "pipe", disable_numparse=True) + "\n"
+
+
+def said(article: str) -> str:
+    """What an article says in each claim, with what is measured, the bound and the limits, as a list."""
+    return meanings.said(find(article).claims)
 
 
 def article_table(study: str) -> str:
