@@ -11,7 +11,7 @@ from situations import ALIKE, Outcome, inside, situation
 
 from harness.plugins.articles.article import Article
 from harness.plugins.articles.beyond_lora import ARTICLE as BEYOND_LORA
-from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, Judgement
+from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL, Decision, Judgement
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.lora_without_regret import ARTICLE as WITHOUT_REGRET
 from harness.plugins.articles.rules import ATTENTION
@@ -19,6 +19,7 @@ from harness.report import statistics
 from harness.report.statistics import MemoryPeak
 
 Cases = dict[str, dict[str, Any]]  # arguments of a function, by name of the case
+Wrong = Decision | tuple[Decision, ...]
 
 
 def judgement(study: Study, name: str, article: Article = BEYOND_LORA) -> Judgement:
@@ -26,14 +27,22 @@ def judgement(study: Study, name: str, article: Article = BEYOND_LORA) -> Judgem
     return article.claims[name].rule(Evidence(study.records, study.tables))
 
 
-def verdict(study: Study, name: str, wrong: str, article: Article = BEYOND_LORA) -> Outcome:
+def verdict(study: Study, name: str, wrong: Wrong, article: Article = BEYOND_LORA) -> Outcome:
     judged = judgement(study, name, article)
-    return {"wrong": judged.decision in (wrong, DEPENDS), "open": judged.decision == OPEN}
+    verdicts = (wrong,) if isinstance(wrong, str) else wrong
+    return {"wrong": judged.decision in (*verdicts, DEPENDS), "open": judged.decision == OPEN}
 
 
 # Claims on scores, at the boundary on both sides
 
-GAIN = {"no gain": {"gain": 0.0, "wrong": SUPPORTED}, "a gain of 1 point": {"gain": 0.01, "wrong": REFUTED}}
+NOT_SMALL: tuple[Decision, ...] = (SUPPORTED, REFUTED)
+GAIN = {
+    "no gain": {"gain": 0.0, "wrong": NOT_SMALL},
+    "a gain of 0.5 points": {"gain": 0.005, "wrong": NOT_SMALL},
+    "a gain of 0.99 points": {"gain": 0.0099, "wrong": NOT_SMALL},
+    "a gain of 1.01 points": {"gain": 0.0101, "wrong": (TOO_SMALL, REFUTED)},
+    "a loss of 1.01 points": {"gain": -0.0101, "wrong": (TOO_SMALL, SUPPORTED)},
+}
 
 
 def both(cases: Cases, **more: dict[str, Any]) -> Cases:
@@ -47,17 +56,27 @@ SOME |= {"3 seeds, sd 0 points": {"seeds": 3, "sd": 0}, "10 seeds, sd 1 points":
 
 
 @situation("dora-mmlu", **both(GAIN, **SOME))
-def dora_mmlu(draw: np.random.Generator, gain: float, wrong: str, seeds: int, sd: float) -> Outcome:
+def dora_mmlu(draw: np.random.Generator, gain: float, wrong: Wrong, seeds: int, sd: float) -> Outcome:
     study = Study(draw)
     answer(study, "mmlu", {"lora": 0.5, "dora": 0.5 + gain}, seeds, Noise(seed_points=sd))
     return verdict(study, "dora-mmlu", wrong)
 
 
-@situation("dora-task", **both(GAIN, **SOME, **ALIKE))
+WELL_KNOWN = {"10 seeds, sd 0.5 points, 5,000 items": {"seeds": 10, "sd": 0.5, "clusters": 5_000, "size": 1}}
+
+
+@situation("dora-task", **both(GAIN, **SOME, **ALIKE, **WELL_KNOWN))
 def dora_task(
-    draw: np.random.Generator, gain: float, wrong: str, seeds: int, sd: float, together: float = 0.0
+    draw: np.random.Generator,
+    gain: float,
+    wrong: Wrong,
+    seeds: int,
+    sd: float,
+    together: float = 0.0,
+    clusters: int = 55,
+    size: int = 10,
 ) -> Outcome:
-    study, noise = Study(draw), Noise(seed_points=sd, together=together, clusters=55, size=10)
+    study, noise = Study(draw), Noise(seed_points=sd, together=together, clusters=clusters, size=size)
     answer(study, "wordmath", {"lora": 0.5, "dora": 0.5 + gain}, seeds, noise)
     return verdict(study, "dora-task", wrong)
 
@@ -69,7 +88,7 @@ BEHIND = {
 
 
 @situation("dora-full", **both(BEHIND, **SOME))
-def dora_full(draw: np.random.Generator, gap: float, wrong: str, seeds: int, sd: float) -> Outcome:
+def dora_full(draw: np.random.Generator, gap: float, wrong: Wrong, seeds: int, sd: float) -> Outcome:
     study = Study(draw)
     answer(study, "wordmath", {"full": 0.5, "dora": 0.5 + gap}, seeds, Noise(seed_points=sd, clusters=55, size=10))
     return verdict(study, "dora-full", wrong)
@@ -79,15 +98,21 @@ def dora_full(draw: np.random.Generator, gap: float, wrong: str, seeds: int, sd:
     "galore-facts",
     **both(
         {
-            "as good as all": {"gain": 0.0, "wrong": SUPPORTED},
-            "1 point better than all": {"gain": 0.01, "wrong": REFUTED},
+            "as good as all": {"gain": 0.0, "wrong": NOT_SMALL},
+            "0.5 points better than all": {"gain": 0.005, "wrong": NOT_SMALL},
+            "1.01 points better than all": {"gain": 0.0101, "wrong": (TOO_SMALL, REFUTED)},
+            "1.01 points worse than one": {"gain": 0.0, "one": 0.0101, "wrong": (TOO_SMALL, SUPPORTED)},
+            "0.99 points worse than all": {"gain": -0.0099, "wrong": NOT_SMALL},
         },
         **SOME,
     ),
 )
-def galore_facts(draw: np.random.Generator, gain: float, wrong: str, seeds: int, sd: float) -> Outcome:
+def galore_facts(
+    draw: np.random.Generator, gain: float, wrong: Wrong, seeds: int, sd: float, one: float = 0.0
+) -> Outcome:
+    """one: how much better full fine-tuning is than the other methods."""
     study = Study(draw, "facts")
-    values = dict.fromkeys(METHODS, 0.5) | {"galore": 0.5 + gain}
+    values = dict.fromkeys(METHODS, 0.5) | {"galore": 0.5 + gain, "full": 0.5 + one}
     answer(study, "facts", values, seeds, Noise(seed_points=sd, clusters=10, size=40))
     return verdict(study, "galore-facts", wrong)
 
@@ -99,7 +124,7 @@ LOSES = {
 
 
 @situation("forgetting-mmlu", **both(LOSES, **SOME))
-def forgetting_mmlu(draw: np.random.Generator, loss: float, wrong: str, seeds: int, sd: float) -> Outcome:
+def forgetting_mmlu(draw: np.random.Generator, loss: float, wrong: Wrong, seeds: int, sd: float) -> Outcome:
     study = Study(draw)
     answer(study, "mmlu", {"base": 0.5} | dict.fromkeys(METHODS, 0.5 - loss), seeds, Noise(seed_points=sd))
     return verdict(study, "forgetting-mmlu", wrong)
@@ -126,7 +151,7 @@ HALF = {"just above half": {"ratio": 0.501, "wrong": SUPPORTED}, "just below hal
 
 
 @situation("lora-memory", **both(HALF, **PEAKS))
-def lora_memory(draw: np.random.Generator, ratio: float, wrong: str, rates: int, seeds: int) -> Outcome:
+def lora_memory(draw: np.random.Generator, ratio: float, wrong: Wrong, rates: int, seeds: int) -> Outcome:
     study = remember(draw, {"full": 1000, "lora": 1000 * ratio}, rates, seeds, 0.01)
     lora, full = (
         [MemoryPeak(known(r.probe).peak.weights, r.cell.seed, r.cell.lr) for r in study.records if r.cell.method == m]
@@ -143,7 +168,7 @@ SINGLE = {
 
 
 @situation("dora-memory", **SINGLE)
-def dora_memory(draw: np.random.Generator, ratio: float, wrong: str) -> Outcome:
+def dora_memory(draw: np.random.Generator, ratio: float, wrong: Wrong) -> Outcome:
     return verdict(remember(draw, {"lora": 1000, "dora": 1000 * ratio}, 1, 1, 0.01), "dora-memory", wrong)
 
 
@@ -156,7 +181,7 @@ ONE_SIDE = {
 
 
 @situation("dora-memory", **both(ONE_SIDE, **{"2 seeds": {"seeds": 2}, "3 seeds": {"seeds": 3}}))
-def depends(draw: np.random.Generator, ratios: tuple[float, float], wrong: str, seeds: int) -> Outcome:
+def depends(draw: np.random.Generator, ratios: tuple[float, float], wrong: Wrong, seeds: int) -> Outcome:
     study = Study(draw)
     for i in range(8):
         for method, ratio in (("lora", 1.0), ("dora", ratios[i % 2])):
@@ -199,12 +224,12 @@ LIMITS = {"just above": {"times": 1.005, "wrong": SUPPORTED}, "just below": {"ti
 
 
 @situation("dora-training at 1.5", **both(both(LIMITS, **SLOW), **ORDERS))
-def dora_training(draw: np.random.Generator, times: float, wrong: str, spells: float, order: str) -> Outcome:
+def dora_training(draw: np.random.Generator, times: float, wrong: Wrong, spells: float, order: str) -> Outcome:
     return verdict(timed(draw, 1.5 * times, 3, 3, order, spells), "dora-training", wrong)
 
 
 @situation("dora-serving at 1.1", **both(both(LIMITS, **SLOW), **ORDERS))
-def dora_serving(draw: np.random.Generator, times: float, wrong: str, spells: float, order: str) -> Outcome:
+def dora_serving(draw: np.random.Generator, times: float, wrong: Wrong, spells: float, order: str) -> Outcome:
     return verdict(timed(draw, 1.1 * times, 3, 3, order, spells), "dora-serving", wrong)
 
 
@@ -216,7 +241,7 @@ GRIDS = {f"grid moved by {100 * part:g}% of a step": {"moved": part} for part in
 
 
 @situation("lr-full", **both(CLAIMED, **GRIDS))
-def lr_full(draw: np.random.Generator, best: float, wrong: str, moved: float) -> Outcome:
+def lr_full(draw: np.random.Generator, best: float, wrong: Wrong, moved: float) -> Outcome:
     study = Study(draw)
     for lr in 8e-6 * 2.5 ** (np.arange(6) + moved - 1):
         for seed in range(2):
@@ -230,7 +255,7 @@ TEN = {"30.5 times": {"times": 30.5, "wrong": SUPPORTED}, "29.5 times": {"times"
 
 
 @situation("lr-ratio of LoRA Without Regret", **TEN)
-def lr_ratio(draw: np.random.Generator, times: float, wrong: str) -> Outcome:
+def lr_ratio(draw: np.random.Generator, times: float, wrong: Wrong) -> Outcome:
     study = Study(draw)
     for method, best in (("full", 4e-5), ("lora", 4e-5 * times)):
         for lr in best * 2.5 ** (np.arange(-3, 4) + draw.random() - 0.5):
@@ -246,7 +271,7 @@ TWICE = {"spread ratio 1.95": {"ratio": 1.95, "wrong": SUPPORTED}, "spread ratio
 
 
 @situation("low-rank-spread, 10 seeds", **both(TWICE, **TAILS))
-def low_rank_spread(draw: np.random.Generator, ratio: float, wrong: str, tail: str) -> Outcome:
+def low_rank_spread(draw: np.random.Generator, ratio: float, wrong: Wrong, tail: str) -> Outcome:
     study = Study(draw)
     kinds = {"normal": lambda: draw.normal(), "t": lambda: draw.standard_t(4) / 2**0.5}
     kinds["lognormal"] = lambda: (np.exp(draw.normal()) - np.exp(0.5)) / (np.exp(2) - np.exp(1)) ** 0.5
@@ -261,7 +286,7 @@ RUNS = {"runs of a setting alike": {"alike": True}, "runs apart": {"alike": Fals
 
 
 @situation("low-rank-divergence, 8 rates × 5 seeds", **both(MORE, **RUNS))
-def low_rank_divergence(draw: np.random.Generator, more: float, wrong: str, alike: bool) -> Outcome:
+def low_rank_divergence(draw: np.random.Generator, more: float, wrong: Wrong, alike: bool) -> Outcome:
     study = Study(draw)
     for lr in range(8):
         for ranks, share in (((2, 4), 0.2 + more), ((16, 64), 0.2)):
@@ -275,33 +300,38 @@ def low_rank_divergence(draw: np.random.Generator, more: float, wrong: str, alik
 
 # Losses
 
-HIGHER = {"equal losses": {"ratio": 1.0, "wrong": SUPPORTED}, "1% higher": {"ratio": 1.01, "wrong": REFUTED}}
+HIGHER = {
+    "equal losses": {"ratio": 1.0, "wrong": NOT_SMALL},
+    "0.5% higher": {"ratio": 1.005, "wrong": NOT_SMALL},
+    "0.9% higher": {"ratio": 1.009, "wrong": NOT_SMALL},
+    "1.1% higher": {"ratio": 1.011, "wrong": (TOO_SMALL, REFUTED)},
+    "1.1% lower": {"ratio": 1 / 1.011, "wrong": (TOO_SMALL, SUPPORTED)},
+}
 FEW = {f"{n} seeds": {"seeds": n} for n in (2, 3, 10)}
+FEW |= {"10 seeds, losses differ by 0.3%": {"seeds": 10, "sd": 0.003}}
 
 
-def tried(
-    study: Study, draw: np.random.Generator, levels: np.ndarray, method: str, least: float, **settings: Any
-) -> None:
-    """Three rates of a method, of which the middle one is best: losses differ by 3%, and seeds move all by `levels`."""
+def tried(study: Study, levels: np.ndarray, method: str, least: float, sd: float, **settings: Any) -> None:
+    """Three rates of a method, the middle one is best: losses differ by `sd`, and seeds move all by `levels`."""
     for step in (-1, 0, 1):
         for seed, level in enumerate(levels):
-            loss = least * np.exp(level + 0.1 * step**2 + draw.normal(0, 0.03))
+            loss = least * np.exp(level + 0.1 * step**2 + study.draw.normal(0, sd))
             study.add(method, seed, lr=1e-4 * 3.0**step, loss=float(loss), **settings)
 
 
 @situation("layers-rank", **both(HIGHER, **FEW))
-def layers(draw: np.random.Generator, ratio: float, wrong: str, seeds: int) -> Outcome:
+def layers(draw: np.random.Generator, ratio: float, wrong: Wrong, seeds: int, sd: float = 0.03) -> Outcome:
     """ratio: of the loss of adapters on attention alone to that of adapters on all layers."""
     study, levels = Study(draw), draw.normal(0, 0.03, seeds)
-    tried(study, draw, levels, "lora", 1.0)
-    tried(study, draw, levels, "lora", ratio, adapt={"target_modules": sorted(ATTENTION)})
+    tried(study, levels, "lora", 1.0, sd)
+    tried(study, levels, "lora", ratio, sd, adapt={"target_modules": sorted(ATTENTION)})
     return verdict(study, "layers-rank", wrong, WITHOUT_REGRET)
 
 
 @situation("batch-penalty", **both(HIGHER, **FEW))
-def batches(draw: np.random.Generator, ratio: float, wrong: str, seeds: int) -> Outcome:
+def batches(draw: np.random.Generator, ratio: float, wrong: Wrong, seeds: int, sd: float = 0.03) -> Outcome:
     """ratio: of LoRA's penalty at a batch of 32 to that at a batch of 4."""
     study, levels = Study(draw), draw.normal(0, 0.03, seeds)
     for method, size, least in (("full", 4, 1.0), ("full", 32, 0.8), ("lora", 4, 1.1), ("lora", 32, 0.88 * ratio)):
-        tried(study, draw, levels, method, least, train={"batch_size": size})
+        tried(study, levels, method, least, sd, train={"batch_size": size})
     return verdict(study, "batch-penalty", wrong, WITHOUT_REGRET)
