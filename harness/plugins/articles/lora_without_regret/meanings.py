@@ -10,7 +10,7 @@ NEAR = "a factor of 3: rates are tried about three times apart, so a closer one 
 
 MEANINGS = {
     "rank-capacity": Meaning(
-        "For datasets that exceed LoRA capacity, LoRA underperforms FullFT.",
+        "For datasets that exceed LoRA capacity, LoRA underperforms FullFT",
         "the validation loss of the smallest adapter over that of full fine-tuning, and the same of the largest. "
         "Capacity is 2 bits for each trainable parameter; the data hold the bits of their first reading",
         LOSS,
@@ -31,7 +31,7 @@ MEANINGS = {
         "Ranks between, and beyond, those that were run",
     ),
     "layers-rank": Meaning(
-        "LoRA performs better when applied to all weight matrices, especially MLP and MoE layers.",
+        "LoRA performs better when applied to all weight matrices, especially MLP and MoE layers",
         "the validation loss of adapters on attention alone over that of adapters on all layers, at the same rank",
         LOSS,
         "Which of the other layers it is. Models with experts",
@@ -39,7 +39,7 @@ MEANINGS = {
     ),
     "layers-parameters": Meaning(
         "Attention-only LoRA underperforms even when we match the number of trainable parameters by using higher "
-        "rank for attention-only LoRA.",
+        "rank for attention-only LoRA",
         "the same, of adapters whose trainable parameters differ by at most 10%",
         LOSS,
         "Which of the other layers it is. Models with experts",
