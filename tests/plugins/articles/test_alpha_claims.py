@@ -82,7 +82,7 @@ def moves(study, scaled, kept, rates=(2e-5, 5e-5, 1.25e-4, 3.1e-4, 7.8e-4, 1.95e
 
 @pytest.mark.parametrize(
     ("scaled", "kept", "expected", "effect"),
-    [(1.0, 4.0, SUPPORTED, 1 / 4), (4.0, 1.0, REFUTED, 4), (2.0, 2.0, TOO_SMALL, 1)],
+    [(1.0, 4.0, SUPPORTED, 4), (4.0, 1.0, REFUTED, 1 / 4), (2.0, 2.0, TOO_SMALL, 1)],
 )
 def test_how_far_the_best_rate_moves_with_rank(study, scaled, kept, expected, effect):
     moves(study, scaled, kept)
@@ -104,3 +104,16 @@ def test_sweep_alpha_tries_the_same_rates_for_every_alpha(compose):
     params = compose("hydra/sweeper=grid", config="alpha", return_hydra_config=True).hydra.sweeper.params
     assert {"alpha", "lr_scale"} <= set(params)
     assert len(params["lr_scale"].split(",")) >= 5
+
+
+def test_between_two_rates_the_scores_are_interpolated(study):
+    """Best for both is 2.83e-4, halfway from 2e-4 to 4e-4: 2r gains 10 points at the one and loses 10 at the other."""
+    for alpha in (16, 32):
+        for lr in GRID:
+            for seed in range(8):
+                gain = {2e-4: 0.1, 4e-4: -0.1}.get(lr, 0.3) if alpha == 32 else 0
+                loss = 1 + 0.1 * np.log(lr / (2e-4 * 2**0.5)) ** 2
+                study.add("lora", 16, seed, alpha=alpha, lr=lr, loss=loss, gsm8k=0.5 + gain)
+    found = study.judgement("alpha-r")
+    assert found.effect.value == pytest.approx(0, abs=0.005)
+    assert {record.split("-lr")[1][:6] for record in found.records} == {"0.0002", "0.0004"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from statistics import fmean
 
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
@@ -29,7 +30,9 @@ from harness.report.statistics import Interval
 CLAIMS = Claims()
 SPAN = 8  # times the lowest rank, at least, that the highest is
 STEP = 1.5  # times as far a move that is not noticed: half a step of a usual grid of rates
-MOVES = Bounds(high=1 / STEP, small=(1 / STEP, STEP), ratio=True, margin="1.5 times", more="more", less="less")
+MOVES = Bounds(low=STEP, small=(1 / STEP, STEP), ratio=True, margin="1.5 times", more="further", less="less far")
+
+ROUNDING = 1e-9
 
 Pair = tuple[Choice, Choice]
 
@@ -46,18 +49,37 @@ def _alpha_gain(at: Evidence, times: int) -> Judgement:
     if not by_rate or learned is None:
         lacks = ("adapters with alpha = 2r", f"alpha = {'' if times == 1 else times}r at the same learning rates")
         return unchosen(at, ADAPTERS, ["rank", "alpha", "lr"], *lacks)
-    found = [_at_common_rate(pairs) for pairs in by_rate.values()]
-    pairs = [pair for pair in found if pair]
-    if not pairs:
+    weighted = [entry for pairs in by_rate.values() for entry in _at_common_rate(pairs)]
+    if not weighted:
         return Judgement(OPEN, why="The rate that is best for both alphas is at an end of the rates that both tried")
-    return gain(at, [one for one, _ in pairs], [other for _, other in pairs], learned)
+    ones, others = [one for (one, _), _ in weighted], [other for (_, other), _ in weighted]
+    return gain(at, ones, others, learned, weights=[weight for _, weight in weighted])
 
 
-def _at_common_rate(by_rate: dict[float, Pair]) -> Pair | None:
-    """The pair at the rate with the least mean validation loss of both; None if that is an end of the rates."""
+def _at_common_rate(by_rate: dict[float, Pair]) -> list[tuple[Pair, float]]:
+    """The pairs at the two rates around the one that is best for both alphas together, with weights that interpolate
+    between them; none if the best of the rates is an end of them.
+
+    The best rate is the vertex of a parabola through the mean losses of both alphas at the best rate that was tried and
+    its neighbours. It rarely was tried itself, and on either side of it one of the alphas is favoured.
+    """
     losses = {lr: fmean(loss for c in pair if (loss := c.loss) is not None) for lr, pair in by_rate.items()}
-    best = min(losses, key=losses.__getitem__)
-    return by_rate[best] if min(losses) < best < max(losses) else None
+    rates = sorted(losses)
+    best = rates.index(min(losses, key=losses.__getitem__))
+    if best in (0, len(rates) - 1):
+        return []
+    near = rates[best - 1 : best + 2]
+    vertex = _vertex([math.log(lr) for lr in near], [losses[lr] for lr in near])
+    low, high = near[:2] if vertex < math.log(near[1]) else near[1:]
+    share = (vertex - math.log(low)) / math.log(high / low)
+    return [(by_rate[lr], weight) for lr, weight in ((low, 1 - share), (high, share)) if weight > ROUNDING]
+
+
+def _vertex(x: Sequence[float], y: Sequence[float]) -> float:
+    """Where the parabola through three points is least, of which the middle one is the lowest."""
+    falls, rises = (y[0] - y[1]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
+    share = falls / (falls + rises) if falls + rises else 0.5
+    return (x[0] + x[1]) / 2 + share * (x[2] - x[0]) / 2
 
 
 @CLAIMS.claim(
@@ -85,13 +107,12 @@ def alpha_4r(at: Evidence) -> Judgement:
 @CLAIMS.claim(
     "alpha-rank",
     "alpha = 2r keeps the scaling of updates consistent over ranks (from the lowest rank to one of at least 8 "
-    "times, the best learning rate of LoRA moves by a factor at least 1.5 times smaller than with one alpha for "
-    "both)",
+    "times, the best learning rate of LoRA moves at least 1.5 times further with one alpha for both)",
     "sweep lr method=lora rank=4,64 alpha=8,128 study=alpha_rank",
     times,
 )
 def alpha_rank(at: Evidence) -> Judgement:
-    """The effect is the factor by which the best rate moves with alpha = 2r, over that with a fixed alpha.
+    """The effect is the factor by which the best rate moves with one alpha, over that with alpha = 2r.
 
     Its interval is that of both factors at their worst, so it is rather too wide.
     """
@@ -112,7 +133,7 @@ def alpha_rank(at: Evidence) -> Judgement:
     if lack := next((move for move in moves if move.effect is None or move.why), None):
         return lack
     scaled, kept = (_size(move.effect) for move in moves if move.effect)
-    effect = Interval(scaled.value / kept.value, scaled.low / kept.high, scaled.high / kept.low)
+    effect = Interval(kept.value / scaled.value, kept.low / scaled.high, kept.high / scaled.low)
     return judged(lambda comparisons: effect, MOVES, fewest_seeds(rates), names(rates))
 
 

@@ -193,8 +193,8 @@ MEANINGS = {
     "alpha-r": Meaning(
         "alpha = 2r keeps the scaling of the update “consistent with the original weights”",
         "the score of alpha = 2r minus that of alpha = r at one learning rate, the one at which both together have "
-        "the lowest validation loss. It must lie inside the rates that both were run with, so that neither is "
-        "favoured by the choice of rates",
+        "the lowest validation loss, interpolated between the two rates around it. It must lie inside the rates "
+        "that both were run with, so that neither is favoured by the choice of rates",
         POINT,
         "That 2r is best where each alpha has a rate of its own: an alpha and a rate nearly make up for each "
         "other. The article speaks of the scaling, not of a score",
@@ -207,8 +207,8 @@ MEANINGS = {
     ),
     "alpha-rank": Meaning(
         "alpha = 2r keeps the scaling of the update “consistent with the original weights”",
-        "by what factor the best rate of LoRA moves from the lowest rank to one of at least 8 times it with alpha "
-        "= 2r, over that factor with one alpha for both. What is consistent over ranks needs no other rate",
+        "by what factor the best rate of LoRA moves from the lowest rank to one of at least 8 times it with one "
+        "alpha for both, over that factor with alpha = 2r. What is consistent over ranks needs no other rate",
         "1.5, on both sides: rates are tried about 2 to 3 times apart, so half a step of a grid more or less is no "
         "other choice",
         "What “consistent with the original weights” means besides: no record holds how large an update is",
