@@ -36,7 +36,7 @@ DECIDED_BY = {
         "galore-weights": "study_memory",
         "dora-training": "study_speed",
         "dora-stability": "study_speed",
-        "dora-convergence": "not decided: no study of SmolLM2-135M validates while it trains",
+        "dora-convergence": "smollm2",
         "dora-serving": "study_speed",
         "dora-task": "study_skill",
         "dora-full": "study_skill",

@@ -33,8 +33,9 @@ def test_merged_weights_of_one_size_serve_alike_by_construction(study, seeds):
     served(study, 1.02, seeds=seeds)
     found = study.judgement("dora-serving")
     assert found.decision == SUPPORTED
-    assert found.effect.value == pytest.approx(1 / 1.02)
-    assert found.why == "Merged, both have the same matrices of the base; the measured ratio of rates is a check"
+    assert found.effect == (1, 1, 1)
+    assert found.why.startswith("Merged, both have the same matrices of the base; measured ratio of rates: 0.98")
+    assert found.why.endswith(")") == (seeds > 1)
 
 
 def test_without_measured_rates_the_size_alone_decides(study):

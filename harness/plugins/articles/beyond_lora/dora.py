@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from statistics import median
 
@@ -10,7 +11,6 @@ from harness.plugins.articles.beyond_lora.table import curve, reach
 from harness.plugins.articles.claims import (
     OPEN,
     REFUTED,
-    SUPPORTED,
     Bounds,
     Claims,
     Judgement,
@@ -117,7 +117,7 @@ def dora_training(at: Evidence) -> Judgement:
     times,
 )
 def dora_serving(at: Evidence) -> Judgement:
-    """An identity, of which the ratio of decoding rates is a check.
+    """An identity, of which the ratio of decoding rates is a check: the effect is that of the weights' sizes.
 
     Merged weights of equal size are the same matrices of the same base, whose rates are equal by construction. Where no
     record has their size, the rates decide. Rates that differ all the same leave the claim open.
@@ -136,9 +136,11 @@ def dora_serving(at: Evidence) -> Judgement:
         why = "Merged weights have one size, but the measured rates differ: look at what else ran"
         return replace(rates, decision=OPEN, why=why, by_seeds=False, corrected=None)
     why = "Merged, both have the same matrices of the base"
-    if rates.effect is None:
-        return replace(exact(1.0, bounds, None, used), why=why)
-    return replace(rates, decision=SUPPORTED, why=f"{why}; the measured ratio of rates is a check", corrected=None)
+    if rates.effect is not None:
+        value, low, high = rates.effect
+        ends = "" if math.isnan(low) else f" ({times(low)} to {times(high)})"
+        why += f"; measured ratio of rates: {times(value)}{ends}"
+    return replace(exact(1.0, bounds, None, used), why=why)
 
 
 def _serving_rates(at: Evidence) -> Judgement:
