@@ -24,7 +24,7 @@ ARTICLE = Article(
         "Each method (for equal ranks: each rank) is judged in its setting with the least validation loss, on the "
         "same items. A difference in a score that is surely below 1 point, in either direction, is too small to "
         "matter. n is the number of independent seeds (for speed: runs) of the smaller side. Parameter counts are "
-        "exact; memory holds for its batch, model and device, and a single run of it has an assumed spread of 1.5%.",
+        "exact; memory holds for its batch, model and device, and runs of it count as varying by at least 1.5%.",
     ],
     table=table,
 )
