@@ -11,9 +11,19 @@ from situations import ALIKE, Outcome, inside, situation
 
 from harness.plugins.articles.article import Article
 from harness.plugins.articles.beyond_lora import ARTICLE as BEYOND_LORA
-from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL, Decision, Judgement
+from harness.plugins.articles.claims import (
+    DEPENDS,
+    OPEN,
+    REFUTED,
+    SUPPORTED,
+    TOO_SMALL,
+    Decision,
+    Judgement,
+    Verdict,
+)
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.lora_without_regret import ARTICLE as WITHOUT_REGRET
+from harness.plugins.articles.merged import merge
 from harness.plugins.articles.rules import ATTENTION
 from harness.report import statistics
 from harness.report.statistics import MemoryPeak
@@ -402,3 +412,19 @@ def batches(draw: np.random.Generator, ratio: float, wrong: Wrong, seeds: int, s
     for method, size, least in (("full", 4, 1.0), ("full", 32, 0.8), ("lora", 4, 1.1), ("lora", 32, 0.88 * ratio)):
         tried(study, levels, method, least, sd, train={"batch_size": size})
     return verdict(study, "batch-penalty", wrong, WITHOUT_REGRET)
+
+
+# One claim in several studies, all at the limit: among many, one is soon on the wrong side.
+
+STUDIES = {"2 studies": {"studies": 2}, "5 studies": {"studies": 5}, "12 studies": {"studies": 12}}
+
+
+@situation("lora-memory over studies", **both(HALF, **STUDIES))
+def memory_over_studies(draw: np.random.Generator, ratio: float, wrong: str, studies: int) -> Outcome:
+    claim, verdicts = BEYOND_LORA.claims["lora-memory"], []
+    for study in range(studies):
+        memory = remember(draw, {"full": 1000, "lora": 1000 * ratio}, 1, 3, 0.01)
+        verdicts.append(Verdict(claim, (f"{study}", "model", "data"), judgement(memory, claim.name)))
+    (merged,) = merge(verdicts).judged
+    decision = merged.judgement.decision
+    return {"wrong": decision in (wrong, DEPENDS), "open": decision == OPEN}

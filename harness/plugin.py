@@ -35,7 +35,7 @@ class Plugin:
     figures: by name, functions of StudyResults that draw a figure (harness/report/figures), or return None.
     page_blocks: functions of StudyResults that return a PageBlock, a part of a report's page.
     frames: by the name of a method of `RecordedStudy`, functions that take its arguments and return what makes a data
-        frame of a study's records and folder.
+        frame of studies: of each its records and folder.
     doc_blocks: by KIND, functions that render what README.md and docs/ have between ``<!-- KIND: ARGUMENT -->`` and
         ``<!-- end -->``; they take the argument, and return Markdown.
     doc_files: by path in the project, functions without arguments that render a file as `make publish` writes it.

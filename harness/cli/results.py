@@ -260,19 +260,26 @@ def _only(names: Sequence[str], what: str) -> str:
 
 
 def render_studies(options: argparse.Namespace, tables: Callable[[list[Record], Path], list[Table]]) -> int:
-    """Write the tables of the requested studies in the requested format; 1 if a record is bad."""
-    found, problems = [], []
+    """Write the tables of each requested study in the requested format; 1 if a record is bad."""
+    return render_joined(options, lambda studies: [table for study in studies for table in tables(*study)])
+
+
+def render_joined(
+    options: argparse.Namespace, tables: Callable[[Sequence[tuple[list[Record], Path]]], list[Table]]
+) -> int:
+    """`render_studies` of tables that are made of all requested studies together: of each its records and folder."""
+    studies, problems = [], []
     with _all_is_kept():
         for name in study_names(options):
             folder = options.results_dir / name
             records, bad = read_study(folder)
             problems += bad
             if records:
-                found += tables(records, folder)
+                studies.append((records, folder))
         print_errors(problems)
-        if not found:
+        if not studies:
             raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
-        render(found, options)
+        render(tables(studies), options)
     return int(bool(problems))
 
 

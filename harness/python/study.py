@@ -155,29 +155,36 @@ class RecordedStudy:
 
         return self._joined(lambda part: items_of(part.contests, part.results.rows.records, part.folder))
 
-    def claims(self, article: str | None = None) -> pd.DataFrame:
-        """A row for each claim of the articles, or of one `article`, with the verdict of the records.
+    def claims(self, article: str | None = None, long: bool = False) -> pd.DataFrame:
+        """A row for each claim of the articles, or of one `article`, with the verdict of all records together.
 
-        A claim has a row for each study, model and data set that it can be judged on.
+        long: a row for each place (study, model and data set) where a claim is judged, with the verdict there.
 
         article, claim                      text: the names of both
         text                                the claim, with vague words made exact in brackets
-        study, model, data                  text: where it is judged
-        verdict                             text: supported, refuted, too small to matter, depends (on the
-                                            setting) or not decided
-        effect, low, high                   what was measured, with its 95% interval, in the claim's own unit: a ratio,
-                                            a fraction of 1, …
+        depends_on                          text: model, data, study or setting, if the claim depends on them; else null
+        studies                             text: the studies where it is judged
+        places, agreeing                    in how many places it is judged, and how many of them decide as the verdict
+        study, model, data                  text: the place; only with long=True, which lacks the columns above
+        verdict                             text: supported, refuted, too small to matter, depends (on the setting),
+                                            not decided, or not judged (cells are missing)
+        effect, low, high                   what was measured where it comes closest to another verdict, with its 95%
+                                            interval, in the claim's own unit: a ratio, a fraction of 1, …
         shown                               text: the same with its unit
         seeds, items                        how many seeds of the smaller side and items per model it rests on
         records                             how many records it rests on
-        reason                              text: why nothing is decided, or a remark; empty without
+        reason                              text: why nothing is decided, which study decides what, or a remark; empty
+                                            without
         command                             text: the command that runs the cells which decide it; null if it is decided
         """
+        import pandas as pd
+
         targets = [part.frames["claims"] for part in plugin.installed() if "claims" in part.frames]
         if not targets:
             raise UserError("claims() requires the plug-in articles, which is not installed.")
-        verdicts = plugin.load(targets[0])(article)
-        return self._joined(lambda part: verdicts(part.records, part.folder))
+        verdicts = plugin.load(targets[0])(article, long)
+        studies = [(part.records, part.folder) for part in self._parts]
+        return verdicts(studies) if studies else pd.DataFrame()
 
     def power(self, effect: float, seeds: int) -> str:
         """How many items and seeds find a difference of `effect` (0.02 is 2 points), at the noise of the one study.

@@ -204,8 +204,7 @@ def from_size(rule: Rule, least_model: float) -> Rule:
         parameters = at.model_size
         if judgement.effect is None or parameters is None or round(parameters / least_model, 1) >= 1:
             return judgement
-        why = f"{needs(least_model)} parameters; {at.records[0].cell.model} has {units.count(parameters)}"
-        return replace(judgement, decision=OPEN, why=why, by_seeds=False, corrected=None)
+        return replace(judgement, decision=OPEN, why=needs(least_model), by_seeds=False, corrected=None)
 
     return of_size
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.cli import results
 from harness.cli.parser import CommandLine, add_tables
 from harness.errors import UserError
+from harness.record import Record
+
+if TYPE_CHECKING:
+    from harness.report.tables.table import Table
 
 ARTICLE = "beyond_lora"  # the default of --article
 
@@ -25,11 +32,14 @@ def add(command_line: CommandLine) -> None:
     parser = command_line.group("compare").add(
         claims,
         "claims",
-        "Show the verdicts of the records on an article's claims.",
-        "--study article",
+        "Show the verdicts of the records on an article's claims, a line a claim. A verdict uses all studies.",
+        "--long",
         after="figures",
     )
     add_tables(parser)
+    parser.add_argument(
+        "--long", action="store_true", help="also each claim in words, each study's verdict, remarks and commands"
+    )
     parser.add_argument(
         "--article", default=ARTICLE, metavar="NAME", help=f"article whose claims are judged (default: {ARTICLE})"
     )
@@ -52,10 +62,14 @@ def table(options: argparse.Namespace) -> int:
 
 
 def claims(options: argparse.Namespace) -> int:
-    """Render the verdicts of one study or of all on an article's claims."""
+    """Render the verdicts of all studies, or of one, on an article's claims."""
     from harness.plugins.articles.article import find
+    from harness.plugins.articles.verdict_tables import claim_lines, claim_tables
 
     article = find(options.article)
-    return results.render_studies(
-        options, lambda records, folder: [article.verdict_table(article.verdicts(records, folder))]
-    )
+
+    def tables(studies: Sequence[tuple[list[Record], Path]]) -> list[Table]:
+        verdicts = article.merged(studies)
+        return claim_tables(article, verdicts, explained=True) if options.long else [claim_lines(article, verdicts)]
+
+    return results.render_joined(options, tables)

@@ -1,4 +1,4 @@
-"""Which published study decides each claim on SmolLM2-135M, and what it decided, as far as the studies have run.
+"""What all published studies on SmolLM2-135M together decide of each article's claims.
 
 `make publish` renders blocks of README.md and docs/, a picture and a file of verdicts with these functions.
 """
@@ -6,98 +6,56 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 from tabulate import tabulate
 
 from harness.config import ROOT
 from harness.plugins.articles import meanings
 from harness.plugins.articles.article import effect_text, every, find, tally
-from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL, Claims, Verdict
+from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL
+from harness.plugins.articles.designed import DECIDED_BY
 from harness.plugins.articles.forest import forest
-from harness.record import Record, read_study
+from harness.plugins.articles.merged import ArticleVerdicts, MergedVerdict
+from harness.plugins.articles.verdict_tables import claim_tables, not_judged_text, studies_text
+from harness.record import Record, read_study, studies
 from harness.report.tables.formats import document
 
 RESULTS = ROOT / "results"
 REFERENCE = RESULTS / "reference"
+MODEL = "smollm2-135m"  # and what is made of it, as smollm2-135m-instruct
 
-AT_CHANCE = "not decided: MMLU is at chance at 135M (25%), so nothing can be lost or won there"
-DECIDED_BY = {
-    "beyond_lora": {
-        "lora-parameters": "study_memory",
-        "lora-memory": "study_memory",
-        "qlora-memory": "study_memory",
-        "dora-memory": "study_memory",
-        "adapters-galore-memory": "study_memory",
-        "galore-memory": "study_memory",
-        "galore-states": "study_memory",
-        "memory-order": "study_memory",
-        "dora-parameters": "study_memory",
-        "galore-weights": "study_memory",
-        "dora-training": "study_speed",
-        "dora-stability": "study_speed",
-        "dora-convergence": "smollm2",
-        "dora-serving": "study_speed",
-        "dora-task": "study_skill",
-        "dora-full": "study_skill",
-        "forgetting-text": "study_skill",
-        "lora-numerical": "study_skill",
-        "lora-niche": "study_facts",
-        "lr-adapters": "study_lr",
-        "lr-full": "study_lr",
-        "lr-ratio": "study_lr",
-        "rank-capacity": "study_rank_fresh",
-        "low-rank-spread": "study_stability",
-        "low-rank-divergence": "study_stability",
-        "alpha-r": "study_alpha_fresh",
-        "alpha-4r": "study_alpha",
-        "alpha-rank": "not decided: no study has two ranks, each with alpha = 2r and with one alpha for both",
-        "galore-facts": "study_facts",
-        "dora-mmlu": AT_CHANCE,
-        "forgetting-mmlu": AT_CHANCE,
-        "forgetting-reasoning": "not decided: a model of 135M solves no problem of GSM8K, so nothing can be lost there",
-        "forgetting-format": "not decided: no study asks IFEval",
-    },
-    "lora_without_regret": {
-        "rank-capacity": "study_rank",
-        "lr-ratio": "study_lr",
-        "lr-rank": "study_lr",
-        "layers-rank": "study_targets",
-        "layers-parameters": "study_targets",
-        "batch-penalty": "study_batch",
-    },
-}
-"""Of each article's claims, the sweep that decides it on SmolLM2-135M, or why none does; of articles that have such."""
+
+@functools.cache  # of each article the same
+def published() -> list[tuple[list[Record], Path]]:
+    """The published studies on `MODEL`: of each its records and folder."""
+    folders = [REFERENCE / name for name in studies(REFERENCE)]
+    recorded = [(read_study(folder)[0], folder) for folder in folders]
+    return [(records, folder) for records, folder in recorded if records and records[0].cell.model.startswith(MODEL)]
 
 
 @functools.cache  # table, list and picture show the same
-def verdicts(article: str) -> list[Verdict]:
-    """The verdicts on an article's claims, each from the study that decides it; of studies that have run, in the
-    article's order."""
-    whole, every_verdict, decided_by = find(article), [], DECIDED_BY.get(article, {})
-    for study in sorted(set(decided_by.values())):
-        records, _ = read_study(REFERENCE / study)
-        if records:
-            of_study = {
-                name: replace(claim, run=f"sweep {study}")
-                for name, claim in whole.claims.items()
-                if decided_by[name] == study
-            }
-            every_verdict += replace(whole, claims=Claims(of_study)).verdicts(records, REFERENCE / study)
-    return sorted(every_verdict, key=lambda verdict: list(whole.claims).index(verdict.claim.name))
+def verdicts(article: str) -> ArticleVerdicts:
+    """The verdicts on an article's claims over all published studies; none of an article without `DECIDED_BY`."""
+    if article not in DECIDED_BY:
+        return ArticleVerdicts([], [])
+    return find(article).merged(published())
 
 
 def table(article: str) -> str:
-    """These verdicts as one table in Markdown."""
+    """These verdicts in Markdown: a table with a row a claim, and one with a row for each place."""
     whole, judged = find(article), verdicts(article)
-    if not judged:
+    if not judged.judged:
         return f"No study that decides a claim of “{whole.title}” has run yet.\n"
-    one_table = replace(whole.verdict_table(judged), title=f"“{whole.title}” on SmolLM2-135M: {tally(judged)}")
-    return document([one_table], "md").replace("python -m harness ", "harness ")
+    first, *others = claim_tables(whole, judged)
+    first = replace(first, title=f"“{whole.title}” on SmolLM2-135M: {tally(judged.judged)}")
+    return document([first, *others], "md").replace("python -m harness ", "harness ")
 
 
 def summary(article: str) -> str:
-    """The claims in words and their effects, by verdict, as a list."""
+    """How many claims we take the article for, and these in words with their effects, by verdict, as a list."""
     heads = {
         SUPPORTED: "Supported",
         REFUTED: "Refuted",
@@ -105,12 +63,34 @@ def summary(article: str) -> str:
         DEPENDS: "Depends on the setting",
         OPEN: "Not decided",
     }
-    lines = []
+    judged = verdicts(article)
+    lines = [_split(article), ""]
     for decision, head in heads.items():
-        alike = [verdict for verdict in verdicts(article) if verdict.judgement.decision == decision]
+        alike = [merged for merged in judged.judged if merged.judgement.decision == decision]
         lines += [f"- **{head}**"] if alike else []
-        lines += [f"    - {verdict.claim.text}: {effect_text(verdict)}" for verdict in alike]
+        lines += [f"    - {merged.claim.text}: {_effect(merged)}" for merged in alike]
+    lines += [f"- **Not judged**, since cells are missing: {not_judged_text(judged)}"] if judged.not_judged else []
     return "\n".join(lines) + "\n"
+
+
+def _split(article: str) -> str:
+    """What the article is split into: a sentence, since it numbers no claims itself."""
+    undecidable = [name for name, by in DECIDED_BY[article].items() if not by.startswith("study_")]
+    decidable = len(DECIDED_BY[article]) - len(undecidable)
+    rest = f", and {len(undecidable)} that need a larger one ({', '.join(undecidable)})" if undecidable else ""
+    return f"We split the article into {decidable} claims that records of this model can decide{rest}."
+
+
+def _effect(merged: MergedVerdict) -> str:
+    """The effect, and over which studies it is the verdict."""
+    if len(merged.counted) == 1 or not merged.depends_on:
+        return f"{effect_text(merged)}, {studies_text(merged)}"
+    counts = Counter(verdict.judgement.decision for verdict in merged.counted)
+    names = {DEPENDS: "mixed"}
+    order = sorted(counts, key=lambda one: one == OPEN)  # what is open comes last
+    parts = [f"{names.get(decision, decision)} in {counts[decision]}" for decision in order]
+    on = " and ".join(merged.depends_on)
+    return f"{effect_text(merged)}, depends on {on}: of {len(merged.counted)} places {', '.join(parts)}"
 
 
 def claims(article: str) -> str:
@@ -138,13 +118,13 @@ def article_table(study: str) -> str:
 def verdicts_of_smollm2() -> str:
     """The verdicts of one study on the claims of "Beyond LoRA", in Markdown."""
     study, article = "reference/smollm2", find("beyond_lora")
-    return document([article.verdict_table(article.verdicts(_records(study), RESULTS / study))], "md")
+    return document(claim_tables(article, article.merged([(_records(study), RESULTS / study)])), "md")
 
 
 def picture() -> str:
     """What the studies together decided, as SVG."""
     of_articles = {article.title: verdicts(article.name) for article in every()}
-    figure = forest({title: judged for title, judged in of_articles.items() if judged})
+    figure = forest({title: judged for title, judged in of_articles.items() if judged.judged}, merged=True)
     if figure is None:
         raise ValueError("There is nothing to draw of the verdicts.")
     return figure.svg()

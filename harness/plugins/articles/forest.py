@@ -10,6 +10,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from harness import units
 from harness.plugins.articles.article import judged_articles, tally
 from harness.plugins.articles.claims import (
     DEPENDS,
@@ -18,12 +19,12 @@ from harness.plugins.articles.claims import (
     SUPPORTED,
     TOO_SMALL,
     Decision,
-    Verdict,
     bits_per_byte,
     points,
     rate,
     times,
 )
+from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, MergedVerdict
 from harness.record import short
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import (
@@ -75,62 +76,72 @@ MARGIN = 0.06  # of an axis beyond what is drawn on it, as a share
 
 def verdicts(study: StudyResults) -> Drawn | None:
     """The effects on which the claims of each article are judged, with their intervals and what is claimed."""
-    return forest({article.title: found for article, found in study.once(judged_articles)})
+    return forest({article.title: verdicts for article, verdicts in study.once(judged_articles)})
 
 
 @mpl.rc_context(STYLE)
-def forest(judged: Mapping[str, Sequence[Verdict]]) -> Drawn | None:
-    """The same of any verdicts, by the title of the article; None if no effect is known."""
-    panels = _panels(judged)
+def forest(judged: Mapping[str, ArticleVerdicts], merged: bool = False) -> Drawn | None:
+    """The same of any verdicts, by the title of the article; None if no effect is known.
+
+    merged: one effect a claim, not one in each place.
+    """
+    rows = {title: _rows(verdicts, merged) for title, verdicts in judged.items()}
+    panels = _panels(rows)
     if not panels:
         return None
-    titles = [
-        f"{title}, {unit.name}: {tally([verdict for verdict, _ in found])}" for (title, unit), found in panels.items()
-    ]
-    made, drawn = titled_panels(titles, *(0.8 + 0.12 * len(found) for found in panels.values()))
-    where = _places(judged)
-    for ((title, unit), found), axes in zip(panels.items(), drawn, strict=False):
-        judgements = Counter(verdict.claim.name for verdict in judged[title])
+    titles = [f"{title}, {unit.name}: {tally(_of_unit(judged[title], unit))}" for title, unit in panels]
+    figure, drawn = titled_panels(titles, *(0.8 + 0.12 * len(effects) for effects in panels.values()))
+    where = _places(rows)
+    for ((title, unit), effects), axes in zip(panels.items(), drawn, strict=False):
+        judgements = Counter(verdict.claim.name for verdict in rows[title])
         several = {name for name, count in judgements.items() if count > 1}
-        _forest(axes, unit, found, where, several)
-    said = {verdict.judgement.decision for found in panels.values() for verdict, _ in found}
-    looks = {decision: look for decision, look in LOOKS.items() if decision not in RARE - said}
-    add_legend(made, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
-    missing = sum(verdict.judgement.effect is None for verdicts in judged.values() for verdict in verdicts)
-    without = f" {missing} verdicts have no effect and are not drawn: they are not decided." if missing else ""
+        _forest(axes, unit, effects, where, several)
+    decisions = {verdict.judgement.decision for effects in panels.values() for verdict, _ in effects}
+    looks = {decision: look for decision, look in LOOKS.items() if decision not in RARE - decisions}
+    add_legend(figure, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
+    missing = sum(len(verdicts.not_judged) for verdicts in judged.values())
+    without = f" Not judged, since cells are missing: {units.plural(missing, 'claim')}." if missing else ""
     return Drawn(
-        made,
+        figure,
         "Effects on which claims are judged, with 95% intervals. Grey: where the claim puts the effect. Light grey: "
         "where it is too small to matter. A claim is supported if the whole interval is in the grey, too small to "
         "matter if it is in the light grey, refuted if it is beyond both." + without + left_out(panels),
     )
 
 
-def _panels(judged: Mapping[str, Sequence[Verdict]]) -> dict[tuple[str, Unit], list[tuple[Verdict, Interval]]]:
-    """The verdicts with an effect, and that effect, by the article's title and the effect's unit."""
+def _rows(verdicts: ArticleVerdicts, merged: bool) -> Sequence[JudgedClaim]:
+    return verdicts.judged if merged else verdicts.places
+
+
+def _panels(rows: Mapping[str, Sequence[JudgedClaim]]) -> dict[tuple[str, Unit], list[tuple[JudgedClaim, Interval]]]:
+    """The verdicts, and their effects, by the article's title and the effect's unit."""
     panels = defaultdict(list)
-    for title, found in judged.items():
-        for verdict in found:
+    for title, verdicts in rows.items():
+        for verdict in verdicts:
             if (effect := verdict.judgement.effect) is not None:
                 panels[title, UNITS[verdict.claim.shown]].append((verdict, effect))
     return panels
 
 
-def _places(judged: Mapping[str, Sequence[Verdict]]) -> dict[Place, str]:
-    places = list(dict.fromkeys(verdict.place for found in judged.values() for verdict in found))
+def _of_unit(verdicts: ArticleVerdicts, unit: Unit) -> list[MergedVerdict]:
+    return [merged for merged in verdicts.judged if UNITS[merged.claim.shown] == unit]
+
+
+def _places(rows: Mapping[str, Sequence[JudgedClaim]]) -> dict[Place, str]:
+    places = list(dict.fromkeys(verdict.place for verdicts in rows.values() for verdict in verdicts))
     return dict(zip(places, place_titles(places), strict=True))
 
 
 def _forest(
     axes: Axes,
     unit: Unit,
-    found: Sequence[tuple[Verdict, Interval]],
+    effects: Sequence[tuple[JudgedClaim, Interval]],
     where: Mapping[Place, str],
     several: set[str],
 ) -> None:
-    """found: verdicts and their effects. several: names of the claims that are judged in more than one place."""
-    low, high = _limits(unit, [effect for _, effect in found])
-    for y, (verdict, effect) in enumerate(found):
+    """effects: verdicts, each with its effect. several: names of the claims that are judged in more than one place."""
+    low, high = _limits(unit, [effect for _, effect in effects])
+    for y, (verdict, effect) in enumerate(effects):
         for zone, shade in ((verdict.judgement.range, "0.86"), (verdict.judgement.small, "0.94")):
             if zone:
                 begin, end = (min(max(unit.factor * bound, low), high) for bound in zone)
@@ -144,9 +155,9 @@ def _forest(
     if unit.none is not None:
         axes.axvline(unit.none, color="0.4", linewidth=0.6)
     axes.set_xscale(unit.scale)
-    axes.set(xlim=(low, high), ylim=(len(found) - 0.5, -0.5))
-    names = _names([verdict for verdict, _ in found], where, several)
-    axes.set_yticks(range(len(found)), labels=[plain(name, 36) for name in names], fontsize=6)
+    axes.set(xlim=(low, high), ylim=(len(effects) - 0.5, -0.5))
+    names = _names([verdict for verdict, _ in effects], where, several)
+    axes.set_yticks(range(len(effects)), labels=[plain(name, 36) for name in names], fontsize=6)
     axes.grid(axis="y", visible=False)
     if unit.scale == "log":
         ticks = _log_ticks(low, high)
@@ -154,10 +165,10 @@ def _forest(
         axes.set_xticks([], minor=True)
 
 
-def _names(found: Sequence[Verdict], where: Mapping[Place, str], several: set[str]) -> Iterator[str]:
+def _names(verdicts: Sequence[JudgedClaim], where: Mapping[Place, str], several: set[str]) -> Iterator[str]:
     """The claim; of a claim in several places each with its place, and the name at the first one."""
     before = None
-    for verdict in found:
+    for verdict in verdicts:
         name = verdict.claim.name if verdict.claim is not before else ""
         before = verdict.claim
         place = where[verdict.place] if verdict.claim.name in several else ""

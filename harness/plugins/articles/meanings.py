@@ -31,6 +31,11 @@ def explanation(claim: Claim) -> Iterator[tuple[str, str]]:
         yield "Model", needs(claim.least_model)
 
 
+def line(claim: Claim) -> str:
+    """A claim in words with its explanation, in one line."""
+    return " ".join([f"{claim.name}: {claim.text}.", *(f"{heading}: {text}." for heading, text in explanation(claim))])
+
+
 def said(claims: Mapping[str, Claim]) -> str:
     """All claims with their explanations, as a list in Markdown."""
     lines = []

@@ -10,6 +10,8 @@ from typing import Any
 
 from harness.plugins.articles.article import Article, command, effect_text, judged_articles, tally
 from harness.plugins.articles.claims import OPEN, Verdict
+from harness.plugins.articles.merged import ArticleVerdicts, MergedVerdict
+from harness.plugins.articles.verdict_tables import claim_table, not_judged_text
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import place_titles
 from harness.report.pages.page_block import PageBlock, PageSection
@@ -24,14 +26,16 @@ def page_block(study: StudyResults) -> PageBlock:
     judged = study.once(judged_articles)
     return PageBlock(
         sections=[_section(article, verdicts, study) for article, verdicts in judged],
-        summary=[f"Verdicts on the claims of “{article.title}”: {tally(verdicts)}." for article, verdicts in judged],
-        data={"verdicts": [_plotted(article, verdicts) for article, verdicts in judged]},
+        summary=[
+            f"Verdicts on the claims of “{article.title}”: {tally(verdicts.judged)}." for article, verdicts in judged
+        ],
+        data={"verdicts": [_plotted(article, verdicts.places) for article, verdicts in judged]},
         scripts=[SCRIPT],
         commands=[words for article, _ in judged for words in _commands(article)],
     )
 
 
-def _section(article: Article, verdicts: Sequence[Verdict], study: StudyResults) -> PageSection:
+def _section(article: Article, verdicts: ArticleVerdicts, study: StudyResults) -> PageSection:
     own = {f"{article.name}-table": article.table(study.rows.records, study.folder)} if article.table else {}
     return PageSection(
         id=article.name,
@@ -45,26 +49,32 @@ def _section(article: Article, verdicts: Sequence[Verdict], study: StudyResults)
     )
 
 
-def _verdicts(article: Article, verdicts: Sequence[Verdict]) -> Table:
-    """`Article.verdict_table` with the claims' texts, and the remark or the command to run beside each verdict."""
-    table = article.verdict_table(verdicts)
+def _verdicts(article: Article, verdicts: ArticleVerdicts) -> Table:
+    """`claim_table` with the claims' texts, and the remark or the command to run beside each verdict."""
+    table = claim_table(article, verdicts)
     at = table.columns.index("Claim") + 1
     columns = [*table.columns[:at], "What it says", *table.columns[at:], "Remark or next run"]
     rows = [
-        [*row[:at], verdict.claim.text, *row[at:], _remark(verdict)]
-        for row, verdict in zip(table.rows, verdicts, strict=True)
+        [*row[:at], merged.claim.text, *row[at:], _remark(merged)]
+        for row, merged in zip(table.rows, verdicts.judged, strict=True)
     ]
-    return replace(table, columns=columns, rows=rows, caption=[f"Source: {article.source}.", *article.caption])
+    missing = not_judged_text(verdicts)
+    caption = [
+        *([f"Not judged, since cells are missing: {missing}. `claims --long` says which."] if missing else []),
+        f"Source: {article.source}.",
+        *article.caption,
+    ]
+    return replace(table, columns=columns, rows=rows, caption=caption, answer=())
 
 
-def _remark(verdict: Verdict) -> str:
-    why = f"{verdict.judgement.why}." if verdict.judgement.why else ""
-    run = command(verdict.claim) if verdict.judgement.decision == OPEN else ""
+def _remark(merged: MergedVerdict) -> str:
+    why = f"{merged.judgement.why}." if merged.judgement.why else ""
+    run = command(merged.claim) if merged.judgement.decision == OPEN else ""
     return " ".join(filter(None, (why, run))) or ABSENT
 
 
 def _plotted(article: Article, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """The claims of an article with their effects; infinite ends of intervals are null."""
+    """The effects of an article's claims, each in its place; infinite ends of intervals are null."""
     titles = place_titles([verdict.place for verdict in verdicts])
     claims = []
     for verdict, title in zip(verdicts, titles, strict=True):

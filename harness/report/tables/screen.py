@@ -17,9 +17,9 @@ from harness.terminal import FittedColumn
 # From the first that is shown to the last: what tells rows apart, then a score of each task; all others last.
 IMPORTANCE = (
     *("Method", "Claim", "Data", "Model", "Study", "Verdict", "Setting", "SCORE", "Effect", "Peak train memory"),
-    *("Tokens/s", "Status", "Validation loss", "Trainable", "Best (expected rank)", "Seeds", "Tries"),
+    *("Remark", "Tokens/s", "Status", "Validation loss", "Trainable", "Best (expected rank)", "Seeds", "Tries"),
 )
-CUT = {"Setting": 14, "Study": 12, "Model": 12, "Data": 10}  # characters that a text may be cut to
+CUT = {"Setting": 14, "Remark": 14, "Study": 12, "Model": 12, "Data": 10}  # characters that a text may be cut to
 BAR = "▌ "
 COMMAND = re.compile(r"`((?:python -m )?harness [^`]+)`[.,]?")
 

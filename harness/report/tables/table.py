@@ -20,9 +20,9 @@ from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Rows, group
 
 TEXT_COLUMNS = (
-    *("Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict"),
+    *("Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict", "Studies"),
     *("Score", "Subject", "Target", "Base", "Tuned"),
-    *("Remark or next run", "What", "Value", "File", "SHA-256"),
+    *("Remark", "Remark or next run", "What", "Value", "File", "SHA-256"),
 )
 
 

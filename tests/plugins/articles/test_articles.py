@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from harness.__main__ import main
 from harness.config import ROOT
 from harness.plugins.articles.article import Article, every, find, names
+from harness.plugins.articles.verdict_tables import claim_lines, claim_table
 from harness.record import read_study
 
 
@@ -38,7 +40,8 @@ def test_an_unknown_article_is_one_sentence(command, capsys):
 def test_a_claims_data_are_values_that_a_file_can_hold():
     records, _ = read_study(ROOT / "results" / "reference" / "quickstart")
     article = find("beyond_lora")
-    data = article.verdict_table(article.verdicts(records, None)).data
+    verdicts = article.merged([(records, None)])
+    data = pd.concat([claim_lines(article, verdicts).data, claim_table(article, verdicts).data])
     values = [value for row in data.to_dict("records") for value in row.values()]
     assert len(values) > 100
     assert not [value for value in values if callable(value)]

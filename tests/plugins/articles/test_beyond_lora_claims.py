@@ -32,7 +32,9 @@ from harness.plugins.articles.claims import (
     judged,
 )
 from harness.plugins.articles.evidence import Evidence
+from harness.plugins.articles.merged import merge
 from harness.plugins.articles.rules import BETTER, hold_all
+from harness.plugins.articles.verdict_tables import claim_table, claim_tables
 from harness.record import Kinds, LossPoint, SmallerBatches, read_study, write
 from harness.report.statistics import Interval
 from harness.report.tables.formats import render
@@ -110,7 +112,7 @@ def test_more_seeds_are_asked_for_as_those_were_that_a_verdict_rests_on(study, f
     (verdict,) = (v for v in ARTICLE.verdicts(study.records, study.folder) if v.claim.name == "dora-full")
     needed = enough_seeds(verdict.judgement)
     assert verdict.fresh == fresh
-    assert asked % needed in " ".join(ARTICLE.verdict_table([verdict]).caption)
+    assert asked % needed in " ".join(claim_table(ARTICLE, merge([verdict])).caption)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_what_holds_for_one_batch_shape_alone_depends_on_it(study):
         found.why == f"supported at r=16, train.batch_size=2 and at {checkpointed}; refuted at r=16, train.batch_size=8"
     )
     assert found.effect.value == pytest.approx(0.7)
-    table = ARTICLE.verdict_table(ARTICLE.verdicts(study.records, study.folder))
+    table = claim_table(ARTICLE, ARTICLE.merged([(study.records, study.folder)]))
     assert ", 1 dependent on the setting, " in table.title
     assert "These hold at some settings and not at others: lora-memory." in table.answer
 
@@ -398,7 +400,7 @@ def test_a_tie_within_a_point_is_too_small_to_matter(study):
     study.seeds("lora", 16, 5, gsm8k=0.5)
     study.seeds("dora", 16, 5, gsm8k=0.5)
     assert study.judgement("dora-task").decision == TOO_SMALL
-    table = ARTICLE.verdict_table(ARTICLE.verdicts(study.records, study.folder))
+    table = claim_table(ARTICLE, ARTICLE.merged([(study.records, study.folder)]))
     assert ", 1 too small to matter, " in table.title
     assert "Too small to matter is the effect of these: dora-task." in table.answer
 
@@ -604,11 +606,12 @@ def test_claims_of_several_data_sets_stand_where_they_are_decided(study):
     found = [v for v in ARTICLE.verdicts(study.records, study.folder) if v.claim.name == "lora-memory"]
     assert [v.place[2] for v in found] == ["facts", "gsm8k"]
     assert ARTICLE.verdicts(study.records[::-1], study.folder) == ARTICLE.verdicts(study.records, study.folder)
-    shown = ARTICLE.verdict_table(ARTICLE.verdicts(study.records, study.folder))
-    assert shown.columns[:2] == ["Data", "Claim"]
+    first, places = claim_tables(ARTICLE, ARTICLE.merged([(study.records, study.folder)]))
+    assert places.columns[:2] == ["Claim", "Data"]
     names = [v.claim.name for v in ARTICLE.verdicts(study.records, study.folder) if v.judgement.effect is not None]
     assert all(names.count(name) == 2 for name in names)
-    assert len(shown.data) == len(CLAIMS) + len(names) / 2
+    assert len(first.rows) == len(places.rows) / 2 == len(names) / 2
+    assert len(first.data) == len(CLAIMS) + len(names) / 2
 
 
 def test_a_place_that_leaves_a_claim_open_is_not_dropped_for_one_that_decides_it(study):
@@ -713,7 +716,7 @@ def test_records_without_anything_decide_nothing():
     found = ARTICLE.verdicts(failed, None)
     assert {v.judgement.decision for v in found} == {OPEN}
     assert all(v.judgement.why for v in found)
-    assert len(render(ARTICLE.verdict_table(found), "md").splitlines()) > len(CLAIMS)
+    assert len(render(claim_table(ARTICLE, merge(found)), "md").splitlines()) > len(CLAIMS)
 
 
 def test_records_without_validation_are_not_said_to_be_missing(study):
@@ -732,9 +735,9 @@ def test_imported_records_may_know_no_axes():
 
 
 def test_the_command_renders_the_committed_studies(capsys):
-    assert main(["claims", "--study", "reference/quickstart", "--results-dir", str(ROOT / "results")]) == 0
+    assert main(["claims", "--long", "--study", "reference/quickstart", "--results-dir", str(ROOT / "results")]) == 0
     out = capsys.readouterr().out
-    assert all(f"| {name} " in out for name in CLAIMS)
+    assert all(f"\n- {name}: " in out for name in CLAIMS)
     assert "python -m harness sweep rank" in out
 
 

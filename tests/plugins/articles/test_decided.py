@@ -8,11 +8,12 @@ import sys
 import pytest
 
 from harness import plugin
+from harness.__main__ import main
 from harness.config import ROOT
 from harness.config_folders import published_sweeps
-from harness.plugins.articles import PLUGIN
+from harness.plugins.articles import PLUGIN, decided
 from harness.plugins.articles.article import find
-from harness.plugins.articles.decided import DECIDED_BY
+from harness.plugins.articles.designed import DECIDED_BY
 
 sys.path.append(str(ROOT / "docs"))
 import design
@@ -68,12 +69,29 @@ def test_the_committed_report_has_the_verdicts():
     assert part.findall(shown) == part.findall(expected)
 
 
-def test_the_readme_counts_the_claims_of_the_article():
-    assert f"makes {len(find('beyond_lora').claims)} claims" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_list_of_the_readme_is_what_the_command_says_of_the_same_records(tmp_path, capsys):
+    """`harness claims` over the published studies on SmolLM2-135M: as many claims, with these verdicts and effects."""
+    for _, folder in decided.published():
+        copy = tmp_path / "results" / folder.name
+        copy.mkdir(parents=True)
+        for path in folder.iterdir():
+            (copy / path.name).symlink_to(path)
+    assert main(["claims", "--results-dir", str(tmp_path / "results"), "--format", "md"]) == 0
+    rows = re.findall(r"^\| ([\w-]+) +\| ([\w ]+?) +\| +([^|]+?) +\|", capsys.readouterr().out, re.MULTILINE)[1:]
+    assert len(rows) > 20
+    claims = find("beyond_lora").claims
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = next(found[0] for found in published.BLOCK.finditer(text) if found[2] == "summary")
+    _, *parts = re.split(r"^- \*\*([\w ]+)\*\*", shown, flags=re.MULTILINE)
+    listed = dict(zip(parts[::2], parts[1::2], strict=True))
+    heads = {"depends": "Depends on the setting"}
+    for name, verdict, effect in rows:
+        assert f"    - {claims[name].text}: {effect}" in listed[heads.get(verdict, verdict.capitalize())]
+    assert sum(part.count("\n    - ") for part in listed.values()) == len(rows)
 
 
 def test_every_claim_is_decided_by_a_sweep_that_is_there_or_has_a_reason():
-    for article, decided in DECIDED_BY.items():
-        assert decided.keys() == find(article).claims.keys()
-        for by in decided.values():
+    for article, studies in DECIDED_BY.items():
+        assert studies.keys() == find(article).claims.keys()
+        for by in studies.values():
             assert by.startswith("not decided: ") or by in published_sweeps(), by

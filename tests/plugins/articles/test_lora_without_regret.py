@@ -14,6 +14,7 @@ from harness.config import ROOT
 from harness.plugins.articles.claims import OPEN, REFUTED, SUPPORTED, TOO_SMALL
 from harness.plugins.articles.lora_without_regret import ARTICLE
 from harness.plugins.articles.rules import ATTENTION
+from harness.plugins.articles.verdict_tables import claim_lines
 from harness.record import LossPoint
 from harness.report.tables.formats import render
 from harness.sweep.app.grid import grid
@@ -235,8 +236,8 @@ def test_the_command_judges_the_committed_quickstart(capsys):
     arguments = ["--study", "reference/quickstart", "--results-dir", str(ROOT / "results")]
     assert main(["claims", "--article", "lora_without_regret", *arguments]) == 0
     out = capsys.readouterr().out
-    assert "claims of “LoRA Without Regret”: 0 supported, 0 refuted, 6 not decided" in out
-    assert all(f"| {name} " in out for name in ARTICLE.claims)
+    assert "claims of “LoRA Without Regret”: 0 supported, 0 refuted, 0 not decided" in out
+    assert f"Not judged: {len(ARTICLE.claims)} claims need cells that are not there" in out
     assert main(["table", "--article", "lora_without_regret", *arguments]) == 2
     assert "lora_without_regret has no table" in capsys.readouterr().err
 
@@ -245,5 +246,5 @@ def test_a_table_of_verdicts_renders_with_losses_as_ratios(study):
     add(study, "lora", 1.0, rank=16, trainable=2_650_000)
     add(study, "lora", 1.1, rank=16, targets=sorted(ATTENTION), trainable=1_000_000)
     study.records[-1].validation[-1].loss = 1.12  # of seed 2, else 1.1022: the ratio is 1.1, 1.1 and 1.118
-    text = render(ARTICLE.verdict_table(ARTICLE.verdicts(study.records, study.folder)), "md")
-    assert "| layers-rank       | supported   | 1.11× (1.08× to 1.13×)" in text
+    text = render(claim_lines(ARTICLE, ARTICLE.merged([(study.records, study.folder)])), "md")
+    assert "| layers-rank | supported | 1.11× (1.08× to 1.13×) |" in text

@@ -12,7 +12,7 @@ STUDY = "--study quickstart --results-dir {root}/results/reference"
 @lines(
     Line(f"table {STUDY} --article", said="galore"),
     Line(f"claims {STUDY} --format text --wide --article beyond_lora", said="confirmed|refuted|supported|not"),
-    f"claims {STUDY} --format md --out claims.md",
+    f"claims {STUDY} --long --format md --out claims.md",
     Line(f"claims {STUDY} --format csv --article lora_without_regret", said=","),
     Line(f"claims {STUDY} --format html", said="<table"),
     Line(f"claims {STUDY} --format latex", said="tabular"),

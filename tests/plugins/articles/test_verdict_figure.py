@@ -9,6 +9,7 @@ from harness.config import ROOT
 from harness.plugins.articles.article import every, find
 from harness.plugins.articles.claims import Judgement, Verdict, times
 from harness.plugins.articles.forest import UNITS, forest
+from harness.plugins.articles.merged import merge
 from harness.record import read_study
 from harness.report import statistics
 
@@ -18,7 +19,7 @@ def test_verdicts_are_those_of_the_claims():
     for record in records:
         if record.cell.method == "qlora" and record.status == "ok":
             record.phases["train"].memory.allocated_peak = 4096 * MIB
-    found = [v for v in find("beyond_lora").verdicts(records, None) if v.judgement.effect]
+    found = find("beyond_lora").merged([(records, None)]).places
     ratios = [v for v in found if v.claim.shown is times]
     panel = draw("verdicts", records)[0]
     assert panel.get_title("left").startswith("Beyond LoRA, ratios: ")
@@ -43,14 +44,24 @@ def test_a_claim_has_its_place_only_if_it_is_judged_in_several():
     judgement = Judgement("supported", statistics.Interval(0.5, 0.4, 0.6))
     found = [Verdict(lora, ("study", "model", data), judgement) for data in ("gsm8k", "facts")]
     found.append(Verdict(dora, ("study", "model", "facts"), judgement))
-    panel = forest({"Article": found}).figure.axes[0]
-    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["lora-memory, gsm8k", "facts", "dora-memory"]
+    panel = forest({"Article": merge(found)}).figure.axes[0]
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["lora-memory, facts", "gsm8k", "dora-memory"]
+
+
+def test_merged_verdicts_are_one_effect_a_claim():
+    claim = find("beyond_lora").claims["lora-memory"]
+    at = {"a": Judgement("supported", statistics.Interval(0.2, 0.1, 0.3), range=(0, 0.5))}
+    at["b"] = Judgement("refuted", statistics.Interval(0.6, 0.55, 0.7), range=(0, 0.5))
+    verdicts = merge(Verdict(claim, (study, "model", "data"), judgement) for study, judgement in at.items())
+    panel = forest({"Article": verdicts}, merged=True).figure.axes[0]
+    assert points(panel) == [(0.6, 0)]
+    assert legend(panel)[2] == "depends"
 
 
 def test_ticks_of_learning_rates_are_short():
     judgement = Judgement("supported", statistics.Interval(1e-4, 2e-5, 1e-3))
     found = [Verdict(find("beyond_lora").claims["lr-full"], ("study", "model", "gsm8k"), judgement)]
-    panel = forest({"Article": found}).figure.axes[0]
+    panel = forest({"Article": merge(found)}).figure.axes[0]
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["2e-5", "5e-5", "1e-4", "2e-4", "5e-4", "1e-3"]
 
 
@@ -62,7 +73,7 @@ def test_every_claim_has_a_unit_that_can_be_drawn():
 def test_a_verdict_stands_beside_what_is_claimed():
     """Supported: the interval lies in the grey; refuted: beside it."""
     records, _ = read_study(ROOT / "results" / "reference" / "smollm2")
-    found = find("beyond_lora").verdicts(records, None)
+    found = find("beyond_lora").merged([(records, None)]).places
     panel = draw("verdicts", records)[0]
     ratios = [v for v in found if v.judgement.effect and v.claim.shown is times]
     grey = {round(bar.get_y() + 0.4): bar for bars in panel.containers if not hasattr(bars, "lines") for bar in bars}

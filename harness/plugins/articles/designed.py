@@ -1,0 +1,51 @@
+"""The plan: which study was designed to decide each claim on SmolLM2-135M. A verdict uses all studies."""
+
+from __future__ import annotations
+
+AT_CHANCE = "not decided: MMLU is at chance at 135M (25%), so nothing can be lost or won there"
+DECIDED_BY = {
+    "beyond_lora": {
+        "lora-parameters": "study_memory",
+        "lora-memory": "study_memory",
+        "qlora-memory": "study_memory",
+        "dora-memory": "study_memory",
+        "adapters-galore-memory": "study_memory",
+        "galore-memory": "study_memory",
+        "galore-states": "study_memory",
+        "memory-order": "study_memory",
+        "dora-parameters": "study_memory",
+        "galore-weights": "study_memory",
+        "dora-training": "study_speed",
+        "dora-serving": "study_speed",
+        "dora-stability": "study_speed",
+        "dora-convergence": "smollm2",
+        "dora-task": "study_skill",
+        "dora-full": "study_skill",
+        "forgetting-text": "study_skill",
+        "lora-numerical": "study_skill",
+        "lora-niche": "study_facts",
+        "lr-adapters": "study_lr",
+        "lr-full": "study_lr",
+        "lr-ratio": "study_lr",
+        "rank-capacity": "study_rank_fresh",
+        "low-rank-spread": "study_stability",
+        "low-rank-divergence": "study_stability",
+        "alpha-r": "study_alpha_fresh",
+        "alpha-4r": "study_alpha",
+        "alpha-rank": "not decided: no study has two ranks, each with alpha = 2r and with one alpha for both",
+        "galore-facts": "study_facts",
+        "dora-mmlu": AT_CHANCE,
+        "forgetting-mmlu": AT_CHANCE,
+        "forgetting-reasoning": "not decided: a model of 135M solves no problem of GSM8K, so nothing can be lost there",
+        "forgetting-format": "not decided: no study asks IFEval",
+    },
+    "lora_without_regret": {
+        "rank-capacity": "study_rank",
+        "lr-ratio": "study_lr",
+        "lr-rank": "study_lr",
+        "layers-rank": "study_targets",
+        "layers-parameters": "study_targets",
+        "batch-penalty": "study_batch",
+    },
+}
+"""Of each article's claims, the sweep that was designed to decide it, or why none can; of articles that have such."""

@@ -1,0 +1,282 @@
+"""One verdict a claim over all places where it is judged: studies, models and data sets.
+
+    (verdict,) = merge(verdicts_on_one_claim).judged
+    verdict.judgement.decision  # "depends"
+    verdict.depends_on  # ("data",)
+
+Places that agree give their decision. Places that leave the claim open do not overrule those that decide it, but they
+are counted: among many places one is soon on the wrong side by chance. So unless all places decide alike, only those
+count that are decided by intervals corrected for the number of places, by Holm's method. Of such places, different
+decisions mean that the claim depends on what tells these places apart. A place that can't test the claim (it has one
+seed, its runs differ in more than the methods) is listed, and counts for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from harness import units
+from harness.plugins.articles.claims import (
+    DEPENDS,
+    OPEN,
+    Claim,
+    Decision,
+    Judgement,
+    Verdict,
+    fewest_seeds,
+    names,
+)
+
+
+class JudgedClaim(Protocol):
+    """A verdict, of one place or of several."""
+
+    @property
+    def claim(self) -> Claim: ...
+
+    @property
+    def place(self) -> tuple[str, str, str]: ...
+
+    @property
+    def judgement(self) -> Judgement: ...
+
+    @property
+    def fresh(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class MergedVerdict:
+    """The verdict on a claim over several places.
+
+    judgement: its effect is that of `closest`, its seeds are the fewest of a place, its records those of all places
+    with the study before each name if there are several studies. places: the verdicts behind it, the place that was
+    designed to decide the claim first. closest: of these, the one that comes closest to another decision (if it
+    depends: the one that contradicts the claim most; if it is not decided: the one with the narrowest interval).
+    depends_on: model, data, study or setting, where the claim depends on them.
+    """
+
+    claim: Claim
+    judgement: Judgement
+    places: tuple[Verdict, ...]
+    closest: Verdict
+    depends_on: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        return self.closest.place
+
+    @property
+    def fresh(self) -> bool:
+        return self.closest.fresh
+
+    @property
+    def counted(self) -> list[Verdict]:
+        """The places behind the verdict: those that test the claim; if none does, all."""
+        return _counted(self.places)
+
+    @property
+    def agreeing(self) -> list[Verdict]:
+        """Of the places, those with the decision of the merged verdict."""
+        return [verdict for verdict in self.counted if verdict.judgement.decision == self.judgement.decision]
+
+    @property
+    def studies(self) -> list[str]:
+        """The studies behind the verdict, each once."""
+        return list(dict.fromkeys(verdict.place[0] for verdict in self.counted))
+
+
+@dataclass(frozen=True)
+class ArticleVerdicts:
+    """The verdicts on an article's claims, in its order.
+
+    judged: of the claims with an effect in some place. not_judged: of each other claim the verdict that has most to
+    say on what is missing.
+    """
+
+    judged: list[MergedVerdict]
+    not_judged: list[Verdict]
+
+    @property
+    def places(self) -> list[Verdict]:
+        """The verdicts behind `judged`."""
+        return [verdict for merged in self.judged for verdict in merged.places]
+
+
+def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None) -> ArticleVerdicts:
+    """One verdict for each claim of `verdicts`, which are of any places.
+
+    designed: by claim, the study that was designed to decide it, without the folders before its name.
+    """
+    by_claim: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        by_claim[verdict.claim.name].append(verdict)
+    judged, not_judged = [], []
+    for name, each in by_claim.items():
+        estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
+        if estimated:
+            judged.append(_merged(sorted(estimated, key=lambda verdict: _rank(verdict, (designed or {}).get(name)))))
+        else:
+            not_judged.append(max(each, key=lambda verdict: len(verdict.judgement.records)))
+    return ArticleVerdicts(judged, not_judged)
+
+
+def merged_decision(judgements: Sequence[Judgement]) -> Decision:
+    """The decision on one claim by its judgements in several places, in any order."""
+    decisions = {judgement.decision for judgement in judgements} - {OPEN}
+    sure = set(surely(judgements)) - {OPEN}
+    if DEPENDS in sure or len(sure) > 1:
+        return DEPENDS
+    all_decide = all(judgement.decision != OPEN for judgement in judgements if tests(judgement))
+    return decisions.pop() if len(decisions) == 1 and (sure == decisions or all_decide) else OPEN
+
+
+def surely(judgements: Sequence[Judgement]) -> list[Decision]:
+    """Each place's decision by intervals that are corrected for the number of places that test the claim, by Holm's
+    method."""
+    sure: list[Decision] = [OPEN] * len(judgements)
+    waiting = {i for i, judgement in enumerate(judgements) if tests(judgement)}
+    while waiting:
+        decided = {i: decision for i in waiting if (decision := _corrected(judgements[i], len(waiting))) != OPEN}
+        if not decided:
+            break
+        for i, decision in decided.items():
+            sure[i] = decision
+        waiting -= decided.keys()
+    return sure
+
+
+def tests(judgement: Judgement) -> bool:
+    """Whether the place could decide the claim: it did, or an interval of its effect was held against the claim."""
+    effect = judgement.effect
+    held = judgement.corrected is not None and effect is not None and not math.isnan(effect.low)
+    return judgement.decision != OPEN or held
+
+
+def place_label(verdict: Verdict, among: Sequence[Verdict]) -> str:
+    """The study, if `among` has several; with model and data too where the study has several places."""
+    study, model, data = verdict.place
+    same = [other.place for other in among if other.place[0] == study]
+    more = ", ".join(part for i, part in ((1, model), (2, data)) if len({place[i] for place in same}) > 1)
+    if len(same) == len(among) and more:
+        return more
+    return f"{study} ({more})" if more else study
+
+
+def _merged(places: Sequence[Verdict]) -> MergedVerdict:
+    """The verdict over `places`, which all have an effect."""
+    counted = _counted(places)
+    judgements = [verdict.judgement for verdict in counted]
+    decision = merged_decision(judgements)
+    closest = _closest(counted, decision)
+    depends_on = _depends_on(counted) if decision == DEPENDS else ()
+    judgement = closest.judgement
+    if len(counted) > 1:
+        judgement = replace(
+            judgement,
+            decision=decision,
+            seeds=fewest_seeds(judgements),
+            records=_records(counted),
+            why=_why(counted, decision, depends_on),
+            by_seeds=False,  # how many seeds of which place would do depends on all places
+            corrected=None,
+        )
+    if rest := len(places) - len(counted):
+        judgement = replace(judgement, why="; ".join(filter(None, [judgement.why, _untested(rest)])))
+    return MergedVerdict(closest.claim, judgement, tuple(places), closest, depends_on)
+
+
+def _untested(places: int) -> str:
+    return f"{units.plural(places, 'more place')} can't test it"
+
+
+def _rank(verdict: Verdict, designed: str | None) -> tuple[bool, tuple[str, str, str]]:
+    return verdict.place[0].rpartition("/")[2] != designed, verdict.place
+
+
+def _corrected(judgement: Judgement, places: int) -> Decision:
+    """The decision if the interval is widened for this many places. One that is open stays so, whatever widens it."""
+    return OPEN if judgement.decision == OPEN else judgement.among(places)
+
+
+def _counted(places: Sequence[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in places if tests(verdict.judgement)] or list(places)
+
+
+def _closest(counted: Sequence[Verdict], decision: Decision) -> Verdict:
+    if decision == OPEN:
+        return min(counted, key=_width)
+    if decision == DEPENDS:
+        return min((verdict for verdict in counted if verdict.judgement.decision != OPEN), key=_inside)
+    agreeing = [verdict for verdict in counted if verdict.judgement.decision == decision]
+    return min(agreeing, key=lambda verdict: abs(_inside(verdict)))
+
+
+def _inside(verdict: Verdict) -> float:
+    """How far inside the claimed range the effect lies, from its nearest end; negative outside, infinite if there is
+    no range."""
+    effect, claimed = verdict.judgement.effect, verdict.judgement.range
+    if effect is None or claimed is None:
+        return math.inf
+    value, low, high = (_scaled(number, verdict.judgement.ratio) for number in (effect.value, *claimed))
+    return min(value - low, high - value)
+
+
+def _width(verdict: Verdict) -> float:
+    effect = verdict.judgement.effect
+    if effect is None or math.isnan(effect.low):
+        return math.inf
+    return _scaled(effect.high, verdict.judgement.ratio) - _scaled(effect.low, verdict.judgement.ratio)
+
+
+def _scaled(value: float, ratio: bool) -> float:
+    """`value` on the scale on which effects are compared: of a ratio its logarithm."""
+    if not ratio:
+        return value
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _depends_on(counted: Sequence[Verdict]) -> tuple[str, ...]:
+    """What tells the places apart that surely decide differently: model and data, else the study; and the setting
+    where one place depends on it."""
+    sure = surely([verdict.judgement for verdict in counted])
+    groups: dict[Decision, list[Verdict]] = defaultdict(list)
+    for verdict, decision in zip(counted, sure, strict=True):
+        if decision != OPEN:
+            groups[decision].append(verdict)
+    within = ["setting"] if groups.pop(DEPENDS, None) else []
+    if len(groups) < 2:
+        return tuple(within)
+    apart = [name for i, name in ((1, "model"), (2, "data")) if _disjoint([_parts(g, i) for g in groups.values()])]
+    return (*(apart or ["study"]), *within)
+
+
+def _parts(verdicts: Sequence[Verdict], part: int) -> set[str]:
+    return {verdict.place[part] for verdict in verdicts}
+
+
+def _disjoint(sets: Sequence[set[str]]) -> bool:
+    return sum(map(len, sets)) == len(set().union(*sets))
+
+
+def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[str]) -> str:
+    """Which places decide what; a place's own reasons stand with its own verdict."""
+    by_decision: dict[Decision, list[str]] = defaultdict(list)
+    for verdict in counted:
+        by_decision[verdict.judgement.decision].append(place_label(verdict, counted))
+    order = sorted(by_decision, key=lambda one: one == OPEN)  # what is open comes last
+    parts = [f"{'mixed' if one == DEPENDS else one} in {', '.join(by_decision[one])}" for one in order]
+    if decision == OPEN and set(by_decision) != {OPEN}:
+        parts.append(f"of {units.plural(len(counted), 'place')} that may be chance")
+    listed = "; ".join(parts)
+    return f"Depends on {' and '.join(depends_on)}: {listed}" if depends_on else f"{listed[0].upper()}{listed[1:]}"
+
+
+def _records(counted: Sequence[Verdict]) -> tuple[str, ...]:
+    studies = {verdict.place[0] for verdict in counted}
+    if len(studies) == 1:
+        return names([verdict.judgement for verdict in counted])
+    return tuple(dict.fromkeys(f"{v.place[0]}/{name}" for v in counted for name in v.judgement.records))
