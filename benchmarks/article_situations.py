@@ -10,7 +10,7 @@ from simulated import Noise, Study, shift
 from situations import Outcome, situation
 from verdict_situations import GAIN, NOT_SMALL, both, verdict
 
-from harness.plugins.articles.claims import REFUTED, SUPPORTED, TOO_SMALL
+from harness.plugins.articles.claims import REFUTED, SUPPORTED, TOO_SMALL, Decision
 from harness.record import Record, ValidationPoint
 
 
@@ -71,7 +71,7 @@ PACE = {
 
 
 @situation("dora-convergence", **both(PACE, **{"3 seeds": {"seeds": 3}, "5 seeds": {"seeds": 5}}))
-def dora_convergence(draw: np.random.Generator, times: float, wrong: str, seeds: int) -> Outcome:
+def dora_convergence(draw: np.random.Generator, times: float, wrong: Decision, seeds: int) -> Outcome:
     """Losses fall to 1 by half every so many tokens; seeds and validations differ."""
     study = Study(draw)
     for method, half in (("full", 3000.0), ("dora", 3000.0 * times)):

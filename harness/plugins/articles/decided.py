@@ -75,10 +75,10 @@ def summary(article: str) -> str:
 
 def _split(article: str) -> str:
     """What the article is split into: a sentence, since it numbers no claims itself."""
-    undecidable = [name for name, by in DECIDED_BY[article].items() if not by.startswith("study_")]
-    decidable = len(DECIDED_BY[article]) - len(undecidable)
-    rest = f", and {len(undecidable)} that need a larger one ({', '.join(undecidable)})" if undecidable else ""
-    return f"We split the article into {decidable} claims that records of this model can decide{rest}."
+    claims = find(article).claims
+    larger = [name for name, claim in claims.items() if claim.least_model]
+    rest = f", and {len(larger)} that need a larger one ({', '.join(larger)})" if larger else ""
+    return f"We split the article into {len(claims) - len(larger)} claims that records of this model can decide{rest}."
 
 
 def _effect(merged: MergedVerdict) -> str:
