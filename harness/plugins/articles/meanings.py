@@ -24,9 +24,8 @@ def explanation(claim: Claim) -> Iterator[tuple[str, str]]:
     if meaning is None:
         return
     yield "The article", f"“{meaning.sentence}”" if meaning.quoted else f"{meaning.sentence} (a paraphrase)"
-    yield "Measured", meaning.measured
-    yield "Bound", meaning.bound
-    yield "Can't show", meaning.limits
+    for heading, text in (("Measured", meaning.measured), ("Bound", meaning.bound), ("Can't show", meaning.limits)):
+        yield heading, text[0].upper() + text[1:]
     if claim.least_model:
         yield "Model", needs(claim.least_model)
 

@@ -113,7 +113,7 @@ MEANINGS = {
         "Once merged, DoRA serves as fast as LoRA",
         "the bytes of the merged weights of DoRA over those of LoRA: equal ones are the same matrices of the same "
         "base, so the rate is the same by construction. The measured ratio of decoding rates is a check",
-        "equal bytes; the measured rates within 10%, by which repeats of one model on a busy machine differ too",
+        "equal bytes; the measured rates within 10%, less than which hardly anybody notices",
         "The speed of an adapter that is not merged, which differs",
     ),
     "dora-stability": Meaning(
@@ -127,8 +127,8 @@ MEANINGS = {
         "In the row of the table on convergence: DoRA often matches full fine-tuning",
         "the raw tokens that DoRA takes to the lowest validation loss that all runs of both reach, over those of "
         "full fine-tuning",
-        "0.8 to 1.25 times: the range within which regulators of medicines call two products equivalent, and less "
-        "than one doubling of the number of steps by far",
+        "0.8 to 1.25 times: the range within which regulators of medicines call two products equivalent, and a "
+        "quarter more or fewer steps changes no plan",
         "The other words of that row, which we do not have. What happens after the common loss",
     ),
     "qlora-memory": Meaning(
