@@ -11,13 +11,12 @@ from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, bit
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import Gain, any_gain, scored_gain
 from harness.report.frame import score_name
-from harness.report.headline import LEARNED, MMLU, PLAIN_TEXT
+from harness.report.headline import LEARNED, MMLU, PLAIN_TEXT, base_of
 
 CLAIMS = Claims()
 ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU, and solve more of GSM8K, than chance does
 REASONING = tuple(LEARNED[data] for data in ("gsm8k", "wordmath", "wordmath_short"))
 FORMAT = "ifeval/prompt_level_strict_acc/none"
-BASES = {4: "base_nf4", 8: "base_int8"}  # untuned models by the bits of their weights
 
 
 def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool = False) -> Judgement:
@@ -35,7 +34,7 @@ def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool = F
     for method in TUNED:
         if (method,) not in chosen:
             continue
-        base = _base(at, method)
+        base = base_of(at.chosen(chosen[method,])[0])
         if (base,) not in chosen or (method == "galore" and never_renewed(at.chosen(chosen[method,]))):
             left_out.append(method)
             continue
@@ -53,12 +52,6 @@ def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool = F
         return replace(judgement, why=judgement.why + without)
     worst = max(losses, key=lambda method: losses[method].intervals(1).value)
     return replace(judgement, why=f"{worst} loses most{without}")
-
-
-def _base(at: Evidence, method: str) -> str:
-    """The untuned model that a method started from, with weights quantised as the method's are."""
-    bits = next((record.cell.settings.method.bits for record in at.of(method)), None)
-    return BASES.get(bits, "base") if bits else "base"
 
 
 def _untrained(at: Evidence, scores: Sequence[str]) -> str | None:

@@ -18,7 +18,7 @@ import pandas as pd
 from harness import units
 from harness.record import Record
 from harness.report.frame import TRAIN_MEMORY
-from harness.report.headline import learned, trained_for
+from harness.report.headline import base_of, learned, trained_for
 from harness.report.memory import comparable
 from harness.report.pairwise import contests
 from harness.report.select import Choice, Place
@@ -146,7 +146,7 @@ def _mean_over(tokens: np.ndarray, losses: np.ndarray) -> float:
 
 def _start(row: Row, rows: Sequence[Row]) -> float | None:
     """The loss before training: that of the base in the same place, with weights quantised as the row's are."""
-    base = {None: "base", 4: "base_nf4", 8: "base_int8"}[row.records[0].cell.settings.method.bits]
+    base = base_of(row.records[0])
     losses = [r.mean("validation_loss") for r in rows if (r.place, r.method) == (row.place, base) and r.finished]
     return losses[0] if losses else None
 
