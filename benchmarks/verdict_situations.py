@@ -11,16 +11,7 @@ from situations import ALIKE, Outcome, inside, situation
 
 from harness.plugins.articles.article import Article
 from harness.plugins.articles.beyond_lora import ARTICLE as BEYOND_LORA
-from harness.plugins.articles.claims import (
-    DEPENDS,
-    OPEN,
-    REFUTED,
-    SUPPORTED,
-    TOO_SMALL,
-    Decision,
-    Judgement,
-    Verdict,
-)
+from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL, Decision, Judgement, Verdict
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.lora_without_regret import ARTICLE as WITHOUT_REGRET
 from harness.plugins.articles.merged import merge

@@ -26,6 +26,9 @@ DEPENDS: Decision = "depends"
 OPEN: Decision = "not decided"
 MOST_SEEDS = 30  # more are no advice
 STRADDLES = "The interval includes both outcomes"
+ONE_SEED = "One seed"  # the interval lacks what seeds add
+MORE_ITEMS = "with more items (a larger `eval.limit`, or `data.test_share` of your own data)"
+EASIER_ITEMS, HARDER_ITEMS = "with easier items", "with harder items"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Judgement:
     infinite where it sets none; None if the claim is no such range. of_items: the share of the error's square that is
     of items, which more seeds do not lessen. by_seeds: whether more seeds narrow the interval at all. corrected: the
     decision if the intervals are widened for this many comparisons; None where there is none to widen. small, ratio: as
-    of `Bounds`.
+    of `Bounds`. remedy: what to change in the sweep that decides it, where more seeds are no remedy.
     """
 
     decision: Decision
@@ -100,6 +103,7 @@ class Judgement:
     corrected: Callable[[int], Decision] | None = field(default=None, compare=False, repr=False)
     small: tuple[float, float] | None = None
     ratio: bool = False
+    remedy: str = ""
 
     def among(self, comparisons: int) -> Decision:
         """The decision as one of so many: by intervals that all cover in 95% of studies (Bonferroni)."""
@@ -116,6 +120,7 @@ def judged(
     unfair: str = "",
     of_items: float = 0.0,
     by_seeds: bool = True,
+    remedy: str = "",
 ) -> Judgement:
     """The judgement by `bounds` on an effect.
 
@@ -137,6 +142,7 @@ def judged(
         None if unfair else lambda comparisons: bounds.judge(intervals(comparisons)),
         bounds.small,
         bounds.ratio,
+        remedy,
     )
 
 
@@ -234,15 +240,31 @@ def enough_seeds(judgement: Judgement) -> float | None:
     None where the claim is no range, one seed tells nothing of others, seeds are not what tells more, or the interval
     has no end on the side of a limit.
     """
+    return _seeds_to_part(judgement, (*(judgement.range or ()), *(judgement.small or ())))
+
+
+def excluding_seeds(judgement: Judgement) -> float | None:
+    """As `enough_seeds`: how many would show that a claim does not hold; None if its effect is where it puts it.
+
+    Fewer do than decide whether an effect on the other side matters.
+    """
+    low, high = judgement.range or (-math.inf, math.inf)
+    if judgement.effect is None or low < judgement.effect.value < high:
+        return None
+    return _seeds_to_part(judgement, (low, high))
+
+
+def _seeds_to_part(judgement: Judgement, limits: Sequence[float]) -> float | None:
+    """How many seeds would part the effect's interval from the nearest of `limits` on each side."""
     effect, seeds = judgement.effect, judgement.seeds or 0
-    informative = judgement.by_seeds and seeds > 1
-    if judgement.decision != OPEN or not informative or effect is None or judgement.range is None:
+    informative = judgement.by_seeds and seeds > 1 and judgement.corrected is not None and not judgement.remedy
+    if judgement.decision != OPEN or not informative or effect is None:
         return None
     scaled = logarithm if judgement.ratio else float
     value, low, high = map(scaled, effect)
-    limits = [scaled(limit) for limit in (*judgement.range, *(judgement.small or ()))]
-    below = max((limit for limit in limits if limit <= value), default=-math.inf)
-    above = min((limit for limit in limits if limit > value), default=math.inf)
+    ends = [scaled(limit) for limit in limits]
+    below = max((end for end in ends if end <= value), default=-math.inf)
+    above = min((end for end in ends if end > value), default=math.inf)
     sides = ((value - low, value - below), (high - value, above - value))
     lack = max((half / (room or 1e-9) for half, room in sides if math.isfinite(room)), default=math.inf)
     if math.isinf(lack):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +56,10 @@ def table(article: str) -> str:
 
 
 def summary(article: str) -> str:
-    """How many claims we take the article for, and these in words with their effects, by verdict, as a list."""
+    """How many claims we take the article for, and these in words with their effects, by verdict, as a list.
+
+    Without how the words are measured, which stands in brackets, unless two claims would read alike.
+    """
     heads = {
         SUPPORTED: "Supported",
         REFUTED: "Refuted",
@@ -64,11 +68,12 @@ def summary(article: str) -> str:
         OPEN: "Not decided",
     }
     judged = verdicts(article)
+    texts = Counter(map(_without_brackets, judged.judged))
     lines = [_split(article), ""]
     for decision, head in heads.items():
         alike = [merged for merged in judged.judged if merged.judgement.decision == decision]
         lines += [f"- **{head}**"] if alike else []
-        lines += [f"    - {merged.claim.text}: {_effect(merged)}" for merged in alike]
+        lines += [_line(merged, whole=texts[_without_brackets(merged)] > 1) for merged in alike]
     lines += [f"- **Not judged**, since cells are missing: {not_judged_text(judged)}"] if judged.not_judged else []
     return "\n".join(lines) + "\n"
 
@@ -81,16 +86,15 @@ def _split(article: str) -> str:
     return f"We split the article into {len(claims) - len(larger)} claims that records of this model can decide{rest}."
 
 
-def _effect(merged: MergedVerdict) -> str:
-    """The effect, and over which studies it is the verdict."""
-    if len(merged.counted) == 1 or not merged.depends_on:
-        return f"{effect_text(merged)}, {studies_text(merged)}"
-    counts = Counter(verdict.judgement.decision for verdict in merged.counted)
-    names = {DEPENDS: "mixed"}
-    order = sorted(counts, key=lambda one: one == OPEN)  # what is open comes last
-    parts = [f"{names.get(decision, decision)} in {counts[decision]}" for decision in order]
-    on = " and ".join(merged.depends_on)
-    return f"{effect_text(merged)}, depends on {on}: of {len(merged.counted)} places {', '.join(parts)}"
+def _line(merged: MergedVerdict, whole: bool) -> str:
+    """The claim, without what is in brackets unless `whole`, its effect, and over which studies it is the verdict."""
+    text = merged.claim.text if whole else _without_brackets(merged)
+    on = f"on {' and '.join(merged.depends_on)}, " if merged.depends_on else ""
+    return f"    - {text}: {effect_text(merged)}, {on}{studies_text(merged)}"
+
+
+def _without_brackets(merged: MergedVerdict) -> str:
+    return re.sub(r" \([^)]*\)", "", merged.claim.text)
 
 
 def claims(article: str) -> str:

@@ -7,8 +7,9 @@
 Places that agree give their decision. Places that leave the claim open do not overrule those that decide it, but they
 are counted: among many places one is soon on the wrong side by chance. So unless all places decide alike, only those
 count that are decided by intervals corrected for the number of places, by Holm's method. Of such places, different
-decisions mean that the claim depends on what tells these places apart. A place that can't test the claim (it has one
-seed, its runs differ in more than the methods) is listed, and counts for nothing.
+decisions mean that the claim depends on what tells these places apart. A place that can't test the claim (its runs
+differ in more than the methods) is listed, and counts for nothing. Neither does one seed decide anything, as its
+interval lacks what seeds add; but where it lies wholly elsewhere, nothing is decided.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Protocol
 from harness import units
 from harness.plugins.articles.claims import (
     DEPENDS,
+    ONE_SEED,
     OPEN,
+    Bounds,
     Claim,
     Decision,
     Judgement,
@@ -171,22 +174,38 @@ def _merged(places: Sequence[Verdict]) -> MergedVerdict:
     counted = _counted(places)
     judgements = [verdict.judgement for verdict in counted]
     decision = merged_decision(judgements)
+    against = _contradicting(places, decision)
+    decision = OPEN if against else decision
     closest = _closest(counted, decision)
     depends_on = _depends_on(counted) if decision == DEPENDS else ()
     judgement = closest.judgement
-    if len(counted) > 1:
+    if len(counted) > 1 or against:
         judgement = replace(
             judgement,
             decision=decision,
             seeds=fewest_seeds(judgements),
             records=_records(counted),
-            why=_why(counted, decision, depends_on),
+            why=_why(counted, decision, depends_on, against),
             by_seeds=False,  # how many seeds of which place would do depends on all places
             corrected=None,
         )
     if rest := len(places) - len(counted):
         judgement = replace(judgement, why="; ".join(filter(None, [judgement.why, _untested(rest)])))
     return MergedVerdict(closest.claim, judgement, tuple(places), closest, depends_on)
+
+
+def _contradicting(places: Sequence[Verdict], decision: Decision) -> list[Verdict]:
+    """The places of one seed whose interval, as narrow as it is, is wholly where it would give another decision."""
+    if decision in (OPEN, DEPENDS):
+        return []
+    return [verdict for verdict in places if _of_one_seed(verdict.judgement) not in (OPEN, decision)]
+
+
+def _of_one_seed(judgement: Judgement) -> Decision:
+    """What the interval of one seed would decide if seeds added nothing to it; open of other judgements."""
+    if judgement.why != ONE_SEED or judgement.effect is None or judgement.range is None:
+        return OPEN
+    return Bounds(*judgement.range, judgement.small, judgement.ratio).judge(judgement.effect)
 
 
 def _untested(places: int) -> str:
@@ -262,14 +281,16 @@ def _disjoint(sets: Sequence[set[str]]) -> bool:
     return sum(map(len, sets)) == len(set().union(*sets))
 
 
-def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[str]) -> str:
+def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[str], against: Sequence[Verdict]) -> str:
     """Which places decide what; a place's own reasons stand with its own verdict."""
     by_decision: dict[Decision, list[str]] = defaultdict(list)
     for verdict in counted:
         by_decision[verdict.judgement.decision].append(place_label(verdict, counted))
     order = sorted(by_decision, key=lambda one: one == OPEN)  # what is open comes last
     parts = [f"{'mixed' if one == DEPENDS else one} in {', '.join(by_decision[one])}" for one in order]
-    if decision == OPEN and set(by_decision) != {OPEN}:
+    if against:
+        parts.append(f"one seed of {', '.join(place_label(one, against) for one in against)} says otherwise")
+    elif decision == OPEN and set(by_decision) != {OPEN}:
         parts.append(f"of {units.plural(len(counted), 'place')} that may be chance")
     listed = "; ".join(parts)
     return f"Depends on {' and '.join(depends_on)}: {listed}" if depends_on else f"{listed[0].upper()}{listed[1:]}"

@@ -6,16 +6,19 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from harness.plugins.articles.claims import (
     DEPENDS,
+    EASIER_ITEMS,
+    HARDER_ITEMS,
+    MORE_ITEMS,
+    ONE_SEED,
     OPEN,
     REFUTED,
-    STRADDLES,
     SUPPORTED,
     TOO_SMALL,
     Bounds,
@@ -32,8 +35,9 @@ from harness.record import Record, micro_batches
 from harness.report import statistics
 from harness.report.conditions import differing, numerics, started
 from harness.report.select import Choice
-from harness.report.statistics import ALPHA, Interval, MemoryPeak, Run
+from harness.report.statistics import ALPHA, Answers, Interval, MemoryPeak, Run
 
+FLOOR = 0.02  # scores below it, or as close to 1, are of items that are too hard or too easy to tell models apart
 POINT = 0.01  # a difference in a score that is surely smaller is too small to matter
 BETTER = Bounds(low=POINT, small=(-POINT, POINT), margin="1 point")
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}  # the matrices of attention, as target_modules names them
@@ -87,9 +91,9 @@ def scored_gain(
         for sample, side in ((one[0], ones), (other[0], others))
         if at.chosen(*side)[0].cell.seed is not None  # an untuned model has no seeds
     )
-    unfair = ""
+    unfair, remedy = _at_an_end(one[0], other[0])
     if seeds < 2:
-        unfair = "One seed"
+        unfair = ONE_SEED
     elif unequal := differing(at.chosen(*ones), at.chosen(*others), numerics):
         unfair = unlike(unequal)
 
@@ -97,8 +101,28 @@ def scored_gain(
         return difference.statistic.interval(ALPHA / comparisons)
 
     items = one[0].values.shape[1]
-    judgement = judged(intervals, bounds, seeds, used, items=items, unfair=unfair, of_items=difference.items)
+    if not remedy and _shares(one[0], other[0]) and items * abs(bounds.low) < 1:
+        remedy = MORE_ITEMS  # one answer is more than the bound
+    of_items = difference.items
+    judgement = judged(intervals, bounds, seeds, used, items=items, unfair=unfair, of_items=of_items, remedy=remedy)
     return Gain(judgement, intervals)
+
+
+def _at_an_end(one: Answers, other: Answers) -> tuple[str, str]:
+    """Why right and wrong answers can't tell two methods apart, and the remedy; both empty if they can."""
+    means = [float(sample.values.mean()) for sample in (one, other)]
+    if not _shares(one, other):
+        return "", ""
+    if max(means) < FLOOR:
+        return f"Both score below {100 * FLOOR:.0f}%: the items are too hard to tell them apart", EASIER_ITEMS
+    if min(means) > 1 - FLOOR:
+        return f"Both score above {100 - 100 * FLOOR:.0f}%: the items are too easy to tell them apart", HARDER_ITEMS
+    return "", ""
+
+
+def _shares(*samples: Answers) -> bool:
+    """Whether all values are shares of right answers."""
+    return all(sample.values.min() >= 0 and sample.values.max() <= 1 for sample in samples)
 
 
 def each_gain(gains: Sequence[Gain], bounds: Bounds) -> Judgement:
@@ -144,7 +168,8 @@ def _of_gains(
     whole = judged(intervals, bounds, fewest_seeds(each), names(each), items=at.items, of_items=at.of_items)
     unfair = next((gain.judgement.why for gain in gains if not gain.fair), "")
     why = unfair or bounds.undecided(shown) if whole.decision == OPEN else ""
-    return replace(whole, effect=shown, why=why)
+    remedy = next((judgement.remedy for judgement in each if judgement.remedy), "")
+    return replace(whole, effect=shown, why=why, remedy=remedy)
 
 
 def unlike(facts: Iterable[str]) -> str:
@@ -351,9 +376,6 @@ def hold_all(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
     does and the others are supported.
     """
     judgements = [judgement for _, judgement in parts]
-    for judgement in judgements:
-        if judgement.effect is None:
-            return judgement
 
     def decide(comparisons: int) -> Decision:
         alone = {judgement.among(comparisons) for judgement in judgements}
@@ -366,19 +388,28 @@ def hold_all(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
         return OPEN
 
     decision = decide(1)
+    if decision == OPEN and (lacks := [judgement for judgement in judgements if judgement.effect is None]):
+        return lacks[0]
     deciding = [
         (part, judgement)
         for part, judgement in parts
         if (judgement.decision != SUPPORTED if decision == OPEN else judgement.among(len(parts)) == decision)
     ]
     shown = _worst([judgement for _, judgement in deciding] or judgements)
-    reasons = {
-        SUPPORTED: "",
-        REFUTED: f"Refuted by {' and '.join(part for part, _ in deciding)}",
-        TOO_SMALL: f"Too small of {' and '.join(part for part, _ in deciding)}",
-    }
-    why = reasons.get(decision, "; ".join(f"{part}: {j.why or j.decision}" for part, j in deciding))
+    named = " and ".join(part for part, _ in deciding)
+    whys = {SUPPORTED: "", REFUTED: f"Refuted by {named}", TOO_SMALL: f"Too small of {named}"}
+    why = whys[decision] if decision in whys else _reasons(deciding, len(parts))
     return _composed(shown, judgements, decision, why, decide)
+
+
+def _reasons(deciding: Sequence[tuple[str, Judgement]], parts: int) -> str:
+    """Why the parts that decide are as they are; without their names if that is so of all `parts` for one reason."""
+    by_reason = defaultdict(list)
+    for part, judgement in deciding:
+        by_reason[judgement.why or judgement.decision].append(part)
+    if len(by_reason) == 1 and len(deciding) == parts:
+        return next(iter(by_reason))
+    return "; ".join(f"{' and '.join(named)}: {reason}" for reason, named in by_reason.items())
 
 
 def _composed(
@@ -394,14 +425,14 @@ def _composed(
 
 
 def _worst(judgements: Sequence[Judgement]) -> Judgement:
-    """The one whose effect is closest to leaving its range, or beyond it; one without an effect comes first.
+    """The one whose effect is closest to leaving its range, or beyond it; one without an effect comes last.
 
     Ratios are compared by their logarithms, so a range that begins at 0 has no end there.
     """
 
     def margin(judgement: Judgement) -> float:
         if judgement.effect is None:
-            return -math.inf
+            return math.inf
         scaled = logarithm if judgement.ratio else float
         low, high = map(scaled, judgement.range or (-math.inf, math.inf))
         value = scaled(judgement.effect.value)
@@ -410,12 +441,28 @@ def _worst(judgements: Sequence[Judgement]) -> Judgement:
     return min(judgements, key=margin)
 
 
-def best_rate(label: str, records: Sequence[Record]) -> Judgement:
-    """The learning rate with the least validation loss among `records`, which differ only in rate and seed.
+@dataclass(frozen=True)
+class Rate:
+    """A best learning rate, or a ratio of two.
 
-    The effect is `statistics.optimum`. Never decided: the caller compares it. `why` is set if there is no optimum or it
-    rests on one seed.
+    intervals: as of `judged`; None if there is none, for the reason `why`. seeds, used: as of `judged`.
     """
+
+    intervals: Callable[[int], Interval] | None
+    seeds: int
+    used: tuple[str, ...]
+    why: str = ""
+
+    def judge(self, bounds: Bounds) -> Judgement:
+        """The judgement on a rate; `bounds` of a ratio."""
+        if self.intervals is None:
+            return Judgement(OPEN, None, self.seeds, None, self.used, self.why)
+        return judged(self.intervals, bounds, self.seeds, self.used, unfair=ONE_SEED if self.seeds < 2 else "")
+
+
+def best_rate(label: str, records: Sequence[Record]) -> Rate:
+    """The learning rate with the least validation loss among `records`, which differ only in rate and seed:
+    `statistics.optimum`."""
     used = tuple(record.cell.name for record in records)
     losses: dict[float, dict[int | None, float]] = defaultdict(dict)
     for record in records:
@@ -425,24 +472,46 @@ def best_rate(label: str, records: Sequence[Record]) -> Judgement:
     optimum = statistics.optimum(losses)
     if isinstance(optimum, str):
         why = optimum.replace("The best rate", f"{label}'s best rate", 1)
-        return Judgement(OPEN, None, seeds, None, used, why if label in why else f"{optimum} of {label}")
-    return Judgement(OPEN, optimum, seeds, None, used, "One seed" if seeds < 2 else "")
+        return Rate(None, seeds, used if len(losses) > 1 else (), why if label in why else f"{optimum} of {label}")
+    best = optimum
+
+    def intervals(comparisons: int) -> Interval:
+        widened = statistics.optimum(losses, ALPHA / comparisons)
+        return best if isinstance(widened, str) else widened  # whether there is one does not depend on the level
+
+    return Rate(intervals, seeds, used)
 
 
-def rate_ratio(one: Judgement, other: Judgement) -> Judgement:
-    """The ratio of two rates of `best_rate`. Never decided."""
-    if one.effect is None or one.why:
-        return Judgement(OPEN, None, one.seeds, None, one.records, one.why)
-    if other.effect is None or other.why:
-        return Judgement(OPEN, None, other.seeds, None, other.records, other.why)
-    effect = statistics.ratio_of_optima(one.effect, other.effect)
-    return Judgement(OPEN, effect, fewest_seeds([one, other]), None, names([one, other]))
+def rate_ratio(one: Rate, other: Rate) -> Rate:
+    """The ratio of two rates of `best_rate`."""
+    seeds, used = min(one.seeds, other.seeds), tuple(dict.fromkeys((*one.used, *other.used)))
+    if (ones := one.intervals) is None or (others := other.intervals) is None:
+        return Rate(None, seeds, used if one.used and other.used else (), one.why or other.why)
+    return Rate(lambda comparisons: statistics.ratio_of_optima(ones(comparisons), others(comparisons)), seeds, used)
 
 
-def within(judgement: Judgement, low: float, high: float) -> Judgement:
-    """Decides whether the effect of `judgement` lies between `low` and `high`; one without an effect stays open."""
-    if judgement.effect is None or judgement.why:
-        return judgement
-    decision = Bounds(low, high, ratio=True).judge(judgement.effect)
-    why = STRADDLES if decision == OPEN else ""
-    return replace(judgement, decision=decision, items=None, why=why, range=(low, high), ratio=True)
+def each_batch(at: Evidence, rule: Callable[[Evidence], Judgement]) -> Judgement:
+    """What `rule` concludes at each batch size, combined by `everywhere`: a best learning rate is that of its batch
+    size.
+
+    Batch sizes without the cells that the rule needs are left out where others have them.
+    """
+    sizes = sorted({batch_size(record) or 0 for record in at.records})
+    parts = [(f"batch size {size or None}", rule(at.where(_of_batch(size)))) for size in sizes]
+    tried = [(where, judgement) for where, judgement in parts if judgement.effect or judgement.records]
+    if len(tried) < 2:
+        return tried[0][1] if tried else parts[0][1]
+    return everywhere(tried)
+
+
+def _of_batch(size: int) -> Callable[[Record], bool]:
+    return lambda record: (batch_size(record) or 0) == size
+
+
+def batch_size(record: Record) -> int | None:
+    """Sequences per optimizer step; None if unknown."""
+    train = train_settings(record)
+    if isinstance(whole := train.get("global_batch"), int):
+        return whole
+    size = train.get("batch_size")
+    return size * (train.get("grad_accum") or 1) if isinstance(size, int) else None

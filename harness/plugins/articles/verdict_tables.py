@@ -15,6 +15,7 @@ from harness.plugins.articles import meanings
 from harness.plugins.articles.article import Article, command, effect_text, tally, to_decide
 from harness.plugins.articles.claims import (
     DEPENDS,
+    MORE_ITEMS,
     MOST_SEEDS,
     OPEN,
     REFUTED,
@@ -23,6 +24,7 @@ from harness.plugins.articles.claims import (
     Judgement,
     Verdict,
     enough_seeds,
+    excluding_seeds,
     needs,
 )
 from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, MergedVerdict, place_label
@@ -125,7 +127,7 @@ def _all_too_small(merged: MergedVerdict) -> bool:
 
 
 def _seeds_text(seeds: float) -> str:
-    return "more items" if math.isinf(seeds) else f"> {MOST_SEEDS} seeds" if seeds > MOST_SEEDS else f"{seeds} seeds"
+    return "more items" if math.isinf(seeds) else f"{seeds} seeds"
 
 
 def _title(article: Article, verdicts: ArticleVerdicts) -> str:
@@ -171,11 +173,14 @@ def _deciding(merged: MergedVerdict) -> str:
     """The command, with as many seeds as are enough where that can be told."""
     run, seeds = to_decide(merged), enough_seeds(merged.judgement)
     if seeds is None:
-        return f"`{run}`"
+        return f"`{run}` {merged.judgement.remedy}".rstrip()
+    fewer = excluding_seeds(merged.judgement)
+    shows = "" if fewer is None or not fewer < seeds else f"; {fewer} seeds would show that it does not hold"
     if math.isinf(seeds):
-        return f"`{run}` with more items (`eval.limit`): no number of seeds is enough, if the effect stays"
+        return f"`{run}` {MORE_ITEMS}: no number of seeds is enough, if the effect stays{shows}"
     if seeds > MOST_SEEDS:
-        return f"`{run}` with more than {MOST_SEEDS} seeds, if the effect stays"
+        items = "" if merged.judgement.items is None else f", or {MORE_ITEMS.removeprefix('with ')}"
+        return f"`{run}` with {seeds} seeds{items}, if the effect stays{shows}"
     return f"`{run}` ({seeds} seeds, if the effect stays)"
 
 
@@ -227,7 +232,7 @@ def _data(verdict: JudgedClaim) -> dict[str, Any]:
     study, model, data = verdict.place
     values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
     effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)
-    for name in ("effect", "range", "small", "ratio", "corrected"):  # the last is a function
+    for name in ("effect", "range", "small", "ratio", "remedy", "corrected"):  # the last is a function
         del values[name]
     place = {"study": study, "model": model, "data": data}
     claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}

@@ -21,8 +21,8 @@ LEAST = {3: 0.5, 4: 0.15, 5: 0.1}
 Seed = TypeVar("Seed", bound=Hashable)
 
 
-def optimum(losses: Mapping[float, Mapping[Seed, float]]) -> Interval | str:
-    """The rate with the least loss and its 95% interval, or the reason why there is none.
+def optimum(losses: Mapping[float, Mapping[Seed, float]], alpha: float = ALPHA) -> Interval | str:
+    """The rate with the least loss and its interval, of 95% by default, or the reason why there is none.
 
     losses: by rate and seed. Seeds that have a loss at every rate count, and are paired: a seed's own level is no
     noise.
@@ -52,7 +52,7 @@ def optimum(losses: Mapping[float, Mapping[Seed, float]]) -> Interval | str:
     x, table, best = x[first:beyond], table[:, first:beyond], best - first
     start = min(max(0, best - POINTS // 2), max(0, len(x) - POINTS))
     near = slice(start, start + POINTS)
-    value, low, high = _least(x[near], table[:, near], best - start)
+    value, low, high = _least(x[near], table[:, near], best - start, alpha)
     margin = LEAST[len(x[near])] * (x[best + 1] - x[best - 1]) / 2
     return Interval(math.exp(value), math.exp(min(low, value - margin)), math.exp(max(high, value + margin)))
 
@@ -71,14 +71,14 @@ def ratio_of_optima(one: Interval, other: Interval) -> Interval:
     return Interval(math.exp(a - b), low, high)
 
 
-def _least(x: np.ndarray, table: np.ndarray, best: int) -> tuple[float, float, float]:
+def _least(x: np.ndarray, table: np.ndarray, best: int, alpha: float) -> tuple[float, float, float]:
     """Where the curve through the means of `table` (seeds, rates) is least between the neighbours of rate `best`, and
     the ends of its interval, all as x is: logarithms."""
     seeds, n = table.shape
     means = table.mean(axis=0)
     rest = table - means - table.mean(axis=1, keepdims=True) + table.mean()
     freedom = (seeds - 1.0) * (n - 1) or math.inf
-    t2 = quantile(1 - ALPHA / 2, freedom) ** 2 * float((rest**2).sum()) / freedom / seeds  # 0 of one seed
+    t2 = quantile(1 - alpha / 2, freedom) ** 2 * float((rest**2).sum()) / freedom / seeds  # 0 of one seed
     ends = x - x[best]
     bases = [Polynomial(part) for part in np.linalg.inv(np.vander(ends, increasing=True)).T]  # 1 at one rate, else 0
     curve = sum(mean * basis for mean, basis in zip(means, bases, strict=True))

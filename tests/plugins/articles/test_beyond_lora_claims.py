@@ -15,7 +15,7 @@ from records import MIB, make_record, measured
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.plugins.articles.article import effect_text
+from harness.plugins.articles.article import effect_text, every
 from harness.plugins.articles.beyond_lora import ARTICLE
 from harness.plugins.articles.beyond_lora.methods import TUNED
 from harness.plugins.articles.claims import (
@@ -29,6 +29,7 @@ from harness.plugins.articles.claims import (
     Judgement,
     Verdict,
     enough_seeds,
+    excluding_seeds,
     judged,
 )
 from harness.plugins.articles.evidence import Evidence
@@ -91,6 +92,46 @@ def test_seeds_that_are_enough_for_a_score_whose_error_is_of_items_too(of_items,
     assert enough_seeds(judgement) == seeds
     assert enough_seeds(replace(judgement, seeds=1)) is None
     assert enough_seeds(replace(judgement, by_seeds=False)) is None
+
+
+def test_fewer_seeds_show_that_a_claim_does_not_hold_than_decide_whether_the_effect_matters():
+    """DoRA is behind by 0.7 points: that it is a point better is soon excluded, that it is a point worse is not."""
+    judgement = judged(lambda comparisons: Interval(-0.007, -0.066, 0.051), BETTER, 5, (), items=1000, of_items=0.01)
+    assert enough_seeds(judgement) == math.inf
+    assert excluding_seeds(judgement) == 66
+    assert excluding_seeds(replace(judgement, effect=Interval(0.02, -0.04, 0.08))) is None
+    claim = Verdict(CLAIMS["dora-task"], ("s", "m", "d"), judgement)
+    caption = " ".join(claim_table(ARTICLE, merge([claim])).caption)
+    assert "data.test_share" in caption
+    assert "no number of seeds is enough, if the effect stays; 66 seeds would show that it does not hold" in caption
+
+
+@pytest.mark.parametrize(
+    ("scores", "why", "remedy"),
+    [
+        ((0.0, 0.01), "Both score below 2%: the items are too hard to tell them apart", "with easier items"),
+        ((1.0, 0.99), "Both score above 98%: the items are too easy to tell them apart", "with harder items"),
+    ],
+)
+def test_a_test_at_its_end_is_not_mended_by_seeds(study, scores, why, remedy):
+    for method, score in zip(("lora", "dora"), scores, strict=True):
+        study.seeds(method, 16, 3, gsm8k=score)
+    judgement = study.judgement("dora-task")
+    assert (judgement.decision, judgement.why, judgement.remedy) == (OPEN, why, remedy)
+    assert enough_seeds(judgement) is None
+    (verdict,) = (v for v in ARTICLE.verdicts(study.records, study.folder) if v.claim.name == "dora-task")
+    shown = claim_table(ARTICLE, merge([verdict])).caption
+    assert f"dora-task: {why}. To decide it, run `python -m harness sweep rank` {remedy}." in shown
+
+
+def test_of_few_items_one_answer_is_more_than_the_bound(study, monkeypatch):
+    monkeypatch.setattr("judged_study.N", 37)
+    for method, score in (("lora", 0.5), ("dora", 0.55)):
+        study.seeds(method, 16, 3, gsm8k=score)
+    judgement = study.judgement("dora-task")
+    assert judgement.items == 37
+    assert "data.test_share" in judgement.remedy
+    assert enough_seeds(judgement) is None
 
 
 @pytest.mark.parametrize(("sway", "least", "most"), [(0.1, 0.0, 0.1), (0.0, 0.8, 1.0)])
@@ -612,6 +653,18 @@ def test_claims_of_several_data_sets_stand_where_they_are_decided(study):
     assert all(names.count(name) == 2 for name in names)
     assert len(first.rows) == len(places.rows) / 2 == len(names) / 2
     assert len(first.data) == len(CLAIMS) + len(names) / 2
+
+
+@pytest.mark.parametrize("article", every(), ids=lambda article: article.name)
+def test_every_judgement_can_be_judged_again_as_one_of_several(article):
+    folder = ROOT / "results" / "reference" / "smollm2"
+    verdicts = article.verdicts(read_study(folder)[0], folder)
+    effects = [verdict.judgement for verdict in verdicts if verdict.judgement.effect]
+    assert effects
+    for judgement in effects:
+        assert judgement.range is not None
+        assert judgement.among(1) == judgement.decision
+        assert judgement.among(10_000) in (judgement.decision, OPEN)
 
 
 def test_a_place_that_leaves_a_claim_open_is_not_dropped_for_one_that_decides_it(study):

@@ -11,7 +11,7 @@ from judged_study import JudgedStudy
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.plugins.articles.claims import OPEN, REFUTED, SUPPORTED, TOO_SMALL
+from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL
 from harness.plugins.articles.lora_without_regret import ARTICLE
 from harness.plugins.articles.rules import ATTENTION
 from harness.plugins.articles.verdict_tables import claim_lines
@@ -52,7 +52,7 @@ def add(
         (1.0, 1.0, 3, TOO_SMALL, "Too small of the smallest adapter"),
         (0.9, 1.0, 3, REFUTED, "Refuted by the smallest adapter"),
         (1.2, 1.1, 3, REFUTED, "Refuted by the largest adapter"),
-        (1.2, 1.0, 1, OPEN, "the smallest adapter: One seed; the largest adapter: One seed"),
+        (1.2, 1.0, 1, OPEN, "One seed"),
     ],
 )
 def test_rank_capacity(study, small, large, seeds, decision, why):
@@ -116,9 +116,9 @@ def test_adapters_of_one_rank_on_different_layers_are_two(study):
 # Learning rates
 
 
-def rates(study, method, best, rank=None, seeds=2, grid=(0.16, 0.4, 1, 2.5, 6.25)):
+def rates(study, method, best, rank=None, seeds=2, grid=(0.16, 0.4, 1, 2.5, 6.25), size=8):
     for factor in grid:
-        add(study, method, 1 + abs(np.log(factor)), seeds, rank=rank, lr=best * factor)
+        add(study, method, 1 + abs(np.log(factor)), seeds, rank=rank, lr=best * factor, size=size)
 
 
 @pytest.mark.parametrize(("times", "decision"), [(10, SUPPORTED), (1, REFUTED), (28, OPEN)])
@@ -206,12 +206,28 @@ def test_batch_penalty_needs_two_sizes_of_both_methods(study):
     assert study.judgement("batch-penalty").why == "No finished lora and full with two batch sizes"
 
 
-def test_other_claims_are_judged_at_the_smallest_batch(study):
-    for size, lora in ((4, 2e-4), (64, 2e-3)):
-        for factor in (0.16, 0.4, 1, 2.5, 6.25):
-            add(study, "full", 0.5 + abs(np.log(factor)), 2, lr=2e-5 * factor, size=size)
-            add(study, "lora", 0.5 + abs(np.log(factor)), 2, rank=16, lr=lora * factor, size=size)
-    assert study.judgement("lr-ratio").effect.value == pytest.approx(10)
+@pytest.mark.parametrize(("large", "decision"), [(2e-4, SUPPORTED), (2e-3, DEPENDS)])
+def test_a_best_learning_rate_is_that_of_its_batch_size(study, large, decision):
+    for size, lora in ((4, 2e-4), (64, large)):
+        rates(study, "full", 2e-5, size=size)
+        rates(study, "lora", lora, rank=16, size=size)
+    judgement = study.judgement("lr-ratio")
+    assert judgement.decision == decision
+    assert judgement.effect.value == pytest.approx(large / 2e-5)
+    assert judgement.why == ("supported at batch size 4; refuted at batch size 64" if decision == DEPENDS else "")
+
+
+def test_rates_that_were_not_tried_at_a_batch_size_are_no_evidence(study):
+    rates(study, "full", 2e-5)
+    rates(study, "lora", 2e-4, rank=16)
+    add(study, "lora", 0.1, 2, rank=16, size=64)
+    add(study, "full", 0.1, 2, size=64)
+    assert study.judgement("lr-ratio").decision == SUPPORTED
+    rates(study, "full", 2e-5, grid=(0.4, 1), size=128)  # here its best rate is at an end
+    rates(study, "lora", 2e-4, rank=16, size=128)
+    judgement = study.judgement("lr-ratio")
+    assert (judgement.decision, judgement.why) == (OPEN, "supported at batch size 8; not decided at batch size 128")
+    assert judgement.effect.value == pytest.approx(10)
 
 
 # As a whole

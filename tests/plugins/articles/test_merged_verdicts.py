@@ -136,6 +136,20 @@ def test_a_place_that_cannot_test_the_claim_counts_for_nothing_but_is_listed():
     assert merged(unknown, STRADDLING).judgement.effect == STRADDLING.effect
 
 
+def test_one_seed_that_lies_wholly_elsewhere_leaves_the_claim_open():
+    def single(value):
+        interval = Interval(value, value - 0.01, value + 0.01)
+        return judged(lambda places: interval, Bounds(high=0.5, ratio=True), 1, ("cell",), unfair="One seed")
+
+    verdict = merged(SURE, single(0.6))
+    assert verdict.judgement.decision == OPEN
+    assert verdict.judgement.why == "Supported in a; one seed of b says otherwise; 1 more place can't test it"
+    assert verdict.judgement.effect == SURE.effect
+    assert merged(SURE, single(0.4)).judgement.decision == SUPPORTED
+    assert merged(SURE, single(0.495)).judgement.decision == SUPPORTED, "it includes both outcomes"
+    assert merged(SURE, judgement(0.6), single(0.4)).judgement.decision == DEPENDS
+
+
 def test_only_places_that_could_be_judged_stand_behind_a_verdict():
     lacking = Judgement(OPEN, why="No finished full")
     verdicts = merge([*places(SURE, lacking), *places(lacking, studies="z")])

@@ -22,6 +22,9 @@ def test_claims_say_first_which_hold(tmp_path):
     study.add("base", gsm8k=0.2)
     for method in ("lora", "full"):
         study.seeds(method, gsm8k=0.6)
+    for record in study.records:
+        if record.cell.method == "full":
+            record.phases["train"].memory.allocated_peak *= 2
     lines = claim_table(article, article.merged([(study.records, tmp_path)])).answer
     assert lines[-2].startswith("Not decided: ")
     assert lines[-1].startswith("Not judged, since cells are missing: low-rank-spread, ")
@@ -37,7 +40,7 @@ def test_claims_of_several_places_have_one_verdict_and_a_row_for_each_place():
     hold, not_, depends, open_, _ = first.answer
     assert hold.startswith("These claims hold: lora-parameters, dora-parameters, dora-serving, qlora-memory, ")
     assert "galore-memory, " in not_ or not_.endswith("galore-memory.")
-    assert depends.startswith("These hold at some settings and not at others: lora-memory")
+    assert depends == "These hold at some settings and not at others: lora-memory."
     assert open_.startswith("Not decided: ")
     claims = [row[0] for row in first.rows]
     assert len(set(claims)) == len(claims)

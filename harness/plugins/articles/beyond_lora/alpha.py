@@ -13,17 +13,13 @@ from harness.plugins.articles.claims import (
     Bounds,
     Claims,
     Judgement,
-    fewest_seeds,
-    judged,
     lacking,
-    names,
     points,
     times,
     unchosen,
 )
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import best_rate, gain, rate_ratio
-from harness.record import Record
+from harness.plugins.articles.rules import Rate, best_rate, each_batch, gain, rate_ratio
 from harness.report.select import Choice
 from harness.report.statistics import Interval
 
@@ -116,7 +112,10 @@ def alpha_rank(at: Evidence) -> Judgement:
 
     Its interval is that of both factors at their worst, so it is rather too wide.
     """
-    at = at.tried
+    return each_batch(at.tried, _further)
+
+
+def _further(at: Evidence) -> Judgement:
     chosen = {(rank, alpha): c for (m, rank, alpha), c in at.choices("rank", "alpha").items() if m == "lora" and rank}
     ranks = [rank for rank, alpha in chosen if alpha == 2 * rank]
     if not ranks or max(ranks) < SPAN * min(ranks):
@@ -125,20 +124,22 @@ def alpha_rank(at: Evidence) -> Judgement:
     fixed = [alpha for rank, alpha in chosen if rank == low and (high, alpha) in chosen]
     if not fixed:
         return lacking(f"lora at r={low} and r={high} with one alpha")
-    rates = [
-        best_rate(f"lora r={rank} alpha={alpha:g}", _like(at, rank, alpha))
-        for rank, alpha in ((high, 2 * high), (low, 2 * low), (high, min(fixed)), (low, min(fixed)))
-    ]
-    moves = [rate_ratio(*rates[:2]), rate_ratio(*rates[2:])]
-    if lack := next((move for move in moves if move.effect is None or move.why), None):
-        return lack
-    scaled, kept = (_size(move.effect) for move in moves if move.effect)
-    effect = Interval(kept.value / scaled.value, kept.low / scaled.high, kept.high / scaled.low)
-    return judged(lambda comparisons: effect, MOVES, fewest_seeds(rates), names(rates))
+    scaled = rate_ratio(_best(at, high, 2 * high), _best(at, low, 2 * low))
+    kept = rate_ratio(_best(at, high, min(fixed)), _best(at, low, min(fixed)))
+    used, seeds = tuple(dict.fromkeys((*scaled.used, *kept.used))), min(scaled.seeds, kept.seeds)
+    if (own := scaled.intervals) is None or (other := kept.intervals) is None:
+        return Rate(None, seeds, used, scaled.why or kept.why).judge(MOVES)
+
+    def intervals(comparisons: int) -> Interval:
+        near, far = _size(own(comparisons)), _size(other(comparisons))
+        return Interval(far.value / near.value, far.low / near.high, far.high / near.low)
+
+    return Rate(intervals, seeds, used).judge(MOVES)
 
 
-def _like(at: Evidence, rank: int, alpha: float) -> list[Record]:
-    return [record for record in at.of("lora") if (record.cell.rank, record.cell.alpha) == (rank, alpha)]
+def _best(at: Evidence, rank: int, alpha: float) -> Rate:
+    records = [record for record in at.of("lora") if (record.cell.rank, record.cell.alpha) == (rank, alpha)]
+    return best_rate(f"lora r={rank} alpha={alpha:g}", records)
 
 
 def _size(ratio: Interval) -> Interval:

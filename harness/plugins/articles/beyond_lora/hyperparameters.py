@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
-
-import numpy as np
-
 from harness.plugins.articles.beyond_lora.data_sets import COMPLEX, trained_on
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
-from harness.plugins.articles.claims import (
-    OPEN,
-    Claims,
-    Judgement,
-    fewest_seeds,
-    lacking,
-    names,
-    points,
-    rate,
-    times,
-    unchosen,
-)
+from harness.plugins.articles.claims import Bounds, Claims, Judgement, lacking, points, rate, times, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import best_rate, gain, rate_ratio, within
-from harness.report.statistics import Interval
+from harness.plugins.articles.rules import Rate, best_rate, each_batch, gain, hold_all, rate_ratio
 
 CLAIMS = Claims()
 FAR = 3.0  # a learning rate within this factor of the claimed one agrees with it
@@ -50,28 +32,32 @@ def rank_capacity(at: Evidence) -> Judgement:
     return gain(at, high, low, learned)
 
 
-def _best_rates(at: Evidence, methods: Sequence[str]) -> Judgement:
-    """The best learning rates of `methods`, each at its chosen rank and alpha; the effect is their geometric mean."""
-    each: list[Judgement] = []
-    rates: list[Interval] = []
-    for method in methods:
-        choice = at.choices().get((method,))
-        if choice is None:
-            return unchosen(at, [method], [], method)
-        axes = (choice.rank, choice.alpha)
-        best = best_rate(method, [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == axes])
-        if best.effect is None:
-            return replace(best, records=names([*each, best]))
-        each.append(best)
-        rates.append(best.effect)
-    mean = math.exp(float(np.mean([math.log(rate.value) for rate in rates])))
-    effect = Interval(mean, min(rate.low for rate in rates), max(rate.high for rate in rates))
-    seeds = fewest_seeds(each) or 0
-    return Judgement(OPEN, effect, seeds, None, names(each), "One seed" if seeds < 2 else "")
+def _rate(at: Evidence, method: str) -> Rate | Judgement:
+    """The best learning rate of `method` at its chosen rank and alpha; a judgement if it has no chosen setting."""
+    if (choice := at.choices().get((method,))) is None:
+        return unchosen(at, [method], [], method)
+    axes = (choice.rank, choice.alpha)
+    return best_rate(method, [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == axes])
 
 
-def _near(judgement: Judgement, claimed: float) -> Judgement:
-    return within(judgement, claimed / FAR, claimed * FAR)
+def _near(rate: Rate | Judgement, claimed: float) -> Judgement:
+    bounds = Bounds(claimed / FAR, claimed * FAR, ratio=True)
+    return rate.judge(bounds) if isinstance(rate, Rate) else rate
+
+
+def _adapters_near(at: Evidence, claimed: float) -> Judgement:
+    return hold_all([(method, _near(_rate(at, method), claimed)) for method in ADAPTERS])
+
+
+def _ratios_near(at: Evidence, claimed: float) -> Judgement:
+    """Of the rate of each adapter to that of full fine-tuning."""
+    if isinstance(full := _rate(at, "full"), Judgement):
+        return full
+    parts = []
+    for method in ADAPTERS:
+        own = _rate(at, method)
+        parts.append((method, _near(rate_ratio(own, full) if isinstance(own, Rate) else own, claimed)))
+    return hold_all(parts)
 
 
 @CLAIMS.claim(
@@ -81,14 +67,14 @@ def _near(judgement: Judgement, claimed: float) -> Judgement:
     rate,
 )
 def lr_adapters(at: Evidence) -> Judgement:
-    return _near(_best_rates(at, ADAPTERS), 2e-4)
+    return each_batch(at, lambda part: _adapters_near(part, 2e-4))
 
 
 @CLAIMS.claim(
     "lr-full", "2e-5 is the learning rate for full fine-tuning (the best rate is within 3×)", "sweep lr", rate
 )
 def lr_full(at: Evidence) -> Judgement:
-    return _near(_best_rates(at, ["full"]), 2e-5)
+    return each_batch(at, lambda part: _near(_rate(part, "full"), 2e-5))
 
 
 @CLAIMS.claim(
@@ -98,4 +84,4 @@ def lr_full(at: Evidence) -> Judgement:
     times,
 )
 def lr_ratio(at: Evidence) -> Judgement:
-    return _near(rate_ratio(_best_rates(at, ADAPTERS), _best_rates(at, ["full"])), 10)
+    return each_batch(at, lambda part: _ratios_near(part, 10))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from harness.plugins.articles.claims import OPEN, Claims, Judgement, times, unchosen
+from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, times, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.lora_without_regret.losses import on_all_layers, smallest_batch
-from harness.plugins.articles.rules import best_rate, rate_ratio, within
+from harness.plugins.articles.lora_without_regret.losses import on_all_layers
+from harness.plugins.articles.rules import best_rate, each_batch, rate_ratio
 from harness.record import Record
 
 CLAIMS = Claims()
@@ -20,14 +20,17 @@ SPREAD = 8  # the ranks that are compared must span this factor
     times,
 )
 def lr_ratio(at: Evidence) -> Judgement:
-    at = smallest_batch(at).where(on_all_layers)
+    return each_batch(at.where(on_all_layers), _ratio)
+
+
+def _ratio(at: Evidence) -> Judgement:
     rates = []
     for method in ("lora", "full"):
         choice = at.choices().get((method,))
         if choice is None:
             return unchosen(at, [method], [], method)
         rates.append(best_rate(method, _like(at, method, choice.rank, choice.alpha)))
-    return within(rate_ratio(rates[0], rates[1]), TIMES / FAR, TIMES * FAR)
+    return rate_ratio(rates[0], rates[1]).judge(Bounds(TIMES / FAR, TIMES * FAR, ratio=True))
 
 
 @CLAIMS.claim(
@@ -42,7 +45,10 @@ def lr_rank(at: Evidence) -> Judgement:
 
     alpha must be equal, since the article scales updates by alpha / rank: alpha = 2r would scale rates too.
     """
-    at = smallest_batch(at).where(on_all_layers)
+    return each_batch(at.where(on_all_layers), _change_with_rank)
+
+
+def _change_with_rank(at: Evidence) -> Judgement:
     chosen = {rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
     if not chosen or max(chosen) < SPREAD * min(chosen):
         return unchosen(at, ["lora"], ["rank"], f"lora at ranks that span {SPREAD}×")
@@ -50,7 +56,7 @@ def lr_rank(at: Evidence) -> Judgement:
     if high.alpha != low.alpha:
         return Judgement(OPEN, why=f"alpha differs between ranks ({low.alpha:g} and {high.alpha:g})")
     highest, lowest = (best_rate(f"lora r={c.rank}", _like(at, "lora", c.rank, c.alpha)) for c in (high, low))
-    return within(rate_ratio(highest, lowest), 1 / FAR, FAR)
+    return rate_ratio(highest, lowest).judge(Bounds(1 / FAR, FAR, ratio=True))
 
 
 def _like(at: Evidence, method: str, rank: int | None, alpha: float | None) -> list[Record]:

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from harness.plugins.articles.claims import OPEN, Bounds, Judgement, judged
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import ATTENTION, adapt_settings, train_settings, unknown
+from harness.plugins.articles.rules import ATTENTION, adapt_settings, batch_size, unknown
 from harness.record import Record
 from harness.report import statistics
 
@@ -44,13 +44,6 @@ def penalty(
         means = [math.prod(fmean(values.values()) for values in side) for side in (losses, reference)]
         return unknown(means[0] / means[1], bounds, seeds, used, "One seed")
     return judged(ratio.among, bounds, ratio.units, used)
-
-
-def batch_size(record: Record) -> int | None:
-    """Sequences per optimizer step; None if unknown."""
-    train = train_settings(record)
-    size = train.get("batch_size")
-    return size * (train.get("grad_accum") or 1) if isinstance(size, int) else None
 
 
 def smallest_batch(at: Evidence) -> Evidence:

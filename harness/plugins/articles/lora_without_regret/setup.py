@@ -8,13 +8,12 @@ from harness.plugins.articles.claims import Claims, Judgement, lacking, times
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.lora_without_regret.losses import (
     HIGHER,
-    batch_size,
     on_all_layers,
     on_attention_alone,
     penalty,
     smallest_batch,
 )
-from harness.plugins.articles.rules import everywhere
+from harness.plugins.articles.rules import batch_size, everywhere
 from harness.record import Record
 
 CLAIMS = Claims()
