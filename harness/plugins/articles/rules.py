@@ -500,7 +500,7 @@ def each_batch(at: Evidence, rule: Callable[[Evidence], Judgement]) -> Judgement
     parts = [(f"batch size {size or None}", rule(at.where(_of_batch(size)))) for size in sizes]
     tried = [(where, judgement) for where, judgement in parts if judgement.effect or judgement.records]
     if len(tried) < 2:
-        return tried[0][1] if tried else parts[0][1]
+        return next((judgement for _, judgement in (*tried, *parts)), None) or rule(at)  # the last: without records
     return everywhere(tried)
 
 
