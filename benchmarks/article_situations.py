@@ -62,6 +62,27 @@ def alpha_rank(draw: np.random.Generator, scaled: float, kept: float, wrong: Any
     return verdict(study, "alpha-rank", wrong)
 
 
+HIGHER = {
+    "as high": {"ratio": 1.0, "wrong": NOT_SMALL},
+    "2.9 times": {"ratio": 2.9, "wrong": NOT_SMALL},
+    "3.1 times": {"ratio": 3.1, "wrong": (TOO_SMALL, REFUTED)},
+    "10 times": {"ratio": 10.0, "wrong": (TOO_SMALL, REFUTED)},
+}
+
+
+@situation("lr-ratio of adapters", **HIGHER)
+def lr_ratio(draw: np.random.Generator, ratio: float, wrong: Any) -> Outcome:
+    """ratio: of the best rate of each adapter to that of full fine-tuning."""
+    study = Study(draw)
+    for method in ("full", "lora", "qlora", "dora"):
+        best = 4e-5 if method == "full" else 4e-5 * ratio
+        for lr in best * 2.5 ** (np.arange(-3, 4) + draw.random() - 0.5):
+            for seed in range(2):
+                loss = 1 + 0.1 * np.log(lr / best) ** 2 + draw.normal(0, 0.02)
+                study.add(method, seed, lr=float(lr), loss=float(loss))
+    return verdict(study, "lr-ratio", wrong)
+
+
 PACE = {
     "as fast": {"times": 1.0, "wrong": REFUTED},
     "1.24 times the tokens": {"times": 1.24, "wrong": REFUTED},

@@ -566,19 +566,22 @@ def rates(study, methods, best, seeds=2, grid=(0.16, 0.4, 1, 2.5, 6.25)):
 
 
 @pytest.mark.parametrize(
-    ("name", "methods", "claimed"),
-    [("lr-adapters", ("lora", "qlora", "dora"), 2e-4), ("lr-full", ("full",), 2e-5)],
+    ("name", "methods", "claimed", "higher"),
+    [("lr-adapters", ("lora", "qlora", "dora"), 2e-4, SUPPORTED), ("lr-full", ("full",), 2e-5, REFUTED)],
 )
-def test_best_rates(study, name, methods, claimed):
+def test_best_rates(study, name, methods, claimed, higher):
     rates(study, methods, claimed)
     found = study.judgement(name)
     assert (found.decision, found.seeds) == (SUPPORTED, 2)
     assert found.effect == pytest.approx((claimed, claimed / 2.5**0.1, claimed * 2.5**0.1))  # a tenth of a step
     study.records.clear()
     rates(study, methods, 10 * claimed)
+    assert study.judgement(name).decision == higher
+    study.records.clear()
+    rates(study, methods, claimed / 10)
     assert study.judgement(name).decision == REFUTED
     study.records.clear()
-    rates(study, methods, 3 * claimed)
+    rates(study, methods, claimed / 3)
     assert study.judgement(name).why == "The interval includes both outcomes"
     study.records.clear()
     rates(study, methods, claimed, seeds=1)
@@ -604,7 +607,9 @@ def test_a_best_rate_at_an_end_of_those_tried_decides_nothing(study):
     assert study.judgement("lr-full").why == "full's best rate is at an end of the rates tried"
 
 
-@pytest.mark.parametrize(("times", "expected"), [(10, SUPPORTED), (1, REFUTED), (28, OPEN)])
+@pytest.mark.parametrize(
+    ("times", "expected"), [(10, SUPPORTED), (100, SUPPORTED), (3, OPEN), (1, TOO_SMALL), (0.1, REFUTED)]
+)
 def test_lr_ratio(study, times, expected):
     rates(study, ["full"], 2e-5)
     rates(study, ["lora", "qlora", "dora"], times * 2e-5)
@@ -616,9 +621,6 @@ def test_lr_ratio(study, times, expected):
 def test_lr_ratio_without_full(study):
     rates(study, ["lora", "qlora", "dora"], 2e-4)
     assert study.judgement("lr-ratio").why == "No finished full"
-
-
-# Forgetting
 
 
 # All of them

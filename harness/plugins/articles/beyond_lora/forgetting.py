@@ -62,7 +62,8 @@ def _untrained(at: Evidence, scores: Sequence[str]) -> str | None:
 
 @CLAIMS.claim(
     "forgetting-mmlu",
-    "Tuning forgets catastrophically (the method that forgets most loses at least 2 points of the base's MMLU)",
+    "Tuning catastrophically forgets knowledge (the method that forgets most loses at least 2 points of the base's "
+    "MMLU)",
     "sweep forgetting data_root=DIR",
     points,
     least_model=ABOVE_CHANCE,
@@ -73,8 +74,8 @@ def forgetting_mmlu(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "forgetting-reasoning",
-    "Tuning forgets catastrophically (the method that forgets most loses at least 2 points of the base's score in a "
-    "reasoning task that was not trained)",
+    "Tuning catastrophically forgets reasoning (the method that forgets most loses at least 2 points of the base's "
+    "score in a reasoning task that was not trained)",
     "sweep forgetting data=facts 'eval.tasks=[facts,gsm8k]' data_root=DIR",
     points,
     least_model=ABOVE_CHANCE,
@@ -86,8 +87,8 @@ def forgetting_reasoning(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "forgetting-format",
-    "Tuning forgets catastrophically (the method that forgets most follows at least 2 points fewer of IFEval's "
-    "instructions than the base)",
+    "Tuning catastrophically forgets to follow instructions (the method that forgets most follows at least 2 "
+    "points fewer of IFEval's instructions than the base)",
     "sweep forgetting 'eval.tasks=[wordmath,ifeval]'",
     points,
 )
@@ -97,8 +98,8 @@ def forgetting_format(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "forgetting-text",
-    "Tuning forgets catastrophically (the method that forgets most needs at least 0.05 bits per byte more on plain "
-    "English text)",
+    "Tuning catastrophically forgets plain English (the method that forgets most needs at least 0.05 bits per byte "
+    "more on plain English text)",
     "sweep forgetting 'eval.tasks=[wordmath,plain_text]'",
     bits_per_byte,
 )

@@ -214,11 +214,13 @@ MEANINGS = {
         "What “consistent with the original weights” means besides: no record holds how large an update is",
     ),
     "lr-adapters": Meaning(
-        "2e-4 is the learning rate for PEFT, “higher” than for full fine-tuning",
-        "the learning rate of the least validation loss, of LoRA, QLoRA and DoRA, from a curve through the losses "
-        "of at least five rates",
-        NEAR_RATE,
-        "Other batch sizes, numbers of steps and models, with which a best rate moves",
+        "PEFT takes a “higher” learning rate than full fine-tuning, such as 2e-4",
+        "the learning rate of the least validation loss, of each of LoRA, QLoRA and DoRA, from a curve through the "
+        "losses of at least five rates, at each batch size",
+        "a third of 2e-4: rates are tried about three times apart, so a closer one is the same choice. There is no "
+        "upper bound, since the article says “higher”",
+        "That 2e-4 itself is best: a rate several times higher supports the claim, too. Other batch sizes, numbers "
+        "of steps and models, with which a best rate moves",
     ),
     "lr-full": Meaning(
         "2e-5 is the learning rate for full fine-tuning",
@@ -228,9 +230,10 @@ MEANINGS = {
     ),
     "lr-ratio": Meaning(
         "PEFT takes a “higher” learning rate than full fine-tuning: 2e-4 against 2e-5",
-        "the best rate of LoRA, QLoRA and DoRA over that of full fine-tuning",
-        "3 to 30 times: a factor of 3 around the 10 of the article's two rates",
-        "Other batch sizes, numbers of steps and models, with which best rates move",
+        "the best rate of each of LoRA, QLoRA and DoRA over that of full fine-tuning, at each batch size",
+        "3 times, on both sides: rates are tried about three times apart, so a closer one is the same choice. The "
+        "ten times of the article's two rates are an example, not a bound",
+        "That it is ten times. Other batch sizes, numbers of steps and models, with which best rates move",
     ),
     "forgetting-mmlu": Meaning(
         "Tuning may forget catastrophically what the model knew, its general reasoning among it",
