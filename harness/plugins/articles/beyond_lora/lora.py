@@ -89,9 +89,8 @@ def spread(ones: Sequence[Sequence[Record]], others: Sequence[Sequence[Record]])
 
 @CLAIMS.claim(
     "low-rank-divergence",
-    "LoRA is unstable at very low rank: more runs diverge (or end with a loss a tenth above their first) at ranks up "
-    "to 4 than at 16 and above (at least 10 points more, at the same learning rates within 10 times the best of each "
-    "rank)",
+    "LoRA is unstable at very low rank: more runs diverge (or end with a loss a tenth above their first; at ranks up to "
+    "4 at least 10 points more than at 16 and above, at the same learning rates within 10 times the best of each rank)",
     "sweep rank lr_scale=2,5,15,50",
     points,
 )
