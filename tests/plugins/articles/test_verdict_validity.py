@@ -20,6 +20,7 @@ QUICK = [
     "low-rank-divergence, 8 rates × 5 seeds, 11 points more, runs of a setting alike",
     "low-rank-spread, 10 seeds, spread ratio 1.43, lognormal",
     "dora-convergence, 1.26 times the tokens, 3 seeds",
+    "lora-memory over studies, just above half, 12 studies",
 ]
 
 

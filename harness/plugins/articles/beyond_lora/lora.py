@@ -34,7 +34,8 @@ SHARES = Bounds(low=TENTH, small=(-TENTH, TENTH), margin="10 points", more="more
 
 @CLAIMS.claim(
     "lora-parameters",
-    "LoRA reduces trainable parameters by up to 10,000× (by no less on GPT-3 175B, with rank 1 on queries and values)",
+    "LoRA reduces trainable parameters by up to 10,000× (by no less on GPT-3 175B, with rank 1 on queries and "
+    "values)",
     "sweep method=lora rank=1 'method.adapt.target_modules=[q_proj,v_proj]' train.max_steps=1 'eval.tasks=[]' "
     "infer.repeats=0 study=smallest",
     times,
@@ -60,8 +61,8 @@ def lora_memory(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "low-rank-spread",
-    "LoRA is unstable at very low rank: validation losses vary between seeds (at ranks up to 4, at least 1.4 times as "
-    "much as at 16 and above)",
+    "LoRA is unstable at very low rank: validation losses vary between seeds (at ranks up to 4, at least 1.4 times "
+    "as much as at 16 and above)",
     "sweep seeds",
     times,
 )
@@ -89,8 +90,9 @@ def spread(ones: Sequence[Sequence[Record]], others: Sequence[Sequence[Record]])
 
 @CLAIMS.claim(
     "low-rank-divergence",
-    "LoRA is unstable at very low rank: more runs diverge (or end with a loss a tenth above their first; at ranks up to "
-    "4 at least 10 points more than at 16 and above, at the same learning rates within 10 times the best of each rank)",
+    "LoRA is unstable at very low rank: more runs diverge (or end with a loss a tenth above their first; at ranks "
+    "up to 4 at least 10 points more than at 16 and above, at the same learning rates within 10 times the best of "
+    "each rank)",
     "sweep rank lr_scale=2,5,15,50",
     points,
 )
@@ -162,8 +164,8 @@ def lora_numerical(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "lora-niche",
-    "LoRA struggles to match full fine-tuning on niche knowledge (which scores at least 1 point more on facts of an "
-    "invented world)",
+    "LoRA struggles to match full fine-tuning on niche knowledge (which scores at least 1 point more on facts of "
+    "an invented world)",
     "sweep facts",
     points,
 )
