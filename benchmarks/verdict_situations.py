@@ -309,6 +309,44 @@ def lr_full(draw: np.random.Generator, best: float, wrong: Wrong, moved: float) 
     return {"wrong": judged.decision == wrong, "open": judged.decision == OPEN, "covers": covers}
 
 
+SIZES: Cases = {
+    "both just below the limit": {"bests": (5.9e-5, 5.9e-5), "wrong": REFUTED},
+    "both just above the limit": {"bests": (6.1e-5, 6.1e-5), "wrong": SUPPORTED},
+    "one far below, one just below": {"bests": (2e-5, 5.9e-5), "wrong": REFUTED},
+    "one far above, one just above": {"bests": (2e-4, 6.1e-5), "wrong": SUPPORTED},
+}
+
+
+@situation("lr-full at 2 batch sizes", **SIZES)
+def lr_full_of_batches(draw: np.random.Generator, bests: Sequence[float], wrong: Wrong) -> Outcome:
+    """A curve of its own at each batch size: on one side of the limit both, so it does not depend on the batch size."""
+    study = Study(draw)
+    for size, best in zip((4, 32), bests, strict=True):
+        for lr in best * 2.5 ** (np.arange(-3, 4) + draw.random() - 0.5):
+            for seed in range(2):
+                loss = 1 + 0.1 * np.log(lr / best) ** 2 + draw.normal(0, 0.02)
+                study.add("full", seed, lr=float(lr), loss=float(loss), train={"batch_size": size})
+    return verdict(study, "lr-full", wrong)
+
+
+ADAPTERS: Cases = {
+    "all just within": {"off": 0.98, "wrong": REFUTED},
+    "one just beyond": {"off": 0.4, "last": 1.02, "wrong": SUPPORTED},
+}
+
+
+@situation("lr-adapters", **both(ADAPTERS, **{"2 seeds": {"seeds": 2}, "5 seeds": {"seeds": 5}}))
+def lr_adapters(draw: np.random.Generator, off: float, wrong: Wrong, seeds: int, last: float = 0.0) -> Outcome:
+    """off: the best rate of each adapter by the limit; last: of DoRA."""
+    study = Study(draw)
+    for method in ("lora", "qlora", "dora"):
+        best = 6e-4 * (last if last and method == "dora" else off)
+        for lr in best * 2.5 ** (np.arange(-3, 4) + draw.random() - 0.5):
+            for seed in range(seeds):
+                study.add(method, seed, lr=float(lr), loss=1 + 0.1 * np.log(lr / best) ** 2 + draw.normal(0, 0.02))
+    return verdict(study, "lr-adapters", wrong)
+
+
 TEN = {"30.5 times": {"times": 30.5, "wrong": SUPPORTED}, "29.5 times": {"times": 29.5, "wrong": REFUTED}}
 
 

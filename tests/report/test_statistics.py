@@ -488,6 +488,18 @@ def test_memory_of_equal_seeds_is_paired_and_not_exact_where_nothing_varies():
     assert found.units == 1
 
 
+def test_intervals_of_shares_spreads_and_best_rates_are_wider_among_several():
+    strata = {1e-4: ([Outcomes(56, 70)], [Outcomes(48, 80)])}
+    alone, ten = (statistics.difference_of_shares(strata, alpha)[0] for alpha in (0.05, 0.005))
+    assert ten.low < alone.low < alone.value == ten.value < alone.high < ten.high
+    spreads = statistics.spread_ratio([np.linspace(1, 2, 10)], [np.linspace(1, 3, 10)])
+    alone, ten = spreads.among(1), spreads.among(10)
+    assert ten.low < alone.low < alone.value == ten.value < alone.high < ten.high
+    losses = parabola(5e-5, noise=0.05)
+    alone, ten = (statistics.optimum(losses, alpha) for alpha in (0.05, 0.005))
+    assert ten.low < alone.low < alone.value == ten.value < alone.high < ten.high
+
+
 def test_intervals_of_ratios_are_wider_among_several():
     """Where few seeds vary less than is assumed, their own interval may be the wider one all the same."""
     found = statistics.of_memory(peaks([4.0, 4.04, 4.0]), peaks([8.0, 8.0, 8.0]))

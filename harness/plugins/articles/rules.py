@@ -442,7 +442,7 @@ def _worst(judgements: Sequence[Judgement]) -> Judgement:
 
 
 @dataclass(frozen=True)
-class Rate:
+class MeasuredRate:
     """A best learning rate, or a ratio of two.
 
     intervals: as of `judged`; None if there is none, for the reason `why`. seeds, used: as of `judged`.
@@ -460,7 +460,7 @@ class Rate:
         return judged(self.intervals, bounds, self.seeds, self.used, unfair=ONE_SEED if self.seeds < 2 else "")
 
 
-def best_rate(label: str, records: Sequence[Record]) -> Rate:
+def best_rate(label: str, records: Sequence[Record]) -> MeasuredRate:
     """The learning rate with the least validation loss among `records`, which differ only in rate and seed:
     `statistics.optimum`."""
     used = tuple(record.cell.name for record in records)
@@ -472,22 +472,26 @@ def best_rate(label: str, records: Sequence[Record]) -> Rate:
     optimum = statistics.optimum(losses)
     if isinstance(optimum, str):
         why = optimum.replace("The best rate", f"{label}'s best rate", 1)
-        return Rate(None, seeds, used if len(losses) > 1 else (), why if label in why else f"{optimum} of {label}")
+        return MeasuredRate(
+            None, seeds, used if len(losses) > 1 else (), why if label in why else f"{optimum} of {label}"
+        )
     best = optimum
 
     def intervals(comparisons: int) -> Interval:
         widened = statistics.optimum(losses, ALPHA / comparisons)
         return best if isinstance(widened, str) else widened  # whether there is one does not depend on the level
 
-    return Rate(intervals, seeds, used)
+    return MeasuredRate(intervals, seeds, used)
 
 
-def rate_ratio(one: Rate, other: Rate) -> Rate:
+def rate_ratio(one: MeasuredRate, other: MeasuredRate) -> MeasuredRate:
     """The ratio of two rates of `best_rate`."""
     seeds, used = min(one.seeds, other.seeds), tuple(dict.fromkeys((*one.used, *other.used)))
     if (ones := one.intervals) is None or (others := other.intervals) is None:
-        return Rate(None, seeds, used if one.used and other.used else (), one.why or other.why)
-    return Rate(lambda comparisons: statistics.ratio_of_optima(ones(comparisons), others(comparisons)), seeds, used)
+        return MeasuredRate(None, seeds, used if one.used and other.used else (), one.why or other.why)
+    return MeasuredRate(
+        lambda comparisons: statistics.ratio_of_optima(ones(comparisons), others(comparisons)), seeds, used
+    )
 
 
 def each_batch(at: Evidence, rule: Callable[[Evidence], Judgement]) -> Judgement:

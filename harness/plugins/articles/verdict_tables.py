@@ -193,7 +193,7 @@ def _answer(verdicts: ArticleVerdicts) -> Iterator[str]:
         SUPPORTED: "These claims hold",
         REFUTED: "These do not hold",
         TOO_SMALL: "Too small to matter is the effect of these",
-        DEPENDS: "These hold at some settings and not at others",
+        DEPENDS: "These depend on the setting",
     }
     for decision, sentence in answers.items():
         if decision in names:

@@ -309,7 +309,7 @@ def test_what_holds_for_one_batch_shape_alone_depends_on_it(study):
     assert found.effect.value == pytest.approx(0.7)
     table = claim_table(ARTICLE, ARTICLE.merged([(study.records, study.folder)]))
     assert ", 1 dependent on the setting, " in table.title
-    assert "These hold at some settings and not at others: lora-memory." in table.answer
+    assert "These depend on the setting: lora-memory." in table.answer
 
 
 def test_what_holds_at_one_setting_and_is_open_at_another_is_not_decided(study):

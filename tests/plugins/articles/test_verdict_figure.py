@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from panels import draw, legend, points
 from records import MIB, make_study
 
 from harness.config import ROOT
 from harness.plugins.articles.article import every, find
 from harness.plugins.articles.claims import Judgement, Verdict, times
-from harness.plugins.articles.forest import UNITS, forest
+from harness.plugins.articles.forest import LOOKS, UNITS, forest
 from harness.plugins.articles.merged import merge
 from harness.record import read_study
 from harness.report import statistics
@@ -63,6 +66,18 @@ def test_ticks_of_learning_rates_are_short():
     found = [Verdict(find("beyond_lora").claims["lr-full"], ("study", "model", "gsm8k"), judgement)]
     panel = forest({"Article": merge(found)}).figure.axes[0]
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["2e-5", "5e-5", "1e-4", "2e-4", "5e-4", "1e-3"]
+
+
+@pytest.mark.parametrize("decision", ["too small to matter", "depends"])
+def test_a_rare_verdict_is_in_the_legend_where_a_claim_has_it(decision):
+    claim = find("beyond_lora").claims["dora-task"]
+    effect = statistics.Interval(0.0, -0.005, 0.005)
+    judgement = Judgement(decision, effect, range=(0.01, math.inf), small=(-0.01, 0.01))
+    panel = forest({"Article": merge([Verdict(claim, ("study", "model", "gsm8k"), judgement)])}).figure.axes[0]
+    assert legend(panel) == [d for d in LOOKS if d in ("supported", "refuted", "not decided", decision)]
+    claimed, small = panel.patches
+    assert (small.get_x(), small.get_x() + small.get_width()) == panel.get_xlim()  # the axis ends within both bounds
+    assert claimed.get_width() == 0
 
 
 def test_every_claim_has_a_unit_that_can_be_drawn():

@@ -19,7 +19,7 @@ from harness.plugins.articles.claims import (
     unchosen,
 )
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import Rate, best_rate, each_batch, gain, rate_ratio
+from harness.plugins.articles.rules import MeasuredRate, best_rate, each_batch, gain, rate_ratio
 from harness.report.select import Choice
 from harness.report.statistics import Interval
 
@@ -128,16 +128,16 @@ def _further(at: Evidence) -> Judgement:
     kept = rate_ratio(_best(at, high, min(fixed)), _best(at, low, min(fixed)))
     used, seeds = tuple(dict.fromkeys((*scaled.used, *kept.used))), min(scaled.seeds, kept.seeds)
     if (own := scaled.intervals) is None or (other := kept.intervals) is None:
-        return Rate(None, seeds, used, scaled.why or kept.why).judge(MOVES)
+        return MeasuredRate(None, seeds, used, scaled.why or kept.why).judge(MOVES)
 
     def intervals(comparisons: int) -> Interval:
         near, far = _size(own(comparisons)), _size(other(comparisons))
         return Interval(far.value / near.value, far.low / near.high, far.high / near.low)
 
-    return Rate(intervals, seeds, used).judge(MOVES)
+    return MeasuredRate(intervals, seeds, used).judge(MOVES)
 
 
-def _best(at: Evidence, rank: int, alpha: float) -> Rate:
+def _best(at: Evidence, rank: int, alpha: float) -> MeasuredRate:
     records = [record for record in at.of("lora") if (record.cell.rank, record.cell.alpha) == (rank, alpha)]
     return best_rate(f"lora r={rank} alpha={alpha:g}", records)
 

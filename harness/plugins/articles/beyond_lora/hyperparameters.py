@@ -6,7 +6,7 @@ from harness.plugins.articles.beyond_lora.data_sets import COMPLEX, trained_on
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
 from harness.plugins.articles.claims import Bounds, Claims, Judgement, lacking, points, rate, times, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import Rate, best_rate, each_batch, gain, hold_all, rate_ratio
+from harness.plugins.articles.rules import MeasuredRate, best_rate, each_batch, gain, hold_all, rate_ratio
 
 CLAIMS = Claims()
 FAR = 3.0  # a learning rate within this factor of another is the same choice
@@ -33,7 +33,7 @@ def rank_capacity(at: Evidence) -> Judgement:
     return gain(at, high, low, learned)
 
 
-def _rate(at: Evidence, method: str) -> Rate | Judgement:
+def _rate(at: Evidence, method: str) -> MeasuredRate | Judgement:
     """The best learning rate of `method` at its chosen rank and alpha; a judgement if it has no chosen setting."""
     if (choice := at.choices().get((method,))) is None:
         return unchosen(at, [method], [], method)
@@ -41,8 +41,8 @@ def _rate(at: Evidence, method: str) -> Rate | Judgement:
     return best_rate(method, [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == axes])
 
 
-def _judged(rate: Rate | Judgement, bounds: Bounds) -> Judgement:
-    return rate.judge(bounds) if isinstance(rate, Rate) else rate
+def _judged(rate: MeasuredRate | Judgement, bounds: Bounds) -> Judgement:
+    return rate.judge(bounds) if isinstance(rate, MeasuredRate) else rate
 
 
 def _adapters(at: Evidence, bounds: Bounds) -> Judgement:
@@ -57,7 +57,7 @@ def _ratios(at: Evidence, bounds: Bounds) -> Judgement:
     parts = []
     for method in ADAPTERS:
         own = _rate(at, method)
-        parts.append((method, _judged(rate_ratio(own, full) if isinstance(own, Rate) else own, bounds)))
+        parts.append((method, _judged(rate_ratio(own, full) if isinstance(own, MeasuredRate) else own, bounds)))
     return hold_all(parts)
 
 

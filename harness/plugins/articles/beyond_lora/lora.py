@@ -34,8 +34,7 @@ SHARES = Bounds(low=TENTH, small=(-TENTH, TENTH), margin="10 points", more="more
 
 @CLAIMS.claim(
     "lora-parameters",
-    "LoRA reduces trainable parameters by up to 10,000× (by no less on GPT-3 175B, with rank 1 on queries and "
-    "values)",
+    "LoRA reduces trainable parameters by up to 10,000× (by no less on GPT-3 175B, with rank 1 on queries and values)",
     "sweep method=lora rank=1 'method.adapt.target_modules=[q_proj,v_proj]' train.max_steps=1 'eval.tasks=[]' "
     "infer.repeats=0 study=smallest",
     times,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.plugins.articles.claims import Claims, Judgement, lacking, times
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import hold_all, memory_ratio
+from harness.plugins.articles.rules import counted, hold_all, memory_ratio
 from harness.report.frame import TRAIN_MEMORY
 
 CLAIMS = Claims()
@@ -61,7 +61,7 @@ def galore_memory(at: Evidence) -> Judgement:
     times,
 )
 def galore_states(at: Evidence) -> Judgement:
-    return memory_ratio(at, "galore", "full", "peak_optimizer", 0, 0.5)
+    return counted(at, "galore", "full", "peak_optimizer", 0, 0.5)
 
 
 @CLAIMS.claim(
