@@ -54,6 +54,7 @@ class Study:
         confirmation: bool = False,
         adapt: dict[str, Any] | None = None,
         train: dict[str, Any] | None = None,
+        alpha: float = 32.0,
     ) -> Record:
         """One cell.
 
@@ -68,7 +69,7 @@ class Study:
             name=f"{method}-{rank}-{lr}-{seed}-{len(self.records)}",
             data=self.data,
             rank=rank,
-            alpha=rank and 32.0,
+            alpha=rank and alpha,
             lr=lr,
             seed=seed if method != "base" else None,
         )
@@ -122,7 +123,7 @@ def template(method: str) -> Record:
     settings = replace(settings, method=replace(settings.method, name=method))
     cell = record.Cell("0" * 64, method, method, "small", "wordmath", None, None, None, 0, {}, settings)
     made = record.Record(cell, "simulated", "ok", "2026-01-02T03:04:05+00:00", 60.0, {"precision": "bf16"})
-    made.parameters = record.Parameters(10**8, 0 if method == "base" else 10**6)
+    made.parameters = record.Parameters(2 * 10**9, 0 if method == "base" else 10**6)
     if method != "base":
         tokens = record.Tokens(raw=20_000, padded=25_000, supervised=9_000)
         made.train = record.Train(5, tokens, [0.1] * 5, 0, 500.0, 500.0, [], "b")

@@ -34,6 +34,7 @@ from harness.record.files import write_json
 from harness.report.statistics import ALPHA
 
 if any(part.name == "articles" for part in plugin.installed()):
+    import article_situations  # noqa: F401  likewise
     import verdict_situations  # noqa: F401  likewise
 
 HERE = Path(__file__).parent

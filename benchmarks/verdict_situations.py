@@ -379,10 +379,15 @@ def lr_ratio(draw: np.random.Generator, times: float, wrong: Wrong) -> Outcome:
 # Spread and divergence
 
 TAILS = {"normal": {"tail": "normal"}, "lognormal": {"tail": "lognormal"}, "t with 4 degrees": {"tail": "t"}}
-TWICE = {"spread ratio 1.95": {"ratio": 1.95, "wrong": SUPPORTED}, "spread ratio 2.1": {"ratio": 2.1, "wrong": REFUTED}}
+SPREAD = {
+    "as much": {"ratio": 1.0, "wrong": NOT_SMALL},
+    "spread ratio 1.4": {"ratio": 1.4, "wrong": NOT_SMALL},
+    "spread ratio 1.43": {"ratio": 1.43, "wrong": (TOO_SMALL, REFUTED)},
+    "spread ratio 1/1.43": {"ratio": 1 / 1.43, "wrong": (TOO_SMALL, SUPPORTED)},
+}
 
 
-@situation("low-rank-spread, 10 seeds", **both(TWICE, **TAILS))
+@situation("low-rank-spread, 10 seeds", **both(SPREAD, **TAILS))
 def low_rank_spread(draw: np.random.Generator, ratio: float, wrong: Wrong, tail: str) -> Outcome:
     study = Study(draw)
     kinds = {"normal": lambda: draw.normal(), "t": lambda: draw.standard_t(4) / 2**0.5}
@@ -393,7 +398,12 @@ def low_rank_spread(draw: np.random.Generator, ratio: float, wrong: Wrong, tail:
     return verdict(study, "low-rank-spread", wrong)
 
 
-MORE = {"11 points more": {"more": 0.11, "wrong": REFUTED}, "9 points more": {"more": 0.09, "wrong": SUPPORTED}}
+MORE = {
+    "as many": {"more": 0.0, "wrong": NOT_SMALL},
+    "9 points more": {"more": 0.09, "wrong": NOT_SMALL},
+    "11 points more": {"more": 0.11, "wrong": (TOO_SMALL, REFUTED)},
+    "11 points fewer": {"more": -0.11, "wrong": (TOO_SMALL, SUPPORTED)},
+}
 RUNS = {"runs of a setting alike": {"alike": True}, "runs apart": {"alike": False}}
 
 

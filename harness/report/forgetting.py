@@ -1,7 +1,8 @@
 """Items that tuning lost and won against the base model: item by item, by subject, with the answers.
 
-An item is lost if the base model answers it correctly and the tuned model does not, and won in the reverse case. Chance
-also moves items both ways, so forgetting is measured by the change, won minus lost, with its interval.
+An item is lost if the base model answers it correctly and the tuned model does not, and won in the reverse case. The
+base of a method with quantised weights has such weights too: what quantising costs is not forgotten. Chance also moves
+items both ways, so forgetting is measured by the change, won minus lost, with its interval.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from harness import units
 from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.frame import score_name
+from harness.report.headline import BASES, base_of
 from harness.report.items.answered import AnsweredItems, answers
 from harness.report.items.changed import Changed, ChangedItems
 from harness.report.pairwise import score_of
@@ -55,6 +57,7 @@ class Tally:
 class Comparison:
     """The models of one method in one setting (one per seed) against the untuned base, by one score.
 
+    base: the base's cell. missing_base: the quantised base that this method starts from, if that one is not there.
     clusters: how many groups of items (subjects, passages, templates) are independent; None if items are.
     """
 
@@ -63,6 +66,7 @@ class Comparison:
     setting: str
     cells: list[str]
     base: str
+    missing_base: str | None
     score: str
     clusters: int | None
     total: Tally
@@ -122,7 +126,7 @@ def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False)
 
 def _against_base(of_it: _Group, records: Sequence[Record], folder: Path) -> tuple[list[Comparison], list[str]]:
     """The comparisons of a group by each score of right and wrong, and the reasons for missing ones."""
-    bases = _bases(of_it.place, records)
+    bases = _bases(of_it, records)
     if not bases:
         model = of_it.place[1]
         return [], [f"{of_it.label} is not compared: the study has no finished {BASE} of {model}."]
@@ -137,10 +141,21 @@ def _against_base(of_it: _Group, records: Sequence[Record], folder: Path) -> tup
     return found, why if names else [f"{of_it.label} is not compared: it has no score."]
 
 
-def _bases(place: tuple[str, str, str], records: Sequence[Record]) -> list[Record]:
-    """Finished untuned models with the same weights, those of the same data set first."""
-    found = [r for r in records if r.cell.method == BASE and r.status == "ok" and r.cell.model == place[1]]
-    return sorted(found, key=lambda record: record.cell.data != place[2])
+def _bases(of_it: _Group, records: Sequence[Record]) -> list[Record]:
+    """Finished untuned models with the same weights: those that are quantised alike first, then those of the same data
+    set. An untuned model that is quantised is held against the one that is not."""
+    own = _own(of_it)
+    bases = [
+        record
+        for record in records
+        if record.cell.method in (own, BASE) and record.status == "ok" and record.cell.model == of_it.place[1]
+    ]
+    return sorted(bases, key=lambda record: (record.cell.method != own, record.cell.data != of_it.place[2]))
+
+
+def _own(of_it: _Group) -> str:
+    """The method of the untuned model that a group is held against."""
+    return BASE if of_it.records[0].cell.method in BASES.values() else base_of(of_it.records[0])
 
 
 def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -> Comparison | str:
@@ -189,6 +204,7 @@ def _comparison(of_it: _Group, name: str, base: Record, own: AnsweredItems, tune
         setting=of_it.setting,
         cells=[record.cell.name for record in of_it.records],
         base=base.cell.name,
+        missing_base=own_base if (own_base := _own(of_it)) != base.cell.method else None,
         score=name,
         clusters=Answers(before[None], groups).groups,
         total=_tally(before, after, groups),
@@ -269,6 +285,11 @@ def _totals(found: Forgetting, study: str, several: bool) -> Table:
             + (", over items and seeds." if any(len(c.cells) > 1 for c in found.comparisons) else ", over items."),
             f"{MARK}: a significant change (p < 0.05, by Holm for {len(rows)} comparisons, or the subjects of one).",
         ]
+        if held := dict.fromkeys((c.label, c.missing_base) for c in found.comparisons if c.missing_base):
+            methods = ", ".join(f"{label} ({base})" for label, base in held)
+            caption.append(
+                f"Held against {BASE}, as the quantised base is missing: {methods}. Quantising counts as loss."
+            )
         if counts := sorted({c.clusters for c in found.comparisons if c.clusters}):
             caption.append(groups_line(counts))
         if any(len(c.cells) == 1 for c in found.comparisons):

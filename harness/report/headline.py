@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from harness.record import Record
 from harness.settings import HELD_OUT
 
 LEARNED = {
@@ -20,6 +21,15 @@ MMLU = "mmlu/acc/none"
 PLAIN_TEXT = "plain_text/bits_per_byte/none"
 FORGOTTEN = (MMLU, PLAIN_TEXT)
 """Scores of tasks that no data set trains for."""
+
+
+BASES = {None: "base", 4: "base_nf4", 8: "base_int8"}
+"""The untuned models by the bits of their weights; None: not quantised."""
+
+
+def base_of(record: Record) -> str:
+    """The untuned model that a cell's method starts from, with weights quantised as the method's are."""
+    return BASES.get(record.cell.settings.method.bits, "base")
 
 
 def trained_for(data: str) -> str:

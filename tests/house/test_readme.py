@@ -46,6 +46,8 @@ def test_pages_have_all_tables():
     assert published.blocks(VERDICTS) == [
         ("decided", "beyond_lora"),
         ("decided", "lora_without_regret"),
+        ("said", "beyond_lora"),
+        ("said", "lora_without_regret"),
         ("article", "reference/smollm2"),
     ]
 

@@ -125,6 +125,27 @@ def test_a_base_that_was_tuned_on_other_data_in_name_alone_will_do(folder):
     assert found.base == records[0].cell.name
 
 
+def test_a_quantised_method_is_held_against_the_quantised_base(folder):
+    """Quantising loses item 0, tuning nothing."""
+    four = {"method": {"name": "qlora", "load": {"quantization_config": {"load_in_4bit": True}}}}
+    quantised = [0, 1, 1, 0, 0, 1]
+    records = [
+        leave(folder, make_record("base"), BASE),
+        leave(folder, make_record("qlora", 16, 32.0, 2e-4, settings=four), quantised),
+    ]
+    (found,) = forgetting(records, folder).comparisons
+    assert (found.base, found.total.lost) == (records[0].cell.name, 1)
+    said = "Held against base, as the quantised base is missing: qlora (base_nf4). Quantising counts as loss."
+    assert said in caption(tables(forgetting(records, folder), "demo", 3)[0])
+    records.append(
+        leave(folder, make_record("base_nf4", settings={"method": four["method"] | {"name": "base_nf4"}}), quantised)
+    )
+    found = {comparison.label: comparison for comparison in forgetting(records, folder).comparisons}
+    assert (found["qlora"].base, found["qlora"].total.lost) == (records[2].cell.name, 0)
+    assert (found["base_nf4"].base, found["base_nf4"].total.lost) == (records[0].cell.name, 1)
+    assert said not in caption(tables(forgetting(records, folder), "demo", 3)[0])
+
+
 def alone(folder):
     return [leave(folder, make_record("lora"), BASE)]
 

@@ -2,7 +2,8 @@
 ids of its cells: a changed id means that recorded cells are run again.
 
 ``python tests/sweep/test_shipped_sweeps.py --write`` renews golden_ids.json after a change that is meant to change ids.
-Its `before` stays as it is: the cells by name, without the id, as they were before settings were typed.
+Its `before` stays as it is: the cells by name, without the id, as they were before settings were typed, of the sweeps
+whose grids are still those.
 """
 
 from __future__ import annotations

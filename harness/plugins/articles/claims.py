@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from harness import units
@@ -151,11 +151,28 @@ Rule = Callable[[Evidence], Judgement]
 
 
 @dataclass(frozen=True)
+class Meaning:
+    """What an article says in a claim, and how a verdict on it is to be read.
+
+    sentence: what the article says, short. quoted: whether these are its own words; else they are a paraphrase.
+    measured: the quantity that is judged. bound: where the verdict changes, and the reason for that place. limits: what
+    the measurement can't show.
+    """
+
+    sentence: str
+    measured: str
+    bound: str
+    limits: str
+    quoted: bool = False
+
+
+@dataclass(frozen=True)
 class Claim:
     """A claim and its rule.
 
     text: the claim, with vague words made exact in brackets. run: the arguments of `harness` that run the
-    cells which decide it. shown: formats an effect.
+    cells which decide it. shown: formats an effect. meaning: what the article says. least_model: the number of
+    parameters from which a model has the ability that the claim is about; a smaller one decides nothing.
     """
 
     name: str
@@ -163,19 +180,45 @@ class Claim:
     run: str
     shown: Callable[[float], str]
     rule: Rule
+    meaning: Meaning | None = None
+    least_model: float = 0
 
 
 class Claims(dict[str, Claim]):
     """The claims of a module by name, in order of definition."""
 
-    def claim(self, name: str, text: str, run: str, shown: Callable[[float], str]) -> Callable[[Rule], Rule]:
-        """Decorator: adds a claim with the decorated rule."""
+    def claim(
+        self, name: str, text: str, run: str, shown: Callable[[float], str], least_model: float = 0
+    ) -> Callable[[Rule], Rule]:
+        """Decorator: adds a claim with the decorated rule, which smaller models than `least_model` leave open."""
 
         def add(rule: Rule) -> Rule:
-            self[name] = Claim(name, text, run, shown, rule)
+            sized = from_size(rule, least_model) if least_model else rule
+            self[name] = Claim(name, text, run, shown, sized, least_model=least_model)
             return rule
 
         return add
+
+
+def from_size(rule: Rule, least_model: float) -> Rule:
+    """`rule`, which decides nothing if the model is smaller than `least_model` parameters.
+
+    Sizes are compared as models are called by them: one of 999,885,952 parameters has 1B.
+    """
+
+    def of_size(at: Evidence) -> Judgement:
+        judgement = rule(at)
+        parameters = at.model_size
+        if judgement.effect is None or parameters is None or round(parameters / least_model, 1) >= 1:
+            return judgement
+        return replace(judgement, decision=OPEN, why=needs(least_model), by_seeds=False, corrected=None)
+
+    return of_size
+
+
+def needs(least_model: float) -> str:
+    """Needs ≥ 1B"""
+    return f"Needs ≥ {least_model / 1e9:g}B"
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,6 @@ def claims(options: argparse.Namespace) -> int:
 
     def tables(studies: Sequence[tuple[list[Record], Path]]) -> list[Table]:
         verdicts = article.merged(studies)
-        return claim_tables(article, verdicts) if options.long else [claim_lines(article, verdicts)]
+        return claim_tables(article, verdicts, explained=True) if options.long else [claim_lines(article, verdicts)]
 
     return results.render_joined(options, tables)

@@ -14,6 +14,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from harness.config import ROOT
+from harness.plugins.articles import meanings
 from harness.plugins.articles.article import effect_text, every, find, tally
 from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL
 from harness.plugins.articles.designed import DECIDED_BY
@@ -79,10 +80,10 @@ def summary(article: str) -> str:
 
 def _split(article: str) -> str:
     """What the article is split into: a sentence, since it numbers no claims itself."""
-    undecidable = [name for name, by in DECIDED_BY[article].items() if not by.startswith("study_")]
-    decidable = len(DECIDED_BY[article]) - len(undecidable)
-    rest = f", and {len(undecidable)} that need a larger one ({', '.join(undecidable)})" if undecidable else ""
-    return f"We split the article into {decidable} claims that records of this model can decide{rest}."
+    claims = find(article).claims
+    larger = [name for name, claim in claims.items() if claim.least_model]
+    rest = f", and {len(larger)} that need a larger one ({', '.join(larger)})" if larger else ""
+    return f"We split the article into {len(claims) - len(larger)} claims that records of this model can decide{rest}."
 
 
 def _line(merged: MergedVerdict, whole: bool) -> str:
@@ -103,6 +104,11 @@ def claims(article: str) -> str:
         for name, claim in find(article).claims.items()
     ]
     return tabulate(rows, ["Claim", "In words", "Decided by"], "pipe", disable_numparse=True) + "\n"
+
+
+def said(article: str) -> str:
+    """What an article says in each claim, with what is measured, the bound and the limits, as a list."""
+    return meanings.said(find(article).claims)
 
 
 def article_table(study: str) -> str:

@@ -41,6 +41,11 @@ class Evidence:
         return learned(self.data, (score_name(score) for record in self.records for score in record.scores))
 
     @cached_property
+    def model_size(self) -> int | None:
+        """Weights of the model: the least that a record counts, since adapters add to them; None if none counts any."""
+        return min((record.parameters.total for record in self.records if record.parameters), default=None)
+
+    @cached_property
     def _settings(self) -> list[str]:
         return setting_texts(self.records)
 
@@ -79,8 +84,11 @@ class Evidence:
         records = [self.records[i] for choice in choices for i in choice.index]
         return sorted(records, key=lambda record: record.cell.seed or 0)
 
-    def sample(self, choices: Sequence[Choice], score: str) -> tuple[Answers, tuple[Any, ...]] | None:
-        """The values of `score`, the mean over `choices`, and an identifier of the items.
+    def sample(
+        self, choices: Sequence[Choice], score: str, weights: Sequence[float] | None = None
+    ) -> tuple[Answers, tuple[Any, ...]] | None:
+        """The values of `score`, the mean over `choices` (weighted, if `weights` are given), and an identifier of the
+        items.
 
         None if a choice lacks the score or its items, or if two choices answered different items. Seeds of several
         choices are averaged seed by seed, over those that all have.
@@ -100,7 +108,7 @@ class Evidence:
             by_seed = dict(zip((record.cell.seed for record in group), sample.values, strict=True))
             rows.append(np.stack([by_seed[seed] for seed in seeds]))
         first, which = answered[0]
-        return Answers(np.mean(rows, axis=0), first.clusters, seeds), which
+        return Answers(np.average(rows, axis=0, weights=weights), first.clusters, seeds), which
 
 
 def _remembered(of: Callable[[Record], dict[str, Any]]) -> Callable[[Record], dict[str, Any]]:

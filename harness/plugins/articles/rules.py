@@ -56,23 +56,33 @@ class Gain(NamedTuple):
 
 
 def gain(
-    at: Evidence, ones: Sequence[Choice], others: Sequence[Choice], score: str, bounds: Bounds = BETTER
+    at: Evidence,
+    ones: Sequence[Choice],
+    others: Sequence[Choice],
+    score: str,
+    bounds: Bounds = BETTER,
+    weights: Sequence[float] | None = None,
 ) -> Judgement:
     """The mean score of `ones` minus that of `others`, paired by item, and by seed where they share enough.
 
-    Needs two seeds of each side to decide.
+    weights: of the choices of both sides; None weighs them alike. Needs two seeds of each side to decide.
     """
-    scored = scored_gain(at, ones, others, score, bounds)
+    scored = scored_gain(at, ones, others, score, bounds, weights)
     return scored.judgement if isinstance(scored, Gain) else scored
 
 
 def scored_gain(
-    at: Evidence, ones: Sequence[Choice], others: Sequence[Choice], score: str, bounds: Bounds = BETTER
+    at: Evidence,
+    ones: Sequence[Choice],
+    others: Sequence[Choice],
+    score: str,
+    bounds: Bounds = BETTER,
+    weights: Sequence[float] | None = None,
 ) -> Gain | Judgement:
     """`gain` with its intervals; the judgement alone if no scores of the same items are there to compare."""
     records = [*at.chosen(*ones), *at.chosen(*others)]
     used = tuple(record.cell.name for record in records)
-    one, other = at.sample(ones, score), at.sample(others, score)
+    one, other = at.sample(ones, score, weights), at.sample(others, score, weights)
     if one is None or other is None or one[1] != other[1]:
         return Judgement(OPEN, records=used, why=f"No {score.partition('/')[0]} scores of the same items")
     difference = statistics.differences([one[0], other[0]])[0, 1]
@@ -494,7 +504,7 @@ def each_batch(at: Evidence, rule: Callable[[Evidence], Judgement]) -> Judgement
     parts = [(f"batch size {size or None}", rule(at.where(_of_batch(size)))) for size in sizes]
     tried = [(where, judgement) for where, judgement in parts if judgement.effect or judgement.records]
     if len(tried) < 2:
-        return tried[0][1] if tried else parts[0][1]
+        return next((judgement for _, judgement in (*tried, *parts)), None) or rule(at)  # the last: without records
     return everywhere(tried)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness import units
+from harness.plugins.articles import meanings
 from harness.plugins.articles.article import Article, command, effect_text, tally, to_decide
 from harness.plugins.articles.claims import (
     DEPENDS,
@@ -24,6 +25,7 @@ from harness.plugins.articles.claims import (
     Verdict,
     enough_seeds,
     excluding_seeds,
+    needs,
 )
 from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, MergedVerdict, place_label
 from harness.report.planned import plan_lines
@@ -55,15 +57,16 @@ def claim_lines(article: Article, verdicts: ArticleVerdicts) -> Table:
     )
 
 
-def claim_tables(article: Article, verdicts: ArticleVerdicts) -> list[Table]:
+def claim_tables(article: Article, verdicts: ArticleVerdicts, explained: bool = False) -> list[Table]:
     """`claim_table`, and the verdict of each place where claims are judged in several."""
     several = [merged for merged in verdicts.judged if len(merged.places) > 1]
-    return [claim_table(article, verdicts), *([_place_table(several)] if several else [])]
+    return [claim_table(article, verdicts, explained), *([_place_table(several)] if several else [])]
 
 
-def claim_table(article: Article, verdicts: ArticleVerdicts) -> Table:
+def claim_table(article: Article, verdicts: ArticleVerdicts, explained: bool = False) -> Table:
     """A row a claim, with all claims in words, remarks, and the commands that decide what is not decided.
 
+    explained: whether claims come with what their article says, what is measured, the bound and the limits.
     `data` has a row for each place of a claim, with unrounded numbers and the names of the records.
     """
     judged, not_judged = verdicts.judged, verdicts.not_judged
@@ -74,7 +77,7 @@ def claim_table(article: Article, verdicts: ArticleVerdicts) -> Table:
         columns=["Claim", "Verdict", "Plan", "Effect", "n", "Records", "Studies"],
         rows=[[*_row(merged), studies_text(merged)] for merged in judged],
         caption=[
-            *(f"{claim.name}: {claim.text}." for claim in claims),
+            *(meanings.line(claim) if explained else f"{claim.name}: {claim.text}." for claim in claims),
             *(f"{m.claim.name}: {m.judgement.why}." for m in judged if m.judgement.why and m not in open_),
             *(f"{m.claim.name}: {m.judgement.why}. To decide it, run {_deciding(m)}." for m in open_),
             *(f"{v.claim.name}: not judged. {v.judgement.why}. Run `{command(v.claim)}`." for v in not_judged),
@@ -112,7 +115,9 @@ def not_judged_text(verdicts: ArticleVerdicts) -> str:
 def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
     if merged.plan.word != "exploratory":
         yield merged.plan.word
-    if merged.depends_on:
+    if merged.judgement.decision == OPEN and merged.claim.least_model and _all_too_small(merged):
+        yield needs(merged.claim.least_model).replace("Needs", "needs")
+    elif merged.depends_on:
         yield f"on {', '.join(merged.depends_on)}"
     elif len(merged.counted) > 1:
         yield studies_text(merged)
@@ -122,6 +127,11 @@ def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
         yield merged.judgement.why
     elif not one_study:
         yield studies_text(merged)
+
+
+def _all_too_small(merged: MergedVerdict) -> bool:
+    """Whether every model lacks the ability that the claim is about."""
+    return all(place.judgement.why == needs(merged.claim.least_model) for place in merged.places)
 
 
 def _seeds_text(seeds: float) -> str:

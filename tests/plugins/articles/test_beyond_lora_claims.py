@@ -253,37 +253,6 @@ def adapter(rank, targets):
     return {"method": {"name": "lora", "load": {}, "adapt": adapt, "optim": {}}}
 
 
-@pytest.mark.parametrize(
-    ("rank", "targets", "trainable", "expected"),
-    [
-        (4, ["q_proj", "v_proj"], 10_000, SUPPORTED),
-        (1, ["q_proj", "v_proj"], 50_000, REFUTED),
-        (4, ["q_proj", "v_proj"], 50_000, OPEN),
-        (1, "all-linear", 50_000, OPEN),
-    ],
-)
-def test_lora_parameters(study, rank, targets, trainable, expected):
-    record = study.add("lora", rank, settings=adapter(rank, targets))
-    record.parameters = replace(record.parameters, total=134_500_000 + trainable, trainable=trainable)
-    found = study.judgement("lora-parameters")
-    assert found.decision == expected
-    assert found.effect.value == 134_500_000 / trainable
-
-
-@pytest.mark.parametrize(
-    "fewer", [{"target_modules": ["v_proj"]}, {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [9]}]
-)
-def test_an_adapter_on_fewer_matrices_than_queries_and_values_is_no_evidence(study, fewer):
-    for adapt, trainable in (({"target_modules": ["q_proj", "v_proj"]}, 50_000), (fewer, 1_000)):
-        settings = adapter(1, None)
-        settings["method"]["adapt"] |= adapt
-        record = study.add("lora", 1, settings=settings)
-        record.parameters = replace(record.parameters, total=134_500_000, trainable=trainable)
-    assert study.judgement("lora-parameters").decision == REFUTED
-    study.records.pop(0)
-    assert study.judgement("lora-parameters").decision == OPEN
-
-
 MEMORY = [
     ("lora-memory", {"lora": 400, "full": 1000}, SUPPORTED, 0.4),
     ("lora-memory", {"lora": 700, "full": 1000}, REFUTED, 0.7),
@@ -411,21 +380,6 @@ def test_dora_training(study, slowdown, runs, expected):
     assert found.effect.value == pytest.approx(slowdown)
 
 
-@pytest.mark.parametrize(
-    ("slowdown", "runs", "expected"), [(1.01, 3, SUPPORTED), (1.5, 3, REFUTED), (1.0, 1, OPEN), (None, 3, OPEN)]
-)
-def test_dora_serving(study, slowdown, runs, expected):
-    for seed in range(runs):
-        measured(study.add("lora", seed=seed), 1 + seed / 200)
-        dora = study.add("dora", seed=seed)
-        if slowdown:
-            measured(dora, slowdown * (1 + seed / 200))
-    found = study.judgement("dora-serving")
-    assert found.decision == expected
-    if slowdown:
-        assert found.effect.value == pytest.approx(1 / slowdown)
-
-
 def test_of_runs_in_a_row_more_are_needed_than_ran(study):
     """Five of each, of which those in a row count once: two units of one method and three of the other."""
     order = ["dora", "lora", "lora", "lora", "dora", "dora", "dora", "dora", "lora", "lora"]
@@ -454,6 +408,8 @@ def test_dora_against_lora_at_equal_rank(study, name, task, dora, seeds, expecte
         study.seeds("lora", rank, seeds, **{task: 0.5})
         study.seeds("dora", rank, seeds, **{task: dora})
     study.seeds("dora", 64, seeds, **{task: 0.1})  # has no LoRA to be compared with
+    for record in study.records:
+        record.parameters = replace(record.parameters, total=2_000_000_000)  # MMLU needs a model above chance
     found = study.judgement(name)
     assert (found.decision, found.seeds, found.items) == (expected, seeds, N)
     assert found.effect.value == pytest.approx(dora - 0.5, abs=0.02)
@@ -472,15 +428,13 @@ def test_fresh_seeds_of_dora_and_lora_are_compared_at_their_rank(study):
     assert (found.decision, found.seeds, len(found.records)) == (SUPPORTED, 2, 4)
 
 
-def test_ranks_and_alphas_are_compared_without_the_fresh_seeds_of_the_chosen_one(study):
+def test_ranks_are_compared_without_the_fresh_seeds_of_the_chosen_one(study):
     for rank, loss, value in ((8, 1.2, 0.5), (64, 1.0, 0.6)):
         study.seeds("lora", rank, 3, alpha=2 * rank, loss=loss, gsm8k=value)
-    study.seeds("lora", 8, 3, alpha=8, loss=1.3, gsm8k=0.4)
     for seed in (3, 4):
         study.add("lora", 64, seed=seed, alpha=128, loss=1.0, gsm8k=0.1).confirmation = True
-    for name in ("rank-capacity", "alpha-r"):
-        found = study.judgement(name)
-        assert (found.decision, found.seeds, len(found.records)) == (SUPPORTED, 3, 6), name
+    found = study.judgement("rank-capacity")
+    assert (found.decision, found.seeds, len(found.records)) == (SUPPORTED, 3, 6)
 
 
 def test_a_tie_within_a_point_is_too_small_to_matter(study):
@@ -519,25 +473,6 @@ def test_dora_full(study, dora, expected):
     assert study.judgement("dora-full").decision == expected
 
 
-@pytest.mark.parametrize("data", ["facts", "facts_short"])
-@pytest.mark.parametrize(("galore", "expected"), [(0.8, SUPPORTED), (0.6, REFUTED), (0.5, REFUTED), (0.7, TOO_SMALL)])
-def test_galore_facts(study, galore, expected, data):
-    for method, value in {"full": 0.7, "lora": 0.5, "qlora": 0.4, "dora": 0.5, "galore": galore}.items():
-        study.seeds(method, seeds=8, data=data, **{data: value})
-    judgement = study.judgement("galore-facts")
-    assert judgement.decision == expected
-    assert judgement.effect.value == pytest.approx(galore - 0.7, abs=0.02)
-    assert len(judgement.records) == 40
-
-
-def test_galore_facts_wants_all_methods_and_facts(study):
-    study.seeds("galore", data="facts", facts=0.8)
-    assert study.judgement("galore-facts").why == "No finished full and lora and qlora and dora"
-    study.records.clear()
-    study.seeds("galore", gsm8k=0.8)
-    assert study.judgement("galore-facts").decision == OPEN
-
-
 @pytest.mark.parametrize(
     ("high", "seeds", "expected"), [(0.6, 3, SUPPORTED), (0.4, 3, REFUTED), (0.5, 5, TOO_SMALL), (0.6, 1, OPEN)]
 )
@@ -556,38 +491,7 @@ def test_one_step_problems_say_nothing_of_capacity(study):
     assert study.judgement("rank-capacity").decision == OPEN
 
 
-@pytest.mark.parametrize(("name", "alpha"), [("alpha-r", 16), ("alpha-4r", 64)])
-@pytest.mark.parametrize(("value", "seeds", "expected"), [(0.4, 3, SUPPORTED), (0.6, 3, REFUTED), (0.4, 1, OPEN)])
-def test_alpha(study, name, alpha, value, seeds, expected):
-    study.seeds("lora", 16, seeds, alpha=32, gsm8k=0.5)
-    study.seeds("lora", 16, seeds, alpha=alpha, gsm8k=value)
-    assert study.judgement(name).decision == expected
-    other = "alpha-r" if name == "alpha-4r" else "alpha-4r"
-    assert study.judgement(other).effect is None
-
-
 # Seeds, divergence, learning rates
-
-
-def spreads(study, low, high, seeds=10):
-    for rank, spread in ((2, low), (16, high)):
-        for seed in range(seeds):
-            study.add("lora", rank, seed, loss=1 + spread * (seed % 5 - 2))
-
-
-@pytest.mark.parametrize(("low", "seeds", "expected"), [(0.1, 10, SUPPORTED), (0.005, 10, REFUTED), (0.02, 3, OPEN)])
-def test_low_rank_spread(study, low, seeds, expected):
-    spreads(study, low, 0.01, seeds)
-    found = study.judgement("low-rank-spread")
-    assert (found.decision, found.seeds) == (expected, seeds)
-    assert found.effect.value == pytest.approx(low / 0.01)
-
-
-def test_low_rank_spread_interval_is_that_of_two_variances(study):
-    """At 9 and 9 degrees of freedom F's 97.5% quantile is 4.026 (any table)."""
-    spreads(study, 0.02, 0.02)
-    found = study.judgement("low-rank-spread")
-    assert found.effect == pytest.approx((1, 4.026**-0.5, 4.026**0.5), rel=1e-3)
 
 
 def test_without_a_second_seed_there_is_no_spread(study):
@@ -623,13 +527,13 @@ def test_a_run_that_ends_a_tenth_above_its_first_loss_has_diverged(study, ends, 
     assert study.judgement("low-rank-divergence").effect.value == share
 
 
-def test_many_settings_of_which_none_diverges_refute_divergence_and_many_runs_of_one_do_not(study):
+def test_many_settings_of_which_none_diverges_decide_and_many_runs_of_one_do_not(study):
     """Runs of a setting may end alike, so a hundred of one setting tell of one."""
     for rank in (4, 16):
         for setting in range(100):
-            study.add("lora", rank, 0, lr=1e-5 * (1 + setting))
+            study.add("lora", rank, 0, lr=1e-4 * (1 + setting / 50))
     found = study.judgement("low-rank-divergence")
-    assert (found.decision, found.seeds) == (REFUTED, 100)
+    assert (found.decision, found.seeds) == (TOO_SMALL, 100)
 
 
 def test_divergence_is_compared_at_equal_rates(study):
@@ -662,19 +566,22 @@ def rates(study, methods, best, seeds=2, grid=(0.16, 0.4, 1, 2.5, 6.25)):
 
 
 @pytest.mark.parametrize(
-    ("name", "methods", "claimed"),
-    [("lr-adapters", ("lora", "qlora", "dora"), 2e-4), ("lr-full", ("full",), 2e-5)],
+    ("name", "methods", "claimed", "higher"),
+    [("lr-adapters", ("lora", "qlora", "dora"), 2e-4, SUPPORTED), ("lr-full", ("full",), 2e-5, REFUTED)],
 )
-def test_best_rates(study, name, methods, claimed):
+def test_best_rates(study, name, methods, claimed, higher):
     rates(study, methods, claimed)
     found = study.judgement(name)
     assert (found.decision, found.seeds) == (SUPPORTED, 2)
     assert found.effect == pytest.approx((claimed, claimed / 2.5**0.1, claimed * 2.5**0.1))  # a tenth of a step
     study.records.clear()
     rates(study, methods, 10 * claimed)
+    assert study.judgement(name).decision == higher
+    study.records.clear()
+    rates(study, methods, claimed / 10)
     assert study.judgement(name).decision == REFUTED
     study.records.clear()
-    rates(study, methods, 3 * claimed)
+    rates(study, methods, claimed / 3)
     assert study.judgement(name).why == "The interval includes both outcomes"
     study.records.clear()
     rates(study, methods, claimed, seeds=1)
@@ -702,7 +609,9 @@ def test_a_best_rate_at_an_end_of_those_tried_decides_nothing(study):
     assert study.judgement("lr-full").why == "full's best rate is at an end of the rates tried"
 
 
-@pytest.mark.parametrize(("times", "expected"), [(10, SUPPORTED), (1, REFUTED), (28, OPEN)])
+@pytest.mark.parametrize(
+    ("times", "expected"), [(10, SUPPORTED), (100, SUPPORTED), (3, OPEN), (1, TOO_SMALL), (0.1, REFUTED)]
+)
 def test_lr_ratio(study, times, expected):
     rates(study, ["full"], 2e-5)
     rates(study, ["lora", "qlora", "dora"], times * 2e-5)
@@ -714,25 +623,6 @@ def test_lr_ratio(study, times, expected):
 def test_lr_ratio_without_full(study):
     rates(study, ["lora", "qlora", "dora"], 2e-4)
     assert study.judgement("lr-ratio").why == "No finished full"
-
-
-# Forgetting
-
-
-@pytest.mark.parametrize(
-    ("name", "task", "base", "lost", "kept"),
-    [("forgetting-mmlu", "mmlu", 0.5, 0.4, 0.5), ("forgetting-text", "plain_text", 2.0, 2.2, 2.001)],
-)
-def test_forgetting(study, name, task, base, lost, kept):
-    study.add("base", **{task: base})
-    study.seeds("lora", **{task: kept})
-    assert study.judgement(name).decision == REFUTED
-    study.seeds("full", **{task: lost})
-    found = study.judgement(name)
-    assert (found.decision, found.why) == (SUPPORTED, "full loses most")
-    assert found.effect.value == pytest.approx(abs(lost - base), abs=0.01)
-    study.records = [record for record in study.records if record.cell.method != "base"]
-    assert (study.judgement(name).decision, study.judgement(name).why) == (OPEN, "No finished base and tuned method")
 
 
 # All of them
@@ -912,7 +802,7 @@ def test_the_verdicts_of_the_committed_quickstart():
     folder = ROOT / "results" / "reference" / "quickstart"
     found = {v.claim.name: v.judgement.decision for v in ARTICLE.verdicts(read_study(folder)[0], folder)}
     assert {name for name, decision in found.items() if decision == SUPPORTED} == {
-        *("dora-parameters", "qlora-memory", "galore-states", "galore-weights")
+        *("lora-parameters", "dora-parameters", "dora-serving", "qlora-memory", "galore-states", "galore-weights")
     }
     # So small a model's activations take more than its weights do.
     assert {n for n, decision in found.items() if decision == REFUTED} == {

@@ -40,7 +40,7 @@ def test_claims_of_several_places_have_one_verdict_and_a_row_for_each_place():
     article = find("beyond_lora")
     first, places = claim_tables(article, article.merged([(records, study)]))
     hold, not_, depends, open_, _ = first.answer
-    assert hold.startswith("These claims hold: dora-parameters, qlora-memory, ")
+    assert hold.startswith("These claims hold: lora-parameters, dora-parameters, dora-serving, qlora-memory, ")
     assert "galore-memory, " in not_ or not_.endswith("galore-memory.")
     assert depends == "These depend on the setting: lora-memory, galore-states."
     assert open_.startswith("Not decided: ")

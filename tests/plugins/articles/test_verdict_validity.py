@@ -18,7 +18,8 @@ QUICK = [
     "dora-memory, single runs, true 1.11",
     "lr-full, best at 5e-05, grid moved by 50% of a step",
     "low-rank-divergence, 8 rates × 5 seeds, 11 points more, runs of a setting alike",
-    "low-rank-spread, 10 seeds, spread ratio 2.1, lognormal",
+    "low-rank-spread, 10 seeds, spread ratio 1.43, lognormal",
+    "dora-convergence, 1.26 times the tokens, 3 seeds",
     "lora-memory over studies, just above half, 12 studies",
 ]
 

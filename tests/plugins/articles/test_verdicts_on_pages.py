@@ -28,10 +28,10 @@ def test_every_claim_is_there_with_the_commands_that_judge_it(reference):
     section = reference.partition('<section id="beyond_lora">')[2].partition("</section>")[0]
     table, verdicts = re.findall(r"<tbody>.*?</tbody>", section, re.DOTALL)
     assert table.count("<tr>") > 4
-    assert verdicts.count("<tr>") == 16
+    assert verdicts.count("<tr>") == 17
     assert "Not judged, since cells are missing: low-rank-spread, " in section
     assert section.index('id="beyond_lora-table"') < section.index('<div id="beyond_lora-forest" class="interactive"')
-    assert "4 supported, 5 refuted, 7 not decided" in reference.partition('id="summary"')[2].partition("</section>")[0]
+    assert "6 supported, 5 refuted, 6 not decided" in reference.partition('id="summary"')[2].partition("</section>")[0]
     for command in ("table --article beyond_lora", "claims --article beyond_lora"):
         assert f"python -m harness {command} --study gsm8k" in reference
     assert '<li><a href="#beyond_lora">“Beyond LoRA”</a></li>' in reference
@@ -64,9 +64,9 @@ def test_a_filter_shows_the_claims_that_are_wanted_and_their_effects_are_drawn(s
         )
         return column(page, "beyond_lora-verdicts", "Verdict")
 
-    assert wanted("supported") == ["supported"] * 4
+    assert wanted("supported") == ["supported"] * 6
     assert wanted("REFUTED dora-memory") == ["refuted"]
     assert wanted("no such claim") == []
-    assert len(wanted("")) == 16
+    assert len(wanted("")) == 17
     assert page.ask("document.querySelectorAll('#beyond_lora-forest svg').length") > 0
     assert page.complaints() == []

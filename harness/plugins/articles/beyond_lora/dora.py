@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from statistics import median
 
-from harness.plugins.articles.claims import Bounds, Claims, Judgement, lacking, points, times, unchosen
+from harness.plugins.articles.beyond_lora.lora import spread
+from harness.plugins.articles.beyond_lora.table import curve, reach
+from harness.plugins.articles.claims import (
+    OPEN,
+    REFUTED,
+    Bounds,
+    Claims,
+    Judgement,
+    judged,
+    lacking,
+    points,
+    times,
+    unchosen,
+)
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import counted, gain, time_ratio
+from harness.plugins.articles.rules import counted, exact, gain, time_ratio
 from harness.record import Record
+from harness.report import statistics
 from harness.report.frame import decoded_tokens
 from harness.report.headline import MMLU
+from harness.report.select import Choice
 from harness.report.statistics import Interval
 
 CLAIMS = Claims()
 BEHIND = 0.02  # by which a score still matches another
+EQUIVALENT = 1.25  # times as many tokens, or as few, that count as equally fast
+ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU than chance does
+
+
+def _at_equal_ranks(at: Evidence) -> tuple[list[Choice], list[Choice]] | None:
+    """DoRA's and LoRA's chosen settings at each rank that both have; None if there is none."""
+    chosen = at.choices("rank")
+    ranks = [rank for method, rank in chosen if method == "lora" and ("dora", rank) in chosen]
+    # Fresh seeds are of the chosen rank alone; the seed that chose it takes no part.
+    ranks = [rank for rank in ranks if chosen["lora", rank].confirmed and chosen["dora", rank].confirmed] or ranks
+    if not ranks:
+        return None
+    return [chosen["dora", rank] for rank in ranks], [chosen["lora", rank] for rank in ranks]
 
 
 def _dora_gain(at: Evidence, score: str) -> Judgement:
-    chosen = at.choices("rank")
-    ranks = [rank for method, rank in chosen if method == "lora" and ("dora", rank) in chosen]
-    if not ranks:
-        return unchosen(at, ("lora", "dora"), ["rank"], "lora", "dora of the same rank")
-    # Fresh seeds are of the chosen rank alone; the seed that chose it takes no part.
-    ranks = [rank for rank in ranks if chosen["lora", rank].confirmed and chosen["dora", rank].confirmed] or ranks
-    return gain(at, [chosen["dora", rank] for rank in ranks], [chosen["lora", rank] for rank in ranks], score)
+    sides = _at_equal_ranks(at)
+    return gain(at, *sides, score) if sides else _no_equal_ranks(at)
+
+
+def _no_equal_ranks(at: Evidence) -> Judgement:
+    return unchosen(at, ("lora", "dora"), ["rank"], "lora", "dora of the same rank")
 
 
 @CLAIMS.claim(
@@ -42,6 +70,7 @@ def dora_task(at: Evidence) -> Judgement:
     "DoRA beats LoRA at the same rank on MMLU (by at least 1 point)",
     "sweep forgetting data_root=DIR",
     points,
+    least_model=ABOVE_CHANCE,
 )
 def dora_mmlu(at: Evidence) -> Judgement:
     return _dora_gain(at, MMLU)
@@ -82,11 +111,39 @@ def dora_training(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "dora-serving",
-    "Once merged, DoRA is as fast as LoRA at inference (decoding rates within 10%)",
+    "Once merged, DoRA is as fast as LoRA at inference (its weights have LoRA's size, and decoding rates are within "
+    "10%)",
     "sweep seeds",
     times,
 )
 def dora_serving(at: Evidence) -> Judgement:
+    """An identity, of which the ratio of decoding rates is a check: the effect is that of the weights' sizes.
+
+    Merged weights of equal size are the same matrices of the same base, whose rates are equal by construction. Where no
+    record has their size, the rates decide. Rates that differ all the same leave the claim open.
+    """
+    rates = _serving_rates(at)
+    sizes = {method: {_merged_bytes(record) for record in at.of(method)} - {None} for method in ("dora", "lora")}
+    if not all(sizes.values()):
+        return rates
+    used = tuple(record.cell.name for record in at.of("dora", "lora") if _merged_bytes(record))
+    bounds = Bounds(1 / 1.1, 1.1, ratio=True)
+    if sizes["dora"] != sizes["lora"]:
+        dora, lora = (max(size for size in sizes[method] if size) for method in ("dora", "lora"))
+        same = exact(dora / lora, bounds, None, used)
+        return replace(same, decision=REFUTED, why="Merged weights differ in size", corrected=None)
+    if rates.decision == REFUTED:
+        why = "Merged weights have one size, but the measured rates differ: look at what else ran"
+        return replace(rates, decision=OPEN, why=why, by_seeds=False, corrected=None)
+    why = "Merged, both have the same matrices of the base"
+    if rates.effect is not None:
+        value, low, high = rates.effect
+        ends = "" if math.isnan(low) else f" ({times(low)} to {times(high)})"
+        why += f"; measured ratio of rates: {times(value)}{ends}"
+    return replace(exact(1.0, bounds, None, used), why=why)
+
+
+def _serving_rates(at: Evidence) -> Judgement:
     """The ratio of decoding rates."""
     slower = time_ratio(at, "dora", "lora", _token_seconds, 1 / 1.1, 1.1)
     if slower.effect is None:
@@ -101,3 +158,50 @@ def _token_seconds(record: Record) -> float | None:
     if speed is None or not speed.decode_seconds or not (tokens := decoded_tokens(speed)):
         return None
     return median(speed.decode_seconds) / tokens
+
+
+def _merged_bytes(record: Record) -> int | None:
+    """The size of all weights as they are served, if the adapter is merged into them."""
+    merged = record.merge is not None and record.merge.merged
+    return record.disk.model if merged and record.disk else None
+
+
+@CLAIMS.claim(
+    "dora-stability",
+    "DoRA trains more stably than LoRA (LoRA's validation losses vary between seeds at least 1.4 times as much, at the "
+    "same rank)",
+    "sweep seeds",
+    times,
+)
+def dora_stability(at: Evidence) -> Judgement:
+    sides = _at_equal_ranks(at)
+    if sides is None:
+        return _no_equal_ranks(at)
+    dora, lora = ([at.chosen(choice) for choice in side] for side in sides)
+    return spread(lora, dora)
+
+
+@CLAIMS.claim(
+    "dora-convergence",
+    "DoRA converges as fast as full fine-tuning (it takes 0.8 to 1.25 times the tokens to the lowest validation loss "
+    "that all runs of both reach)",
+    "sweep article data=wordmath",
+    times,
+)
+def dora_convergence(at: Evidence) -> Judgement:
+    chosen = at.choices()
+    if ("dora",) not in chosen or ("full",) not in chosen:
+        return unchosen(at, ("dora", "full"), [], "dora", "full")
+    sides = [at.chosen(chosen[method,]) for method in ("dora", "full")]
+    runs = [record for side in sides for record in side]
+    used = tuple(record.cell.name for record in runs)
+    if min(len(record.validation) for record in runs) < 2:
+        return Judgement(OPEN, records=used, why="No validations during training (train.validate_every)")
+    target = max(min(point.loss for point in record.validation) for record in runs)
+    tokens = [{record.cell.seed: reach(*curve(record), target) for record in side} for side in sides]
+    seeds = min(map(len, tokens))
+    if (ratio := statistics.of_losses(tokens[:1], tokens[1:])) is None:
+        return Judgement(OPEN, None, seeds, None, used, "One seed")
+    early = any(record.validation[0].loss <= target for record in runs)
+    unfair = "A run reached the common loss before its first validation" if early else ""
+    return judged(ratio.among, Bounds(1 / EQUIVALENT, EQUIVALENT, ratio=True), ratio.units, used, unfair=unfair)

@@ -1,56 +1,105 @@
-"""Claims on what tuning forgets."""
+"""Claims on what tuning forgets: a claim for each kind of ability that is kept or lost."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from harness.plugins.articles.beyond_lora.galore import never_renewed
 from harness.plugins.articles.beyond_lora.methods import TUNED
-from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, bits_per_byte, points, unchosen
+from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, bits_per_byte, lacking, points, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import Gain, any_gain, scored_gain
-from harness.report.headline import MMLU, PLAIN_TEXT
+from harness.report.frame import score_name
+from harness.report.headline import LEARNED, MMLU, PLAIN_TEXT, base_of
 
 CLAIMS = Claims()
+ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU, and solve more of GSM8K, than chance does
+REASONING = tuple(LEARNED[data] for data in ("gsm8k", "wordmath", "wordmath_short"))
+FORMAT = "ifeval/prompt_level_strict_acc/none"
 
 
-def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool) -> Judgement:
-    """The judgement on the claim that the method which loses most against the base loses at least `least`.
+def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool = False) -> Judgement:
+    """The judgement on the claim that the method which loses most against its base loses at least `least`.
 
     Supported if one method surely loses more, by intervals that are corrected for the number of methods, since any may;
-    refuted if every method surely loses less (`any_gain`).
+    refuted if every method surely loses less (`any_gain`). Left out are methods whose quantised base is not there, as
+    what quantising costs is not forgotten, and GaLore that never renewed its projection.
     """
     chosen = at.choices()
-    methods = [method for method in TUNED if (method,) in chosen]
-    if ("base",) not in chosen or not methods:
+    if ("base",) not in chosen or not any((method,) in chosen for method in TUNED):
         return unchosen(at, ("base", *TUNED), [], "base", "tuned method")
     losses: dict[str, Gain] = {}
-    bounds = Bounds(low=least)
-    for method in methods:
-        before, after = [chosen["base",]], [chosen[method,]]
+    bounds, left_out = Bounds(low=least), []
+    for method in TUNED:
+        if (method,) not in chosen:
+            continue
+        base = base_of(at.chosen(chosen[method,])[0])
+        if (base,) not in chosen or (method == "galore" and never_renewed(at.chosen(chosen[method,]))):
+            left_out.append(method)
+            continue
+        before, after = [chosen[base,]], [chosen[method,]]
         ones, others = (after, before) if lower_is_better else (before, after)
         loss = scored_gain(at, ones, others, score, bounds)
         if isinstance(loss, Judgement):
             return loss
         losses[method] = loss
+    if not losses:
+        return lacking("tuned method with its base")
     judgement = any_gain(list(losses.values()), bounds)
+    without = f"; without {' and '.join(left_out)}" if left_out else ""
+    if judgement.decision == OPEN:
+        return replace(judgement, why=judgement.why + without)
     worst = max(losses, key=lambda method: losses[method].intervals(1).value)
-    return judgement if judgement.decision == OPEN else replace(judgement, why=f"{worst} loses most")
+    return replace(judgement, why=f"{worst} loses most{without}")
+
+
+def _untrained(at: Evidence, scores: Sequence[str]) -> str | None:
+    """The first of `scores` that the records have and their data do not train for."""
+    recorded = {score_name(score) for record in at.records for score in record.scores}
+    return next((score for score in scores if score in recorded and score != at.learned), None)
 
 
 @CLAIMS.claim(
     "forgetting-mmlu",
-    "Tuning forgets catastrophically (the method that forgets most loses at least 2 points of the base's MMLU)",
+    "Tuning catastrophically forgets knowledge (the method that forgets most loses at least 2 points of the base's "
+    "MMLU)",
     "sweep forgetting data_root=DIR",
     points,
+    least_model=ABOVE_CHANCE,
 )
 def forgetting_mmlu(at: Evidence) -> Judgement:
-    return _forgotten(at, MMLU, 0.02, lower_is_better=False)
+    return _forgotten(at, MMLU, 0.02)
+
+
+@CLAIMS.claim(
+    "forgetting-reasoning",
+    "Tuning catastrophically forgets reasoning (the method that forgets most loses at least 2 points of the base's "
+    "score in a reasoning task that was not trained)",
+    "sweep forgetting data=facts 'eval.tasks=[facts,gsm8k]' data_root=DIR",
+    points,
+    least_model=ABOVE_CHANCE,
+)
+def forgetting_reasoning(at: Evidence) -> Judgement:
+    score = _untrained(at, REASONING)
+    return _forgotten(at, score, 0.02) if score else lacking("cell scored in a reasoning task that was not trained")
+
+
+@CLAIMS.claim(
+    "forgetting-format",
+    "Tuning catastrophically forgets to follow instructions (the method that forgets most follows at least 2 "
+    "points fewer of IFEval's instructions than the base)",
+    "sweep forgetting 'eval.tasks=[wordmath,ifeval]'",
+    points,
+)
+def forgetting_format(at: Evidence) -> Judgement:
+    return _forgotten(at, FORMAT, 0.02)
 
 
 @CLAIMS.claim(
     "forgetting-text",
-    "Tuning forgets catastrophically (the method that forgets most needs at least 0.05 bits per byte more on plain "
-    "English text)",
+    "Tuning catastrophically forgets plain English (the method that forgets most needs at least 0.05 bits per byte "
+    "more on plain English text)",
     "sweep forgetting 'eval.tasks=[wordmath,plain_text]'",
     bits_per_byte,
 )

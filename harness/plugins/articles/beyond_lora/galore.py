@@ -1,20 +1,24 @@
-"""Claims on GaLore: it trains all weights, and it learns new knowledge best."""
+"""Claims on GaLore: it trains all weights, and it learns new knowledge better than low-rank methods."""
 
 from __future__ import annotations
 
-from harness.plugins.articles.beyond_lora.methods import TUNED
-from harness.plugins.articles.claims import Claims, Judgement, lacking, points, times, unchosen
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.plugins.articles.beyond_lora.data_sets import FACTS, trained_on
+from harness.plugins.articles.beyond_lora.methods import ADAPTERS
+from harness.plugins.articles.claims import OPEN, Claims, Judgement, lacking, points, times, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import BETTER, Gain, counted, each_gain, scored_gain
+from harness.plugins.articles.rules import BETTER, counted, each_gain, scored_gain
+from harness.record import Record
 from harness.report.headline import LEARNED
 
 CLAIMS = Claims()
-FACTS = ("facts", "facts_short")  # data sets on invented worlds, which no model can know from pretraining
 
 
 @CLAIMS.claim(
     "galore-weights",
-    "GaLore trains all weights (as full fine-tuning does)",
+    "GaLore trains all weights (as many as full fine-tuning)",
     "sweep method=full,galore train.max_steps=1 'eval.tasks=[]' infer.repeats=0 study=sizes",
     times,
 )
@@ -24,23 +28,39 @@ def galore_weights(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "galore-facts",
-    "GaLore is best for wholly new knowledge (better than full fine-tuning, LoRA, QLoRA and DoRA on facts of an "
+    "GaLore is best for wholly new knowledge (better than the low-rank methods LoRA, QLoRA and DoRA on facts of an "
     "invented world, by at least 1 point each)",
     "sweep facts",
     points,
 )
 def galore_facts(at: Evidence) -> Judgement:
-    """The least of GaLore's gains over each other method: `each_gain`."""
+    """The least of GaLore's gains over the low-rank methods: `each_gain`. Open if its projection was never renewed."""
     chosen = at.choices()
-    if at.data not in FACTS:
+    if not trained_on(at, FACTS):
         return lacking("cell trained on facts")
-    if missing := [method for method in TUNED if (method,) not in chosen]:
+    if missing := [method for method in ("galore", *ADAPTERS) if (method,) not in chosen]:
         return unchosen(at, missing, [], *missing)
-    score, rivals = LEARNED[at.data], [method for method in TUNED if method != "galore"]
-    gains: list[Gain] = []
-    for rival in rivals:
+    score, gains = LEARNED[at.data], []
+    for rival in ADAPTERS:
         gained = scored_gain(at, [chosen["galore",]], [chosen[rival,]], score)
         if isinstance(gained, Judgement):
             return gained
         gains.append(gained)
-    return each_gain(gains, BETTER)
+    judgement = each_gain(gains, BETTER)
+    if why := never_renewed(at.chosen(chosen["galore",])):
+        return replace(judgement, decision=OPEN, why=why, by_seeds=False, corrected=None)
+    return judgement
+
+
+def never_renewed(records: Sequence[Record]) -> str:
+    """Why runs of GaLore are no evidence for it: they kept their first projection; empty if they are, or may be.
+
+    galore-torch projects anew at step 0, update_proj_gap, twice that, and so on. Within one projection the update of a
+    matrix stays in one space of low rank, as that of an adapter does: it is the changes of space that GaLore adds.
+    """
+    for record in records:
+        gap = record.cell.knobs.get("update_proj_gap")
+        steps = record.train.steps if record.train else None
+        if gap and steps and steps <= gap:
+            return f"GaLore's projection was never renewed: {steps} steps, update_proj_gap={gap}"
+    return ""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from harness.plugins.articles.beyond_lora.data_sets import COMPLEX, trained_on
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
 from harness.plugins.articles.claims import Bounds, Claims, Judgement, lacking, points, rate, times, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import MeasuredRate, best_rate, each_batch, gain, hold_all, rate_ratio
 
 CLAIMS = Claims()
-COMPLEX = ("gsm8k", "gsm_symbolic", "metamath", "wordmath")  # data sets of problems with several steps
-FAR = 3.0  # a learning rate within this factor of the claimed one agrees with it
+FAR = 3.0  # a learning rate within this factor of another is the same choice
+HIGHER = Bounds(low=FAR, small=(1 / FAR, FAR), ratio=True, margin="3 times", more="higher", less="lower")
 
 
 @CLAIMS.claim(
@@ -20,7 +21,7 @@ FAR = 3.0  # a learning rate within this factor of the claimed one agrees with i
 )
 def rank_capacity(at: Evidence) -> Judgement:
     """The mean over methods and ranks, each rank at its best learning rate."""
-    if at.data not in COMPLEX:
+    if not trained_on(at, COMPLEX):
         return lacking("cell trained on problems of several steps")
     learned, at = at.learned, at.tried
     chosen = at.choices("rank")
@@ -32,40 +33,6 @@ def rank_capacity(at: Evidence) -> Judgement:
     return gain(at, high, low, learned)
 
 
-def _alpha_gain(at: Evidence, times: int) -> Judgement:
-    learned, at = at.learned, at.tried
-    chosen = at.choices("rank", "alpha")
-    pairs = [
-        (choice, chosen[method, rank, times * rank])
-        for (method, rank, alpha), choice in chosen.items()
-        if method in ADAPTERS and rank and alpha == 2 * rank and (method, rank, times * rank) in chosen
-    ]
-    if not pairs or learned is None:
-        lacks = ("adapters with alpha = 2r", f"alpha = {'' if times == 1 else times}r")
-        return unchosen(at, ADAPTERS, ["rank", "alpha"], *lacks)
-    return gain(at, [one for one, _ in pairs], [other for _, other in pairs], learned)
-
-
-@CLAIMS.claim(
-    "alpha-r",
-    "alpha = 2r is better than alpha = r, each at its best learning rate (by at least 1 point)",
-    "sweep alpha",
-    points,
-)
-def alpha_r(at: Evidence) -> Judgement:
-    return _alpha_gain(at, 1)
-
-
-@CLAIMS.claim(
-    "alpha-4r",
-    "alpha = 2r is better than alpha = 4r, each at its best learning rate (by at least 1 point)",
-    "sweep alpha",
-    points,
-)
-def alpha_4r(at: Evidence) -> Judgement:
-    return _alpha_gain(at, 4)
-
-
 def _rate(at: Evidence, method: str) -> MeasuredRate | Judgement:
     """The best learning rate of `method` at its chosen rank and alpha; a judgement if it has no chosen setting."""
     if (choice := at.choices().get((method,))) is None:
@@ -74,48 +41,50 @@ def _rate(at: Evidence, method: str) -> MeasuredRate | Judgement:
     return best_rate(method, [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == axes])
 
 
-def _near(rate: MeasuredRate | Judgement, claimed: float) -> Judgement:
-    bounds = Bounds(claimed / FAR, claimed * FAR, ratio=True)
+def _judged(rate: MeasuredRate | Judgement, bounds: Bounds) -> Judgement:
     return rate.judge(bounds) if isinstance(rate, MeasuredRate) else rate
 
 
-def _adapters_near(at: Evidence, claimed: float) -> Judgement:
-    return hold_all([(method, _near(_rate(at, method), claimed)) for method in ADAPTERS])
+def _adapters(at: Evidence, bounds: Bounds) -> Judgement:
+    """Of the rate of each adapter."""
+    return hold_all([(method, _judged(_rate(at, method), bounds)) for method in ADAPTERS])
 
 
-def _ratios_near(at: Evidence, claimed: float) -> Judgement:
-    """Of the rate of each adapter to that of full fine-tuning."""
+def _ratios(at: Evidence, bounds: Bounds) -> Judgement:
+    """Of the rate of each adapter over that of full fine-tuning."""
     if isinstance(full := _rate(at, "full"), Judgement):
         return full
     parts = []
     for method in ADAPTERS:
         own = _rate(at, method)
-        parts.append((method, _near(rate_ratio(own, full) if isinstance(own, MeasuredRate) else own, claimed)))
+        parts.append((method, _judged(rate_ratio(own, full) if isinstance(own, MeasuredRate) else own, bounds)))
     return hold_all(parts)
 
 
 @CLAIMS.claim(
     "lr-adapters",
-    "2e-4 is the learning rate for PEFT (the best rates of LoRA, QLoRA and DoRA are within 3×)",
+    "PEFT takes a learning rate as high as 2e-4 (the best rates of LoRA, QLoRA and DoRA are at least a third of it)",
     "sweep lr",
     rate,
 )
 def lr_adapters(at: Evidence) -> Judgement:
-    return each_batch(at, lambda part: _adapters_near(part, 2e-4))
+    return each_batch(at, lambda part: _adapters(part, Bounds(low=2e-4 / FAR, ratio=True)))
 
 
 @CLAIMS.claim(
     "lr-full", "2e-5 is the learning rate for full fine-tuning (the best rate is within 3×)", "sweep lr", rate
 )
 def lr_full(at: Evidence) -> Judgement:
-    return each_batch(at, lambda part: _near(_rate(part, "full"), 2e-5))
+    near = Bounds(2e-5 / FAR, 2e-5 * FAR, ratio=True)
+    return each_batch(at, lambda part: _judged(_rate(part, "full"), near))
 
 
 @CLAIMS.claim(
     "lr-ratio",
-    "PEFT needs ten times the learning rate of full fine-tuning (3 to 30 times)",
+    "PEFT takes a higher learning rate than full fine-tuning (the best rates of LoRA, QLoRA and DoRA are at least "
+    "3 times as high)",
     "sweep lr",
     times,
 )
 def lr_ratio(at: Evidence) -> Judgement:
-    return each_batch(at, lambda part: _ratios_near(part, 10))
+    return each_batch(at, lambda part: _ratios(part, HIGHER))

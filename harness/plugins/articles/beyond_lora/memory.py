@@ -12,7 +12,7 @@ CLAIMS = Claims()
 
 @CLAIMS.claim(
     "qlora-memory",
-    "QLoRA needs the least memory of all methods",
+    "QLoRA needs the least memory of all methods (less than each)",
     "sweep memory",
     times,
 )
@@ -36,7 +36,7 @@ def dora_memory(at: Evidence) -> Judgement:
 
 @CLAIMS.claim(
     "adapters-galore-memory",
-    "LoRA and DoRA use less memory than GaLore",
+    "LoRA and DoRA use less memory than GaLore (each has a lower peak)",
     "sweep memory",
     times,
 )

@@ -18,7 +18,7 @@ import pandas as pd
 from harness import units
 from harness.record import Record
 from harness.report.frame import TRAIN_MEMORY
-from harness.report.headline import learned, trained_for
+from harness.report.headline import base_of, learned, trained_for
 from harness.report.memory import comparable
 from harness.report.pairwise import contests
 from harness.report.select import Choice, Place
@@ -130,8 +130,8 @@ def convergence(rows: Sequence[Row], all_rows: Sequence[Row]) -> dict[int, Conve
         starts = [_start(row, all_rows) for row in here]
         begins = all(start is not None for start in starts)
         for row, start in zip(here, starts, strict=True):
-            curves = [_curve(record, start if begins else None) for record in row.measured]
-            reached = [_reach(tokens, losses, target) for tokens, losses in curves]
+            curves = [curve(record, start if begins else None) for record in row.measured]
+            reached = [reach(tokens, losses, target) for tokens, losses in curves]
             within = any(losses[0] <= target for _, losses in curves)
             mean = fmean(_mean_over(tokens, losses) for tokens, losses in curves)
             point = Interval(*[fmean(reached)] * 3)
@@ -146,18 +146,19 @@ def _mean_over(tokens: np.ndarray, losses: np.ndarray) -> float:
 
 def _start(row: Row, rows: Sequence[Row]) -> float | None:
     """The loss before training: that of the base in the same place, with weights quantised as the row's are."""
-    base = {None: "base", 4: "base_nf4", 8: "base_int8"}[row.records[0].cell.settings.method.bits]
+    base = base_of(row.records[0])
     losses = [r.mean("validation_loss") for r in rows if (r.place, r.method) == (row.place, base) and r.finished]
     return losses[0] if losses else None
 
 
-def _curve(record: Record, start: float | None) -> tuple[np.ndarray, np.ndarray]:
+def curve(record: Record, start: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The raw tokens and the loss of each validation; start: the loss before training."""
     points = [] if start is None else [(0, start)]
     points += [(point.tokens, point.loss) for point in record.validation]
     return np.array([t for t, _ in points], dtype=float), np.array([loss for _, loss in points])
 
 
-def _reach(tokens: np.ndarray, losses: np.ndarray, target: float) -> float:
+def reach(tokens: np.ndarray, losses: np.ndarray, target: float) -> float:
     """The tokens at which the interpolated curve first reaches `target`."""
     i = np.flatnonzero(losses <= target)[0]
     if i == 0:
