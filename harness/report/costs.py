@@ -13,6 +13,8 @@ from harness.report.lint.training import resumed
 from harness.report.statistics import MemoryPeak, Ratio, Run
 from harness.report.tables.rows import Row
 
+SAME = 0.02  # costs that differ by less than this share are not worth a word
+
 Ratios = Callable[[Row, Row, Sequence[Row]], Ratio | None]
 """The ratio of a measure of one row to that of another, where `others` are all rows of the place; None if unknown."""
 
