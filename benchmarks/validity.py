@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import choices  # noqa: F401  adds its situations to those of situations.py
+import decisions  # noqa: F401  likewise
 import numpy as np
 from situations import SITUATIONS
 from tabulate import tabulate

@@ -74,18 +74,16 @@ def _sentences(
     task, count = contest.score.split("/")[0], len(reruns.experiments)
     only = best[0]
     if len(best) == 1:
-        score, *ends = (shown(value) for value in only.interval or (only.value,))
-        interval = f" ({'–'.join(ends)})" if ends else ""
-        take = (
-            ""
-            if count == 1
-            else f"Take {only.choice.label}: significantly better than the other {count - 1} on {task}. "
-        )
-        yield f"{take}{only.choice.label} scores {score}{interval}."
+        score, *bounds = (shown(value) for value in only.interval or (only.value,))
+        interval = f" ({'–'.join(bounds)})" if bounds else ""
+        if count > 1:
+            yield f"Take {only.choice.label}: significantly better than the other {count - 1} on {task}."
+        yield f"{only.choice.label} scores {score}{interval}{unit}."
         return
     values = [standing.value for standing in best]
+    ends = f"{shown(min(values))} to {shown(max(values))}{unit}"
     worse = f"; {count - len(best)} are significantly worse" if count > len(best) else ""
-    yield f"{len(best)} of {count} experiments tie on {task} ({shown(min(values))} to {shown(max(values))}{unit}){worse}."
+    yield f"{len(best)} of {count} experiments tie on {task} ({ends}){worse}."
     peaks = {s.choice.label: peak for s in best if (peak := memory[s.choice.label])}
     if len(peaks) == len(best):
         least = min(peaks.values())
