@@ -101,6 +101,16 @@ def same(draw: np.random.Generator, values: dict[str, float], seeds: int, groupe
     return {"wrong": found.pop("differs")} | found
 
 
+FALSE = {"six equal": EQUAL, "two equal, four much worse": dict.fromkeys(SIX, 0.3) | {"full": 0.5, "qlora": 0.5}}
+
+
+@situation("a method taken that is no better", **cases(FALSE, {"2 seeds": {"seeds": 2}} | SEEDS))
+def taken(draw: np.random.Generator, values: dict[str, float], seeds: int, grouped: bool = False) -> Outcome:
+    """One run. Of two equal methods and some that are much worse the chance is highest."""
+    noise = Noise(seed_points=1.0, **({} if grouped else FLAT))
+    return {"wrong": decided(draw, values, seeds, noise, int(draw.integers(2**32)), 1).decision.take is not None}
+
+
 ALIKE = {
     f"six equal, memory {100 * (step - 1):.0f}% apart": {"values": EQUAL, "seeds": 3, "step": step} for step in NEAR
 }

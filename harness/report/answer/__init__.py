@@ -101,7 +101,8 @@ class StudyAnswer:
         if contest is None:
             found = PlaceAnswer((), tuple(unscored(rows, limits)))
         else:
-            found = ComparedMethods(contest, limits, tests).answer()
+            places = len({each.place for each in self.contests if each.differences})
+            found = ComparedMethods(contest, limits, tests, max(1, places)).answer()
         return found.noting([*without_result(choices)])
 
     @cached_property

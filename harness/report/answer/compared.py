@@ -1,7 +1,9 @@
 """The decision on one place whose methods are compared by a score: which method to take, or which tie and what then.
 
 The decision names no maximum: what scored highest by luck changes with the seeds. A method is taken if it is told from
-all others; methods that are not told from the best one tie, and costs decide between them.
+all others, each pair tested alone: as all must say so, one of two equal methods that are the best is taken in 5% of
+studies at most (Gutmann & Maymin, Ann. Stat. 15, 1987). Otherwise methods that are not told from the best one tie, and
+costs decide between them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from functools import cached_property
 from harness import units
 from harness.report.answer.advice import few, listed
 from harness.report.answer.limits import Advantage, Limits, said
-from harness.report.answer.needed import TestItems, seeds_needed, test_items, times_as_many_items
+from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
 from harness.report.answer.place import Decision, Doubt, PlaceAnswer, by_cost, sentence
 from harness.report.answer.words import ScoreWords
 from harness.report.frame import TRAIN_MEMORY
@@ -29,12 +31,14 @@ FEW_SEEDS = 3  # what a study of one seed is repeated with
 class ComparedMethods:
     """What the contest of one place says of its tuned methods.
 
-    limits: of the place, with its rows. tests: differences that are tested in the whole report.
+    limits: of the place, with its rows. tests: differences that are tested in the whole report. places: of the report,
+    in which methods are compared.
     """
 
     contest: Contest
     limits: Limits
     tests: int
+    places: int = 1
 
     def answer(self) -> PlaceAnswer:
         if not self._trained:
@@ -100,7 +104,14 @@ class ComparedMethods:
         return [label for label in self.contest.equivalent if label in self._others]
 
     @cached_property
+    def _leads(self) -> bool:
+        """Whether the best one is told from each of the others, and none is equivalent to it."""
+        return not self._near and all(self._surely_above(self._first, other) for other in self._others)
+
+    @cached_property
     def _worse(self) -> list[str]:
+        if self._leads:
+            return self._others
         return [label for label in self._others if self._p(self._first, label) < ALPHA and label not in self._near]
 
     @cached_property
@@ -122,7 +133,7 @@ class ComparedMethods:
         notes = []
         if base := self._base:
             if self._better(self._first, base):
-                gained = f"{self._words.amount(self._ahead(self._first, base))} better than {base}"
+                gained = f"{self._words.amount(self._ahead(self._first, base).interval())} better than {base}"
                 scored = f"{scored}, {gained}" if not single else scored
                 notes = [f"On these items {base} scored significantly {self._words.lower}."] if single else []
             else:
@@ -135,13 +146,14 @@ class ComparedMethods:
             missing = "Answers to single items are missing or too few, so no difference is tested."
             notes = (missing,) if len(self.contest.standings) > 1 else ()
             return PlaceAnswer((self._trained[0],), (f"{self._scored(self._trained[0])}.", *notes))
+        methods = self._cheapest_first(self._trained)
         lines = [
             "No method is recommended: answers to single items are missing or too few to test a difference.",
-            f"{self._named(self._trained)} scored {self._words.range(self._trained)} on {self._words.task}.",
+            f"{self._named(methods)} scored {self._words.range(methods)} on {self._words.task}.",
         ]
         advantages = self.limits.told(self._labels(self._trained))
         return PlaceAnswer(
-            tuple(self._cheapest_first(self._trained)),
+            tuple(methods),
             (*lines, *([said(advantages)] if advantages else [])),
             None,
             Decision(under=_by_limit(advantages)),
@@ -162,10 +174,12 @@ class ComparedMethods:
         """Of methods with one seed each: what is true of these trained models alone."""
         lines = ["No method is recommended: one seed compares trained models, not methods."]
         tied = self._tied
+        worse = self._cheapest_first([s for s in self._judged if s.choice.label in self._worse])
         clauses = [f"of these models {self._named(tied)} {self._tie(tied)}"]
         if len(tied) == 1:
-            clauses = [f"of these models {tied[0].choice.label} is better than the others on {self._words.task}"]
-        if worse := self._cheapest_first([s for s in self._judged if s.choice.label in self._worse]):
+            significantly = f"scored significantly {self._words.higher} than the others"
+            clauses = [f"of these models {self._named(tied)} {significantly} on {self._words.task}"]
+        elif worse:
             clauses.append(f"{self._named(worse)} scored significantly {self._words.lower}")
         if base := self._base:
             better = [s.choice.label for s in tied if self._better(s.choice.label, base)]
@@ -183,11 +197,14 @@ class ComparedMethods:
         """Of methods with several seeds."""
         tied, base = self._tied, self._base
         labels = self._labels(tied)
-        if base and all(self._better(base, label) for label in self._labels(self._judged)):
-            least = self._at_least([(base, label) for label in self._labels(self._judged)])
+        judged = self._labels(self._judged)
+        if base and all(self._surely_above(base, label) for label in judged):
+            least = self._least_lead(base, judged)
             line = f"Take {base}, untuned: {least}better than every method on {self._words.task}."
             return PlaceAnswer(tuple(tied), (line,), None, Decision(take=base))
         gained = [label for label in labels if base and self._better(label, base)]
+        if self._leads and base and self._surely_above(self._first, base):
+            gained = labels
         if len(tied) == 1 and (gained or not base):
             return self._take(tied[0])
         advantages = self.limits.told(labels, forgetting=True)
@@ -208,7 +225,7 @@ class ComparedMethods:
         """Of a method that is told from all others."""
         label = best.choice.label
         rest = [*self._others, *([self._base] if self._base else [])]
-        least = self._at_least([(label, other) for other in rest])
+        least = self._least_lead(label, rest)
         several = "Of the methods with several seeds, take" if self._judged != self._tested else "Take"
         line = f"{several} {best.choice.described}: {least}better than the rest on {self._words.task}."
         memory = self.limits.place_rows[label].mean(TRAIN_MEMORY)
@@ -242,8 +259,8 @@ class ComparedMethods:
         """The methods that are worse: one that saves memory even over the cheapest of `labels` with its loss."""
         worse = self._labels(self._cheapest_first([s for s in self._judged if s.choice.label in self._worse]))
         if worse and (saving := self.limits.saving(worse[0], labels[0])):
-            cheap, best = worse[0], self._first
-            loses = self._words.amount(self._ahead(best, cheap))
+            cheap, gap = worse[0], self._together(self._first, worse[0])
+            loses = self._words.amount(gap) if gap else "score"
             yield f"{cheap} saves {saving:.0%} of the memory of {labels[0]} and loses {loses}"
             worse = worse[1:]
         if worse and len(labels) > 1:
@@ -284,13 +301,13 @@ class ComparedMethods:
         return Doubt(f"tell {few(sorted(others))} from {first}", None)
 
     @cached_property
-    def _test(self) -> TestItems:
+    def _test(self) -> ItemSupply:
         rows = self.limits.place_rows
-        return test_items(rows[self._trained[0].choice.label].records[0], self.contest.score)
+        return item_supply(rows[self._trained[0].choice.label].records[0], self.contest.score)
 
     @property
     def _end(self) -> tuple[str, str] | None:
-        """`TestItems.end` of all models, or of those that answered the same items."""
+        """`ItemSupply.end` of all models, or of those that answered the same items."""
         standings = self.contest.standings
         if self._tested:
             standings = [s for s in standings if s.choice.label in self._paired]
@@ -313,6 +330,16 @@ class ComparedMethods:
         gap = self._gap(one, other)
         return gap.statistic.interval(ALPHA / max(1, self.tests)) if gap else None
 
+    def _surely_above(self, one: str, other: str) -> bool:
+        """By the test of this pair alone, which is enough where all pairs of `one` must say so."""
+        gap = self._gap(one, other)
+        return gap is not None and gap.value > 0 and gap.p < ALPHA / self.places
+
+    def _least_lead(self, one: str, others: Sequence[str]) -> str:
+        """As `_at_least`, of one method over all others: the least of intervals that need not hold together."""
+        gaps = [gap for other in others if (gap := self._gap(one, other))]
+        return self._words.at_least(min((gap.statistic.interval(ALPHA / self.places).low for gap in gaps), default=0.0))
+
     def _at_least(self, pairs: Sequence[tuple[str, str]]) -> str:
         """Such as "at least 5 points ", of the first of each pair over the other; empty if less than is shown."""
         ends = [gap.low for pair in pairs if (gap := self._together(*pair))]
@@ -322,8 +349,13 @@ class ComparedMethods:
         return self._p(one, other) < ALPHA and self._ahead(one, other).value > 0
 
     def _p(self, one: str, other: str) -> float:
+        """Corrected with all of the report: by the contest, or of a pair that it does not test by Bonferroni."""
         tested = self.contest.corrected
-        return tested.get((one, other), tested.get((other, one), 1.0))
+        for pair in ((one, other), (other, one)):
+            if pair in tested:
+                return tested[pair]
+        gap = self._gap(one, other)
+        return min(1.0, gap.p * self.tests) if gap else 1.0
 
     def _within(self, labels: Sequence[str]) -> bool:
         return all(label in self._near for label in labels if label != self._first)

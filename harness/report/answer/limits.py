@@ -26,7 +26,7 @@ MEMORY, TIME, PRICE, FORGETTING, LOSS = LIMITS = ("memory", "time", "price", "fo
 
 @dataclass(frozen=True)
 class Advantage:
-    """The method to take under one limit. text: a clause that says so, such as "qlora needs the least memory (…)"."""
+    """The method to take under one limit. text: what follows its label, such as "needs the least memory (…)"."""
 
     limit: str
     label: str
@@ -34,8 +34,11 @@ class Advantage:
 
 
 def said(found: Sequence[Advantage]) -> str:
-    """Advantages as a sentence."""
-    return f"{listed([each.text for each in found])}."
+    """Advantages as a sentence, such as "lora needs the least memory (…) and is the fastest (…)"."""
+    by_label: dict[str, list[str]] = {}
+    for each in found:
+        by_label.setdefault(each.label, []).append(each.text)
+    return f"{listed([f'{label} {listed(texts)}' for label, texts in by_label.items()])}."
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ class Limits:
         return [*self.place_rows.values()]
 
     def _memory(self, labels: Sequence[str]) -> Advantage | None:
-        clause = "{} needs the least memory ({}; {})"
+        clause = "needs the least memory ({}; {})"
         return self._least(MEMORY, clause, labels, self._means(labels, TRAIN_MEMORY), memory_ratio, units.size)
 
     def _time(self, labels: Sequence[str]) -> Advantage | None:
         speeds = self._means(labels, "tokens_per_second_steady")
-        clause, text = "{} is the fastest ({}; {})", lambda speed: f"{rate(speed)} tokens/s"
+        clause, text = "is the fastest ({}; {})", lambda speed: f"{rate(speed)} tokens/s"
         return self._least(TIME, clause, labels, speeds, self._speed_ratios, text, highest=True)
 
     def _price(self, labels: Sequence[str]) -> Advantage | None:
@@ -82,10 +85,10 @@ class Limits:
         costs = {label: [cost for cost in own if cost is not None] for label, own in known.items()}
         means = {label: fmean(own) if own else None for label, own in costs.items()}
         ratios = price_ratios(self.rows.records, self.rows.cost)
-        return self._least(PRICE, "{} is the cheapest ({} a run; {})", labels, means, ratios, units.dollars)
+        return self._least(PRICE, "is the cheapest ({} a run; {})", labels, means, ratios, units.dollars)
 
     def _loss(self, labels: Sequence[str]) -> Advantage | None:
-        clause = "{} has the lowest validation loss ({}; {})"
+        clause = "has the lowest validation loss ({}; {})"
         return self._least(LOSS, clause, labels, self._means(labels, "validation_loss"), _loss_ratio, units.significant)
 
     def _forgetting(self, labels: Sequence[str]) -> Advantage | None:
@@ -99,7 +102,7 @@ class Limits:
                 continue
             signed = [gap if contest.higher_is_better else gap.turned for gap in gaps if gap]
             if all(gap.statistic.p_above(0) < ALPHA / 2 / len(LIMITS) for gap in signed):
-                return Advantage(FORGETTING, order[0], f"{order[0]} forgets least ({contest.score.split('/')[0]})")
+                return Advantage(FORGETTING, order[0], f"forgets least ({contest.score.split('/')[0]})")
         return None
 
     def _means(self, labels: Sequence[str], measure: str) -> dict[str, float | None]:
@@ -134,7 +137,7 @@ class Limits:
             if len(others) == 1
             else f"the others {bound} {text(known[others[0]])}"
         )
-        return Advantage(limit, first, clause.format(first, text(known[first]), rest))
+        return Advantage(limit, first, clause.format(text(known[first]), rest))
 
 
 OTHER = (LOSS, FORGETTING)  # limits that are looked at only where that is said

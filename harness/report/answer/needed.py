@@ -51,7 +51,7 @@ def _wanted(gap: Difference) -> float:
 
 
 @dataclass(frozen=True)
-class TestItems:
+class ItemSupply:
     """The items of a score. more: where more of them come from, in words."""
 
     items: int
@@ -70,7 +70,7 @@ class TestItems:
         return None
 
 
-def test_items(record: Record, name: str) -> TestItems:
+def item_supply(record: Record, name: str) -> ItemSupply:
     """Those of the score `name` of a record that has it."""
     score, settings = score_of(record, name), record.cell.settings
     if score is None:
@@ -81,4 +81,4 @@ def test_items(record: Record, name: str) -> TestItems:
         more = f"a larger `data.test_share` ({settings.data.test_share:g} now)"
     else:
         more = f"a task with more than its {score.n:,}"
-    return TestItems(score.n, more)
+    return ItemSupply(score.n, more)

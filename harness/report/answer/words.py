@@ -9,7 +9,7 @@ from functools import cached_property
 
 from harness import units
 from harness.report.pairwise import MARGIN, Contest, Standing
-from harness.report.statistics import Statistic
+from harness.report.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class ScoreWords:
         return "lower" if self.contest.higher_is_better else "higher"
 
     @property
+    def higher(self) -> str:
+        """What a better score is."""
+        return "higher" if self.contest.higher_is_better else "lower"
+
+    @property
     def highest(self) -> str:
         """What the best score is."""
         return "highest" if self.contest.higher_is_better else "lowest"
@@ -44,7 +49,7 @@ class ScoreWords:
         if not self.shares:
             ends = [units.significant(value, 3) for value in (low, high)]
             return f"{' to '.join(dict.fromkeys(ends))} {self._unit}"
-        ends = [f"{100 * value:.{int(high - low < 0.1)}f}" for value in (low, high)]
+        ends = [f"{100 * value:.{int(round(high - low, 6) < 0.1)}f}" for value in (low, high)]
         return f"{' to '.join(dict.fromkeys(ends))}%"
 
     def value(self, standing: Standing) -> str:
@@ -65,9 +70,9 @@ class ScoreWords:
         shown = rounded(100 * value) if value >= 0.01 else rounded(1000 * value) / 10
         return f"{shown:g} point{'s' * (shown != 1)}"
 
-    def amount(self, gap: Statistic) -> str:
-        """The 95% interval of a difference that is not 0."""
-        low, high = (max(0.0, end) for end in gap.interval()[1:])
+    def amount(self, gap: Interval) -> str:
+        """The interval of a difference that is not 0."""
+        low, high = (max(0.0, end) for end in gap[1:])
         if not self.shares:
             return f"{units.significant(low, 2)} to {units.significant(high, 2)} {self._unit}"
         digits = int(high < 2 * MARGIN)
