@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from harness.record import Score
+from harness.report.answer.advice import headline
 from harness.report.figures.messages import score_and_memory
 from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import (
@@ -51,7 +52,7 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
             found |= {place: (tuned, score)} if tuned else {}
     if not found:
         return None
-    messages = {place: _message(study, place, tuned, score, measure) for place, (tuned, score) in found.items()}
+    messages = {place: _message(study, place, score) for place, (_, score) in found.items()}
     made, panels = place_panels(messages, height=3.0)
     distinguishable = len({row.method for tuned, _ in found.values() for row in tuned}) <= LEGEND
     handles: dict[str, Any] = {}
@@ -87,10 +88,12 @@ def _of_one_instrument(rows: list[Row], measure: str) -> list[Row]:
     return max(of, key=len)
 
 
-def _message(study: StudyResults, place: Place, rows: list[Row], score: Score, measure: str) -> str:
-    compared = [(study.labels[id(row)], row) for row in rows if id(row) in study.labels]
-    memory = {label: peak for label, row in compared if (peak := row.mean(measure)) is not None}
-    return score_and_memory(study.contests.get((place, score_name(score))), memory)
+def _message(study: StudyResults, place: Place, score: Score) -> str:
+    """The decision by the score that is shown; empty if the answer compares by another one, or by none."""
+    contest = headline(study.answer.contests, place)
+    if contest is None or contest.score != score_name(score):
+        return ""
+    return score_and_memory(study.answer.places[place].decision)
 
 
 def _accuracy_memory(
