@@ -29,8 +29,8 @@ def memory_ratio(row: Row, reference: Row, others: Sequence[Row]) -> Ratio | Non
 
 
 def _peaks(row: Row) -> list[MemoryPeak]:
-    found = zip(row.records, row.numbers, strict=True)
-    peaks = [(record, numbers[TRAIN_MEMORY]) for record, numbers in found if record.status == "ok"]
+    cells = zip(row.records, row.numbers, strict=True)
+    peaks = [(record, numbers[TRAIN_MEMORY]) for record, numbers in cells if record.status == "ok"]
     return [MemoryPeak(value, record.cell.seed, record.cell.lr) for record, value in peaks if value]
 
 

@@ -99,11 +99,11 @@ class StudyAnswer:
         limits = Limits(rows, self.rows, [each for each in self.contests if each.place == place])
         tests = sum(len(each.differences) for each in self.contests if each.primary)
         if contest is None:
-            found = PlaceAnswer((), tuple(unscored(rows, limits)))
+            place_answer = PlaceAnswer((), tuple(unscored(rows, limits)))
         else:
             places = len({each.place for each in self.contests if each.differences})
-            found = ComparedMethods(contest, limits, tests, max(1, places)).answer()
-        return found.noting([*without_result(choices)])
+            place_answer = ComparedMethods(contest, limits, tests, max(1, places)).answer()
+        return place_answer.noting([*without_result(choices)])
 
     @cached_property
     def sentences(self) -> list[str]:

@@ -16,7 +16,7 @@ from functools import cached_property
 
 from harness import units
 from harness.report.answer.advice import few, listed
-from harness.report.answer.limits import Advantage, Limits, said
+from harness.report.answer.limits import Advantage, Limits, as_sentence
 from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
 from harness.report.answer.place import Decision, Doubt, PlaceAnswer, by_cost, sentence
 from harness.report.answer.words import ScoreWords
@@ -45,16 +45,16 @@ class ComparedMethods:
             untuned = f"No tuned model is scored. {self._highest(self.contest.standings)}."
             return PlaceAnswer((), (untuned,))
         if len(self._trained) > 1 and (end := self._end):
-            found = self._at_end(*end)
+            place_answer = self._at_end(*end)
         elif not self._tested:
-            found = self._untested()
+            place_answer = self._untested()
         elif not self._others:
-            found = self._alone()
+            place_answer = self._alone()
         elif self._first in self.contest.one_seed:
-            found = self._single_runs()
+            place_answer = self._single_runs()
         else:
-            found = self._methods()
-        return found.noting([*self._unjudged()])
+            place_answer = self._methods()
+        return place_answer.noting([*self._unjudged()])
 
     @cached_property
     def _words(self) -> ScoreWords:
@@ -154,7 +154,7 @@ class ComparedMethods:
         advantages = self.limits.told(self._labels(self._trained))
         return PlaceAnswer(
             tuple(methods),
-            (*lines, *([said(advantages)] if advantages else [])),
+            (*lines, *([as_sentence(advantages)] if advantages else [])),
             None,
             Decision(under=_by_limit(advantages)),
         )
@@ -167,7 +167,7 @@ class ComparedMethods:
         remedy = f"use {kind} items, or more of them: {self._test.more}; seeds will not help"
         doubt = Doubt("compare methods", None, remedy)
         decision = Decision(under=_by_limit(advantages))
-        lines += [said(advantages)] if advantages else []
+        lines += [as_sentence(advantages)] if advantages else []
         return PlaceAnswer(tuple(self._cheapest_first(self._trained)), tuple(lines), doubt, decision)
 
     def _single_runs(self) -> PlaceAnswer:
@@ -189,7 +189,7 @@ class ComparedMethods:
                 )
         lines.append(f"{clauses[0][0].upper()}{'; '.join(clauses)[1:]}.")
         advantages = self.limits.told(self._labels(self._judged))
-        lines += [said(advantages)] if advantages else []
+        lines += [as_sentence(advantages)] if advantages else []
         doubt = Doubt("compare methods", FEW_SEEDS)
         return PlaceAnswer(tuple(tied), tuple(lines), doubt, Decision(under=_by_limit(advantages)))
 
@@ -199,7 +199,7 @@ class ComparedMethods:
         labels = self._labels(tied)
         judged = self._labels(self._judged)
         if base and all(self._surely_above(base, label) for label in judged):
-            least = self._least_lead(base, judged)
+            least = self._at_least([(base, label) for label in judged])
             line = f"Take {base}, untuned: {least}better than every method on {self._words.task}."
             return PlaceAnswer(tuple(tied), (line,), None, Decision(take=base))
         gained = [label for label in labels if base and self._better(label, base)]
@@ -215,7 +215,7 @@ class ComparedMethods:
             )
         if base and not gained:
             tie = f"No method is shown to be better than {base} on {self._words.task}; {tie}"
-        lines = [f"{tie}.", *([said(advantages)] if advantages else [])]
+        lines = [f"{tie}.", *([as_sentence(advantages)] if advantages else [])]
         clauses = [*self._apart(labels), *self._gains(labels, gained), *self._losing(labels)]
         lines += [sentence(clauses)] if clauses else []
         decision = Decision(tied=tuple(sorted(labels)), under=_by_limit(advantages))
@@ -225,7 +225,7 @@ class ComparedMethods:
         """Of a method that is told from all others."""
         label = best.choice.label
         rest = [*self._others, *([self._base] if self._base else [])]
-        least = self._least_lead(label, rest)
+        least = self._at_least([(label, other) for other in rest])
         several = "Of the methods with several seeds, take" if self._judged != self._tested else "Take"
         line = f"{several} {best.choice.described}: {least}better than the rest on {self._words.task}."
         memory = self.limits.place_rows[label].mean(TRAIN_MEMORY)
@@ -242,7 +242,7 @@ class ComparedMethods:
         if len(labels) < 2 or self._within(labels):
             return
         pairs = itertools.combinations(labels, 2)
-        ends = [end for pair in pairs if (gap := self._together(*pair)) for end in (gap.high, -gap.low)]
+        ends = [end for pair in pairs if (gap := self._interval(*pair)) for end in (gap.high, -gap.low)]
         yield f"differences of up to {self._words.points(max(ends), math.ceil)} between them are possible"
 
     def _gains(self, labels: Sequence[str], gained: Sequence[str]) -> Iterator[str]:
@@ -259,7 +259,7 @@ class ComparedMethods:
         """The methods that are worse: one that saves memory even over the cheapest of `labels` with its loss."""
         worse = self._labels(self._cheapest_first([s for s in self._judged if s.choice.label in self._worse]))
         if worse and (saving := self.limits.saving(worse[0], labels[0])):
-            cheap, gap = worse[0], self._together(self._first, worse[0])
+            cheap, gap = worse[0], self._interval(self._first, worse[0])
             loses = self._words.amount(gap) if gap else "score"
             yield f"{cheap} saves {saving:.0%} of the memory of {labels[0]} and loses {loses}"
             worse = worse[1:]
@@ -325,24 +325,19 @@ class ComparedMethods:
         pair = (one, other) if self.contest.higher_is_better else (other, one)
         return self.contest.gap(*pair).statistic
 
-    def _together(self, one: str, other: str) -> Interval | None:
-        """The interval of `_gap` that holds together with those of all differences of the report (Bonferroni)."""
-        gap = self._gap(one, other)
-        return gap.statistic.interval(ALPHA / max(1, self.tests)) if gap else None
-
     def _surely_above(self, one: str, other: str) -> bool:
         """By the test of this pair alone, which is enough where all pairs of `one` must say so."""
         gap = self._gap(one, other)
         return gap is not None and gap.value > 0 and gap.p < ALPHA / self.places
 
-    def _least_lead(self, one: str, others: Sequence[str]) -> str:
-        """As `_at_least`, of one method over all others: the least of intervals that need not hold together."""
-        gaps = [gap for other in others if (gap := self._gap(one, other))]
-        return self._words.at_least(min((gap.statistic.interval(ALPHA / self.places).low for gap in gaps), default=0.0))
+    def _interval(self, one: str, other: str) -> Interval | None:
+        """That of `_gap`. Where all of several must hold, as the least of their ends, each holds alone."""
+        gap = self._gap(one, other)
+        return gap.statistic.interval(ALPHA / self.places) if gap else None
 
     def _at_least(self, pairs: Sequence[tuple[str, str]]) -> str:
         """Such as "at least 5 points ", of the first of each pair over the other; empty if less than is shown."""
-        ends = [gap.low for pair in pairs if (gap := self._together(*pair))]
+        ends = [interval.low for pair in pairs if (interval := self._interval(*pair))]
         return self._words.at_least(min(ends, default=0.0))
 
     def _better(self, one: str, other: str) -> bool:
@@ -390,8 +385,8 @@ class ComparedMethods:
         return f"{self._words.value(standing)} on {self._words.task}"
 
 
-def _by_limit(found: Sequence[Advantage]) -> dict[str, str]:
-    return {each.limit: each.label for each in found}
+def _by_limit(advantages: Sequence[Advantage]) -> dict[str, str]:
+    return {each.limit: each.label for each in advantages}
 
 
 def _is(names: Sequence[str]) -> str:

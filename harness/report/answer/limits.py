@@ -33,10 +33,10 @@ class Advantage:
     text: str
 
 
-def said(found: Sequence[Advantage]) -> str:
+def as_sentence(advantages: Sequence[Advantage]) -> str:
     """Advantages as a sentence, such as "lora needs the least memory (…) and is the fastest (…)"."""
     by_label: dict[str, list[str]] = {}
-    for each in found:
+    for each in advantages:
         by_label.setdefault(each.label, []).append(each.text)
     return f"{listed([f'{label} {listed(texts)}' for label, texts in by_label.items()])}."
 
@@ -45,20 +45,25 @@ def said(found: Sequence[Advantage]) -> str:
 class Limits:
     """The costs of the methods of one place.
 
-    place_rows: the chosen row of each, by label. rows: all of the study. held: the contests of the place.
+    place_rows: the chosen row of each, by label. rows: all of the study. contests: those of the place.
     """
 
     place_rows: dict[str, Row]
     rows: Rows
-    held: Sequence[Contest]
+    contests: Sequence[Contest]
 
     def told(self, labels: Sequence[str], forgetting: bool = False, loss: bool = False) -> list[Advantage]:
         """The advantages among `labels`, of several: in memory, time and price, and in forgetting or loss if wanted."""
         if len(labels) < 2:
             return []
-        found = [self._loss(labels) if loss else None, self._memory(labels), self._time(labels), self._price(labels)]
-        found.append(self._forgetting(labels) if forgetting else None)
-        return [each for each in found if each]
+        advantages = [
+            self._loss(labels) if loss else None,
+            self._memory(labels),
+            self._time(labels),
+            self._price(labels),
+        ]
+        advantages.append(self._forgetting(labels) if forgetting else None)
+        return [each for each in advantages if each]
 
     def saving(self, cheap: str, than: str) -> float | None:
         """The share of the memory of `than` that `cheap` saves; None if that is not told."""
@@ -81,8 +86,8 @@ class Limits:
     def _price(self, labels: Sequence[str]) -> Advantage | None:
         if self.rows.price is None:
             return None
-        known = {label: [self.rows.cost(record) for record in self.place_rows[label].measured] for label in labels}
-        costs = {label: [cost for cost in own if cost is not None] for label, own in known.items()}
+        by_cell = {label: [self.rows.cost(record) for record in self.place_rows[label].measured] for label in labels}
+        costs = {label: [cost for cost in own if cost is not None] for label, own in by_cell.items()}
         means = {label: fmean(own) if own else None for label, own in costs.items()}
         ratios = price_ratios(self.rows.records, self.rows.cost)
         return self._least(PRICE, "is the cheapest ({} a run; {})", labels, means, ratios, units.dollars)
@@ -93,7 +98,7 @@ class Limits:
 
     def _forgetting(self, labels: Sequence[str]) -> Advantage | None:
         """By a task that nothing here trains for. A task that is not told is followed by the next one."""
-        for contest in self.held:
+        for contest in self.contests:
             if contest.score not in FORGOTTEN:
                 continue
             order = [s.choice.label for s in contest.standings if s.choice.label in labels]
@@ -123,21 +128,21 @@ class Limits:
         highest: bool = False,
     ) -> Advantage | None:
         """The label whose value is told to be the least (or the highest), with its value and the next one's."""
-        known = {label: value for label, value in values.items() if value}
-        if len(known) < len(labels):
+        measured_values = {label: value for label, value in values.items() if value}
+        if len(measured_values) < len(labels):
             return None
-        first, *others = sorted(known, key=known.__getitem__, reverse=highest)
+        first, *others = sorted(measured_values, key=measured_values.__getitem__, reverse=highest)
         for other in others:
             ratio = ratios(self.place_rows[first], self.place_rows[other], self._all)
             if ratio is None or not _apart(ratio, highest):
                 return None
         bound = "at most" if highest else "at least"
         rest = (
-            f"{others[0]} {text(known[others[0]])}"
+            f"{others[0]} {text(measured_values[others[0]])}"
             if len(others) == 1
-            else f"the others {bound} {text(known[others[0]])}"
+            else f"the others {bound} {text(measured_values[others[0]])}"
         )
-        return Advantage(limit, first, clause.format(text(known[first]), rest))
+        return Advantage(limit, first, clause.format(text(measured_values[first]), rest))
 
 
 OTHER = (LOSS, FORGETTING)  # limits that are looked at only where that is said

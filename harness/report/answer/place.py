@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.report.answer.advice import few
-from harness.report.answer.limits import Limits, said
+from harness.report.answer.limits import Limits, as_sentence
 from harness.report.costs import SAME
 from harness.report.pairwise import Standing
 from harness.report.select import Choice, Place
@@ -79,12 +79,12 @@ OPENINGS = ("differences", "each", "only", "significantly", "not", "no")
 
 def by_cost(memory: Mapping[str, float | None]) -> list[str]:
     """Labels by memory, the least first; by name where it is the same, within SAME, or where one has none."""
-    known = {label: value for label, value in memory.items() if value}
-    if len(known) < len(memory):
+    with_memory = {label: value for label, value in memory.items() if value}
+    if len(with_memory) < len(memory):
         return sorted(memory)
     groups: list[list[str]] = []
-    for label in sorted(known, key=lambda label: (known[label], label)):
-        if groups and known[label] <= (1 + SAME) * known[groups[-1][0]]:
+    for label in sorted(with_memory, key=lambda label: (with_memory[label], label)):
+        if groups and with_memory[label] <= (1 + SAME) * with_memory[groups[-1][0]]:
             groups[-1].append(label)
         else:
             groups.append([label])
@@ -105,8 +105,8 @@ def unscored(rows: Mapping[str, Row], limits: Limits) -> Iterator[str]:
     if not trained:
         return
     yield "No score is recorded, so none of the methods is recommended."
-    if found := limits.told(trained, loss=True):
-        yield said(found)
+    if advantages := limits.told(trained, loss=True):
+        yield as_sentence(advantages)
 
 
 def place_prefix(place: Place, places: Sequence[Place]) -> list[str]:

@@ -35,9 +35,9 @@ def experiment_contests(records: Sequence[Record], choices: Sequence[Choice], re
     ]
 
 
-def published_answer(choices: Sequence[Choice], held: Sequence[Contest], reruns: Reruns) -> PlaceAnswer:
-    """held: the contests of `choices`."""
-    (contest,) = (contest for contest in held if contest.score == reruns.score)
+def published_answer(choices: Sequence[Choice], contests_by_score: Sequence[Contest], reruns: Reruns) -> PlaceAnswer:
+    """contests_by_score: the contests of `choices`."""
+    (contest,) = (contest for contest in contests_by_score if contest.score == reruns.score)
     behind = {choices[i].label for i in reruns.experiments[0].above}
     tied = {s.choice.label: s for s in contest.standings if s.choice.label not in behind}
     memory = {
@@ -69,19 +69,19 @@ def _sentences(
     best: Sequence[Standing], memory: Mapping[str, float | None], reruns: Reruns, contest: Contest
 ) -> Iterator[str]:
     """best: the experiments that none is significantly better than, the cheapest first. memory: of all, by label."""
-    header, shown = accuracy_style(reruns)
+    header, text = accuracy_style(reruns)
     unit = "%" if header.endswith("(%)") else ""
     task, count = contest.score.split("/")[0], len(reruns.experiments)
     only = best[0]
     if len(best) == 1:
-        score, *bounds = (shown(value) for value in only.interval or (only.value,))
+        score, *bounds = (text(value) for value in only.interval or (only.value,))
         interval = f" ({'–'.join(bounds)})" if bounds else ""
         if count > 1:
             yield f"Take {only.choice.label}: significantly better than the other {count - 1} on {task}."
         yield f"{only.choice.label} scores {score}{interval}{unit}."
         return
     values = [standing.value for standing in best]
-    ends = f"{shown(min(values))} to {shown(max(values))}{unit}"
+    ends = f"{text(min(values))} to {text(max(values))}{unit}"
     worse = f"; {count - len(best)} are significantly worse" if count > len(best) else ""
     yield f"{len(best)} of {count} experiments tie on {task} ({ends}){worse}."
     peaks = {s.choice.label: peak for s in best if (peak := memory[s.choice.label])}

@@ -67,8 +67,8 @@ class ScoreWords:
         """A difference of scores. rounded: to whole points, or to tenths below one."""
         if not self.shares:
             return f"{units.significant(value, 2)} {self._unit}"
-        shown = rounded(100 * value) if value >= 0.01 else rounded(1000 * value) / 10
-        return f"{shown:g} point{'s' * (shown != 1)}"
+        points = rounded(100 * value) if value >= 0.01 else rounded(1000 * value) / 10
+        return f"{points:g} point{'s' * (points != 1)}"
 
     def amount(self, gap: Interval) -> str:
         """The interval of a difference that is not 0."""

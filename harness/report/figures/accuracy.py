@@ -53,18 +53,18 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
     if not found:
         return None
     messages = {place: _message(study, place, score) for place, (_, score) in found.items()}
-    made, panels = place_panels(messages, height=3.0)
+    figure, panels = place_panels(messages, height=3.0)
     distinguishable = len({row.method for tuned, _ in found.values() for row in tuned}) <= LEGEND
     handles: dict[str, Any] = {}
     numbers = itertools.count(1)
     for (tuned, score), axes in zip(found.values(), panels, strict=False):
         handles |= _accuracy_memory(study, axes, tuned, score, measure, None if distinguishable else numbers)
         axes.set_xlabel(f"{MEMORY[measure]} (GiB)")
-    add_legend(made, handles)
+    add_legend(figure, handles)
     records = [record for tuned, _ in found.values() for row in tuned for record in row.records]
     what = f": {meaning(records)}" if measure == TRAIN_MEMORY else ""
     return Drawn(
-        made,
+        figure,
         f"Score against {MEMORY[measure]}{what}. Bars: 95% intervals of the chosen settings. Small, faint markers: "
         "settings that were not chosen. Line: Pareto front (no other chosen setting is better in both). Dashed: "
         "untuned model." + left_out(found),

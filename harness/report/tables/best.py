@@ -150,8 +150,8 @@ def memory_to_full(rows: Sequence[Row | None]) -> list[Relative]:
 
 def _of_several_seeds(row: Row, reference: Row, others: Sequence[Row]) -> Ratio | None:
     """`memory_ratio`, where its spread was measured."""
-    found = memory_ratio(row, reference, others)
-    return found if found and found.units > 1 else None
+    over = memory_ratio(row, reference, others)
+    return over if over and over.units > 1 else None
 
 
 def speed_to_lora(rows: Sequence[Row | None], records: Sequence[Record]) -> list[Relative]:
