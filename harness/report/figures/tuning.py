@@ -23,6 +23,7 @@ from harness.report.figures.style import (
     add_legend,
     add_point,
     axis_scale,
+    error_bar,
     left_out,
     looks,
     place_panels,
@@ -123,7 +124,8 @@ def lr_methods(study: StudyResults) -> Drawn | None:
     return Drawn(
         figure,
         "Validation loss by learning rate, mean over seeds, each method at its best rank for the rate. Ring: the rate "
-        "chosen for the method. Cross at the upper edge: not every seed finished. Curves leave the panel where losses "
+        "chosen for the method; where fresh seeds confirmed it, at their mean with its 95% interval, and lines are of "
+        "the seeds that chose. Cross at the upper edge: not every seed finished. Curves leave the panel where losses "
         "are far above the others." + left_out(curves_of),
     )
 
@@ -151,12 +153,16 @@ def _lr_methods(axes: Axes, curves: Sequence[SweptCurve], look: dict[str, Look])
                 above: Style = {"transform": axes.get_xaxis_transform(), "clip_on": False}
                 axes.plot(point.x, 1.0, "x", color=of.colour, **above)
             elif point.chosen:
-                axes.plot(point.x, point.value, "o", markersize=10, mfc="none", color=of.colour)
+                y, interval = point.confirmed[:2] if point.confirmed else (point.value, None)
+                if interval:
+                    axes.errorbar(point.x, y, yerr=error_bar(y, interval, 1.0), color=of.colour, linestyle="")
+                axes.plot(point.x, y, "o", markersize=10, mfc="none", color=of.colour)
     points = [point for curve in curves for point in curve.points]
     losses = [point.value for point in points if point.value is not None]
     at_best = [point.value for point in points if point.value is not None and point.chosen]
+    at_best += [point.confirmed.value for point in points if point.confirmed]
     # up to the third quartile, so that a rate that nearly diverged does not make all others look alike
-    low, high = min(losses), max([float(np.quantile(losses, 0.75)), *at_best])
+    low, high = min([*losses, *at_best]), max([float(np.quantile(losses, 0.75)), *at_best])
     margin = 0.12 * (high - low) or 0.1 * low
     axes.set_ylim(low - margin, high + margin)
     rates = [point.x for point in points]
