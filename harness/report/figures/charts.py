@@ -37,7 +37,7 @@ class Confirmed(NamedTuple):
 
     value: float
     interval: Interval | None
-    index: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)

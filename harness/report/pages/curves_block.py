@@ -68,9 +68,9 @@ def _fresh(confirmed: Confirmed | None, records: Sequence[Record], at: dict[int,
     """The mean of the fresh seeds that confirmed a choice, with its interval."""
     if confirmed is None:
         return None
-    value, interval, index = confirmed
+    value, interval, positions = confirmed
     ends = {"low": short(interval.low), "high": short(interval.high)} if interval else {"low": None, "high": None}
-    return {"y": short(value), **ends, "setting": at[id(records[index[0]])]}
+    return {"y": short(value), **ends, "setting": at[id(records[positions[0]])]}
 
 
 def _losses(study: StudyResults, at: dict[int, int]) -> dict[str, Any] | None:

@@ -96,7 +96,7 @@
         Plot.line(points, { x: "x", y: "y", z: (point) => point.setting.index, stroke: colour, strokeWidth: 1.5 }),
         Plot.dot(ends, { x: "x", y: "y", symbol: ({ setting }) => setting.method.shape, fill: colour, r: 5 }),
         Plot.text(labels, { x: "x", y: "at", text: ({ setting }) => short(setting.method.name, 12), dx: 10, textAnchor: "start", fill: "currentColor" }),
-        charts.tip([...points, ...rings.filter((point) => point.fresh)], { x: "x", y: "y", title: "title" }, width),
+        charts.tip(points, { x: "x", y: "y", title: "title" }, width),
       ],
     });
   }
