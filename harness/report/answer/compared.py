@@ -208,12 +208,13 @@ class ComparedMethods:
         if len(tied) == 1 and (gained or not base):
             return self._take(tied[0])
         advantages = self.limits.told(labels, forgetting=True)
-        tie = f"{self._named(tied)} {self._tie(tied)}"
+        above_base = not base or bool(gained)
+        tie = f"{self._named(tied)} {self._tie(tied, above_base)}"
         if len(tied) == 1:
             tie = (
                 f"{labels[0]} is {self._at_least([(labels[0], other) for other in self._others])}better than the others"
             )
-        if base and not gained:
+        if not above_base:
             tie = f"No method is shown to be better than {base} on {self._words.task}; {tie}"
         lines = [f"{tie}.", *([as_sentence(advantages)] if advantages else [])]
         clauses = [*self._apart(labels), *self._gains(labels, gained), *self._losing(labels)]
@@ -291,6 +292,8 @@ class ComparedMethods:
         spread = self.contest.seed_spread or 0.0
         stays = {label: spread**2 * (1 / runs[first] + 1 / runs[label]) for label in gaps}
         times = {label: t for label, gap in gaps.items() if (t := times_as_many_items(gap, stays[label]))}
+        if not self._test.extensible and seeds:
+            times = {}
         if times and min(times.values()) <= min((n / runs[label] for label, n in seeds.items()), default=math.inf):
             label = min(times, key=times.__getitem__)
             count = units.significant(times[label] * self._test.items, 2)
@@ -357,10 +360,11 @@ class ComparedMethods:
 
     # Words
 
-    def _tie(self, standings: Sequence[Standing]) -> str:
-        """Such as "tie on gsm8k (61 to 64%)"."""
+    def _tie(self, standings: Sequence[Standing], on_task: bool = True) -> str:
+        """Such as "tie on gsm8k (61 to 64%)". on_task: whether the task is named."""
         within = f" within {self._words.points(MARGIN)}" if self._within(self._labels(standings)) else ""
-        return f"tie{within} on {self._words.task} ({self._words.range(standings)})"
+        task = f" on {self._words.task}" if on_task else ""
+        return f"tie{within}{task} ({self._words.range(standings)})"
 
     def _named(self, standings: Sequence[Standing]) -> str:
         return few(self._labels(standings))

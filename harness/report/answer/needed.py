@@ -52,10 +52,11 @@ def _wanted(gap: Difference) -> float:
 
 @dataclass(frozen=True)
 class ItemSupply:
-    """The items of a score. more: where more of them come from, in words."""
+    """The items of a score. more: where more of them come from, in words. extensible: whether a setting gives more."""
 
     items: int
     more: str
+    extensible: bool = False
 
     def end(self, values: Sequence[float]) -> tuple[str, str] | None:
         """Whether all `values`, shares of right items, are so near 0 or 1 that no two models can be told apart.
@@ -80,5 +81,5 @@ def item_supply(record: Record, name: str) -> ItemSupply:
     elif score.task == HELD_OUT and settings.data.test_share:
         more = f"a larger `data.test_share` ({settings.data.test_share:g} now)"
     else:
-        more = f"a task with more than its {score.n:,}"
-    return ItemSupply(score.n, more)
+        return ItemSupply(score.n, f"a task with more than its {score.n:,}")
+    return ItemSupply(score.n, more, extensible=True)
