@@ -123,6 +123,18 @@ def test_of_methods_that_tie_the_one_that_forgets_least_is_named(folder):
     assert ") and forgets least (plain_text)." in said
 
 
+def test_with_a_price_the_cheapest_run_is_named(folder):
+    """dora, of the most memory, ran a quarter as long."""
+    records = trained(folder, {"lora": 0.5, "dora": 0.5})
+    for record in records:  # in turn, as runs of a method that follow each other are one
+        dora = record.cell.method == "dora"
+        record.seconds = (900.0 if dora else 3600.0) * (1 + 0.01 * record.cell.seed)
+        record.started = f"2026-01-{1 + 2 * record.cell.seed + dora:02}T03:00:00+00:00"
+    (text,) = tables(records, folder, price=2.0)[0].answer[:1]
+    assert "dora is the cheapest ($0.50 a run; lora $2.02)" in text
+    assert "cheapest" not in tables(records, folder)[0].answer[0]
+
+
 def test_ties_that_costs_do_not_decide_stand_by_name():
     assert by_cost({"lora": 101.0, "dora": 100.0, "full": 200.0, "bone": 101.5}) == ["bone", "dora", "lora", "full"]
     assert by_cost({"lora": None, "dora": 3.0, "full": 2.0}) == ["dora", "full", "lora"]
