@@ -131,7 +131,10 @@ def test_with_a_price_the_cheapest_run_is_named(folder):
         record.seconds = (900.0 if dora else 3600.0) * (1 + 0.01 * record.cell.seed)
         record.started = f"2026-01-{1 + 2 * record.cell.seed + dora:02}T03:00:00+00:00"
     (text,) = tables(records, folder, price=2.0)[0].answer[:1]
-    assert "dora is the cheapest ($0.50 a run; lora $2.02)" in text
+    assert (
+        ") and is the fastest (500 tokens/s; dora 350 tokens/s); dora is the cheapest ($0.51 a run; lora $2.02)."
+        in text
+    )
     assert "cheapest" not in tables(records, folder)[0].answer[0]
 
 

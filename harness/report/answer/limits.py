@@ -34,11 +34,13 @@ class Advantage:
 
 
 def as_sentence(advantages: Sequence[Advantage]) -> str:
-    """Advantages as a sentence, such as "lora needs the least memory (…) and is the fastest (…)"."""
+    """Such as "qlora needs the least memory (…) and is the fastest (…); full forgets least (…)."."""
     by_label: dict[str, list[str]] = {}
     for each in advantages:
         by_label.setdefault(each.label, []).append(each.text)
-    return f"{listed([f'{label} {listed(texts)}' for label, texts in by_label.items()])}."
+    clauses = [f"{label} {listed(texts)}" for label, texts in by_label.items()]
+    single = len(clauses) == len(advantages)  # "and" joins what one method has, else methods
+    return f"{listed(clauses) if single else '; '.join(clauses)}."
 
 
 @dataclass(frozen=True)
