@@ -202,9 +202,7 @@ class ComparedMethods:
             least = self._at_least([(base, label) for label in judged])
             line = f"Take {base}, untuned: {least}better than every method on {self._words.task}."
             return PlaceAnswer(tuple(tied), (line,), None, Decision(take=base))
-        gained = [label for label in labels if base and self._better(label, base)]
-        if self._leads and base and self._surely_above(self._first, base):
-            gained = labels
+        gained = self._gained(labels)
         if len(tied) == 1 and (gained or not base):
             return self._take(tied[0])
         advantages = self.limits.told(labels, forgetting=True)
@@ -221,6 +219,16 @@ class ComparedMethods:
         lines += [sentence(clauses)] if clauses else []
         decision = Decision(tied=tuple(sorted(labels)), under=_by_limit(advantages))
         return PlaceAnswer(tuple(tied), tuple(lines), self._doubt(), decision)
+
+    def _gained(self, labels: Sequence[str]) -> list[str]:
+        """Those of `labels` that are better than the untuned model: all, where each test alone says so, else those of
+        which the corrected ones do."""
+        base = self._base
+        if base is None:
+            return []
+        if all(self._surely_above(label, base) for label in labels):
+            return [*labels]
+        return [label for label in labels if self._better(label, base)]
 
     def _take(self, best: Standing) -> PlaceAnswer:
         """Of a method that is told from all others."""
