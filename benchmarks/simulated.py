@@ -189,18 +189,21 @@ def answer(
     noise: Noise,
     erratic: Mapping[str, Noise] = {},
     lost: Mapping[str, int] = {},
+    items: np.random.Generator | None = None,
 ) -> None:
     """Cells of each method with `seeds` seeds (base: one), whose true accuracies are `values`.
 
     erratic: the noise of methods whose seeds differ more than the others'. lost: of methods that lack some of the
-    seeds, how many.
+    seeds, how many. items: draws the items and what each method makes of them; two studies with equal ones have the
+    same test. By default the study's own.
     """
     draw, n = study.draw, noise.clusters * noise.size
+    of_items = items or draw
     place = np.repeat(np.arange(noise.clusters), noise.size)
-    item = draw.normal(0, noise.shared, noise.clusters)[place] + draw.normal(0, noise.item, n)
+    item = of_items.normal(0, noise.shared, noise.clusters)[place] + of_items.normal(0, noise.item, n)
     common = draw.normal(0, noise.seed, seeds) if noise.together else np.zeros(seeds)
     for method, value in values.items():
-        own = draw.normal(0, noise.own, noise.clusters)[place] + draw.normal(0, noise.rest, n) + item
+        own = of_items.normal(0, noise.own, noise.clusters)[place] + of_items.normal(0, noise.rest, n) + item
         kind = erratic.get(method, noise)
         level = shift(value, kind.spread)
         for seed in range(1 if method == "base" else seeds - lost.get(method, 0)):

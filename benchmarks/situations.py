@@ -10,8 +10,8 @@ Each is a function of a random generator that makes one study and returns what c
     ratio            the high end of an interval over its low end
     too high by      a score less its truth: 0.01 is a point
 
-Those of a choice (of settings, of the best of many methods) are in choices.py, those of claims of articles in
-verdict_situations.py.
+Those of a choice (of settings, of the best of many methods) are in choices.py, those of a decision in decisions.py,
+those of claims of articles in verdict_situations.py.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import choices  # noqa: F401  adds its situations to those of situations.py
+import decisions  # noqa: F401  likewise
 import looks  # noqa: F401  likewise
 import numpy as np
 from situations import SITUATIONS
@@ -103,6 +104,9 @@ def document(measured: dict[str, dict[str, Any]]) -> str:
             "one whose error is known. A claim that one method is better has a bound of 1 point (1% of a loss) on both",
             "sides: *supported* and *refuted* are wrong within it, *too small to matter* is wrong beyond it.",
             "*too high by* is the mean of a score less its truth, in points: it must be 0 up to two errors.",
+            "*A rerun* is of other seeds on the same items; pairs count whose intervals overlap. *wrong*: what to take",
+            "(the method, or of several that tie the one for a limit of memory) differs; at a border, each run names",
+            "one, and not the same. *other tie*: the methods that tie differ.",
             "",
             f"{good} of {len(measured)} situations hold.",
             "",

@@ -23,6 +23,7 @@ from harness.report.figures.messages import change_with_rank
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
 from harness.report.frame import score_name
+from harness.report.pages.curves_block import curves_block
 from harness.report.pairwise import contests, items
 from harness.report.select import select
 
@@ -138,13 +139,11 @@ def test_of_more_methods_than_a_legend_tells_apart_the_front_is_named():
     assert [text.get_text() for text in panel.texts] == ["1", "2"]
 
 
-def test_the_title_says_which_method_leads_and_which_is_not_told_apart():
+def test_the_title_says_what_the_answer_decides():
     records, _ = read_study(QUICKSTART)
-    assert titles("accuracy_memory", records, QUICKSTART) == [
-        "lora scores highest; dora and galore can't be told apart from it. qlora takes the least memory"
-    ]
+    assert titles("accuracy_memory", records, QUICKSTART) == ["Undecided. qlora needs the least memory"]
     (said,) = titles("accuracy_memory", make_study())
-    assert said == "full scores highest; no difference is tested. qlora takes the least memory"
+    assert said == "Undecided. qlora needs the least memory"
 
 
 def test_differences_from_the_best_method_and_what_the_tests_say_of_them():
@@ -292,6 +291,24 @@ def test_losses_by_rate_at_the_best_rank():
     assert lost.get_xdata()[0] == 1e-3
     assert legend(panel) == ["full", "lora"]
     assert titles("lr_methods", records) == ["Chosen rates: full 2e-5, lora 2e-4"]
+
+
+def test_a_confirmed_rate_is_ringed_at_its_fresh_seeds_and_the_line_has_those_that_chose():
+    records = [swept("lora", 8, lr, loss, 0.2) for lr, loss in {2e-5: 1.5, 2e-4: 1.1, 1e-3: 1.3}.items()]
+    for seed, loss in ((1, 1.2), (2, 1.3)):
+        records.append(swept("lora", 8, 2e-4, loss, 0.2, seed))
+        records[-1].confirmation = True
+    panel = draw("lr_methods", records)[0]
+    (curve,) = [line for line in panel.lines if len(line.get_xdata()) == 3]
+    assert list(curve.get_ydata()) == pytest.approx([1.5, 1.1, 1.3])
+    (ring,) = [line for line in panel.lines if line.get_markerfacecolor() == "none"]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == pytest.approx((2e-4, 1.25))
+    assert panel.get_ylim()[0] < 1.1
+    ((curve_data,),) = [curves_block(StudyResults(records, None))["rates"]]
+    (point,) = [point for point in curve_data["points"] if point["chosen"]]
+    assert (point["y"], point["fresh"]["y"]) == (1.1, 1.25)
+    assert point["fresh"]["low"] < 1.25 < point["fresh"]["high"]
+    assert point["setting"] != point["fresh"]["setting"]
 
 
 def test_a_rate_that_nearly_diverged_does_not_flatten_all_others():

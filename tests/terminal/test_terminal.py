@@ -213,8 +213,8 @@ def test_a_sweep_on_a_terminal_is_one_table_and_ends_with_the_answer(tmp_path):
     assert sum(line.split()[:1] == ["ok"] for line in shown.display) == 2
     done = next(i for i, line in enumerate(shown.display) if line.startswith("Done: 2 ok."))
     assert "table live` renders the table." in " ".join(shown.display[done : done + 2])
-    assert "One seed is not enough" in " ".join(shown.display[done:])
+    assert "No method is recommended: " in " ".join(shown.display[done:])
     assert f"harness sweep {' '.join(grid)} seed=0,1,2" in "".join(shown.display[done:])
     again = OnScreen([sys.executable, "-m", "harness", "sweep", *grid], 80, 30, cwd=tmp_path)
     assert again.end(60) == 0
-    assert "One seed is not enough" in " ".join(again.display), "with nothing left to run, too"
+    assert "No method is recommended: " in " ".join(again.display), "with nothing left to run, too"

@@ -1,4 +1,4 @@
-"""What a study answers: in each place which method is the best, what the others cost, and what would decide the rest.
+"""What a study answers: in each place which method to take, or which tie, and what would decide the rest.
 
     answer(records, folder).sentences
 
@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from harness.record import Record
 from harness.report.answer.advice import ahead, headline
 from harness.report.answer.compared import ComparedMethods
+from harness.report.answer.limits import Limits
 from harness.report.answer.next_run import with_seeds
 from harness.report.answer.place import PlaceAnswer, place_prefix, unscored, without_result
 from harness.report.answer.published import experiment_choices, experiment_contests, published_ahead, published_answer
@@ -22,6 +23,8 @@ from harness.report.pairwise import Contest, contests
 from harness.report.reruns import Reruns, only_published, reruns
 from harness.report.select import Choice, Place
 from harness.report.tables.rows import Row, Rows, group
+
+BEYOND = "neither seeds nor items within reach are enough; let costs decide"
 
 
 def answer(records: Sequence[Record], folder: Path | None) -> StudyAnswer:
@@ -93,40 +96,47 @@ class StudyAnswer:
         choices = [choice for choice in self.choices if choice.place == place]
         labelled = zip(self.choices, self.settled, strict=True)
         rows = {choice.label: row for choice, row in labelled if choice.place == place and row}
+        limits = Limits(rows, self.rows, [each for each in self.contests if each.place == place])
         tests = sum(len(each.differences) for each in self.contests if each.primary)
-        found = ComparedMethods(contest, rows, tests).answer() if contest else PlaceAnswer((), tuple(unscored(rows)))
-        return replace(found, sentences=(*found.sentences, *without_result(choices)))
+        if contest is None:
+            place_answer = PlaceAnswer((), tuple(unscored(rows, limits)))
+        else:
+            places = len({each.place for each in self.contests if each.differences})
+            place_answer = ComparedMethods(contest, limits, tests, max(1, places)).answer()
+        return place_answer.noting([*without_result(choices)])
 
     @cached_property
     def sentences(self) -> list[str]:
-        """A line for each place, then one on what they leave open, if anything; none if nothing was tuned."""
+        """A line for each place, the decision first, then what would decide what they leave open, if anything; none if
+        nothing was tuned."""
         if self.untuned:
             return []
         places = list(self.places)
-        said = [
+        lines = [
             [*place_prefix(place, places), *each.sentences] for place, each in self.places.items() if each.sentences
         ]
-        return [*map(" ".join, said), *self._advice()]
+        return [*map(" ".join, lines), *self._advice()]
 
     def _advice(self) -> Iterator[str]:
-        """What is left open, with the command that would decide it where the study notes the commands that made it."""
+        """What would decide: more items where they are the remedy, then the least number of seeds.
+
+        With the command that runs these, where the study notes the commands that made it.
+        """
         places = list(self.places)
         doubts = [(place_prefix(place, places), each.doubt) for place, each in self.places.items() if each.doubt]
-        if not doubts:
-            return
-        texts = [" ".join([*prefix, doubt.text]) for prefix, doubt in doubts]
-        if len({doubt.text for _, doubt in doubts}) == 1:
-            texts = [doubts[0][1].text]
-        left = "; ".join(texts) if doubts[0][0] and len(texts) > 1 else texts[0][0].upper() + texts[0][1:]
-        decidable = [(seeds, prefix, doubt.method) for prefix, doubt in doubts if (seeds := doubt.seeds)]
-        if not decidable:
-            yield f"{left}. More seeds alone won't decide it; more items would."
-            return
-        seeds, prefix, method = min(decidable, key=lambda each: each[0])
-        where = "".join(f" in {name.rstrip(':')}" for name in prefix)
-        what = f" on {method}{where}, about {seeds} seeds" if method else ""
-        records = [record for row in self.settled if row for record in row.records]
-        yield f"{left}. To decide{what}: {with_seeds(records, self.folder, seeds)}."
+        if len({doubt for _, doubt in doubts}) == 1:
+            doubts = [([], doubts[0][1])]
+        aims = {
+            id(doubt): doubt.aim + "".join(f" in {name.rstrip(':')}" for name in prefix) for prefix, doubt in doubts
+        }
+        for _, doubt in doubts:
+            if doubt.seeds is None:
+                yield f"To {aims[id(doubt)]}, {doubt.remedy or BEYOND}."
+        decidable = [(doubt.seeds, aims[id(doubt)]) for _, doubt in doubts if doubt.seeds]
+        if decidable:
+            seeds, aim = min(decidable)
+            records = [record for row in self.settled if row for record in row.records]
+            yield f"To {aim}, run about {seeds} seeds: {with_seeds(records, self.folder, seeds)}."
 
     @cached_property
     def standings(self) -> list[str]:

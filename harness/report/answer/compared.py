@@ -1,86 +1,71 @@
-"""The sentences on one place whose methods are compared by a score: which method to take, and what the others cost.
+"""The decision on one place whose methods are compared by a score: which method to take, or which tie and what then.
 
-A method is recommended only if no other can be better by more than CLOSE.
+The decision names no maximum: what scored highest by luck changes with the seeds. A method is taken if it is told from
+all others, each pair tested alone: as all must say so, one of two equal methods that are the best is taken in 5% of
+studies at most (Gutmann & Maymin, Ann. Stat. 15, 1987). Otherwise methods that are not told from the best one tie, and
+costs decide between them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from scipy import special
-
 from harness import units
-from harness.report.answer.advice import few
-from harness.report.answer.place import Doubt, PlaceAnswer
+from harness.report.answer.advice import few, listed
+from harness.report.answer.limits import Advantage, Limits, as_sentence
+from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
+from harness.report.answer.place import Decision, Doubt, PlaceAnswer, by_cost, sentence
+from harness.report.answer.words import ScoreWords
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.pairwise import MARGIN, Contest, Standing
-from harness.report.statistics import ALPHA, Interval, Statistic
-from harness.report.tables.rows import Row
+from harness.report.statistics import ALPHA, Difference, Interval, Statistic
 
-CLOSE = 0.05  # of a score from 0 to 1
-WIDE = 0.1  # a bound beyond this, of such a score, says nothing that one could act on
 FEW_SEEDS = 3  # what a study of one seed is repeated with
-MOST_SEEDS = 100
-POWERED = float(special.ndtri(1 - ALPHA / 2) + special.ndtri(0.8))  # standard errors that 80% of studies find
-SAME_MEMORY = 0.02  # ratios of memory that are closer to 1 than this are not worth a word
 
 
 @dataclass(frozen=True)
 class ComparedMethods:
     """What the contest of one place says of its tuned methods.
 
-    rows: the chosen row of each method. tests: differences that are tested in the whole report.
+    limits: of the place, with its rows. tests: differences that are tested in the whole report. places: of the report,
+    in which methods are compared.
     """
 
     contest: Contest
-    rows: Mapping[str, Row]
+    limits: Limits
     tests: int
+    places: int = 1
 
     def answer(self) -> PlaceAnswer:
-        return PlaceAnswer(tuple(self._best()), tuple(self._sentences()), self._doubt())
-
-    def _best(self) -> Iterator[Standing]:
-        """The tuned method that the sentences put first, and those that are not told apart from it."""
-        if not self._tested:
-            yield from (s for s in self._trained if s.value == self._trained[0].value)
-            return
-        yield self._tested[0]
-        yield from (s for s in self._tested[1:] if self._p(s.choice.label) >= ALPHA)
-
-    def _sentences(self) -> Iterator[str]:
         if not self._trained:
-            yield f"No tuned model is scored. {self._highest(self.contest.standings)}."
+            untuned = f"No tuned model is scored. {self._highest(self.contest.standings)}."
+            return PlaceAnswer((), (untuned,))
+        if len(self._trained) > 1 and (end := self._end):
+            place_answer = self._at_end(*end)
         elif not self._tested:
-            yield f"{self._highest(self._trained)}."
-            if len(self.contest.standings) > 1:
-                yield "Answers to single items are missing or too few, so no difference is tested."
+            place_answer = self._untested()
+        elif not self._others:
+            place_answer = self._alone()
+        elif self._first in self.contest.one_seed:
+            place_answer = self._single_runs()
         else:
-            yield from self._single_runs() if self._first in self.contest.one_seed else self._methods()
-            if apart := [s.choice.label for s in self._trained if s not in self._tested]:
-                yield f"Not compared, as items are missing or differ: {few(apart)}."
+            place_answer = self._methods()
+        return place_answer.noting([*self._unjudged()])
 
-    def _doubt(self) -> Doubt | None:
-        if not self._others:
-            return None
-        if self._first in self.contest.one_seed:
-            return Doubt("one seed is not enough to choose between methods", FEW_SEEDS)
-        if not (left := [*self._open, *self._single]):
-            return None
-        text = f"undecided: {self._first} against {few(left)}"
-        needed = {label: n for label in left if (n := self._seeds_needed(label)) is not None}
-        if not needed:
-            return Doubt(text, None)
-        easiest = min(needed, key=needed.__getitem__)
-        return Doubt(text, needed[easiest], easiest)
+    @cached_property
+    def _words(self) -> ScoreWords:
+        return ScoreWords(self.contest)
 
     # The methods, by how they stand against the best tuned one
 
     @cached_property
     def _trained(self) -> list[Standing]:
-        return [s for s in self.contest.standings if self.rows[s.choice.label].records[0].cell.seed is not None]
+        rows = self.limits.place_rows
+        return [s for s in self.contest.standings if rows[s.choice.label].records[0].cell.seed is not None]
 
     @cached_property
     def _paired(self) -> list[str]:
@@ -93,12 +78,17 @@ class ComparedMethods:
         return [s for s in self._trained if s.letters is not None and s.choice.label in self._paired]
 
     @cached_property
+    def _judged(self) -> list[Standing]:
+        """Those of several seeds, where there are any: only they stand for methods."""
+        return [s for s in self._tested if s.choice.label not in self.contest.one_seed] or self._tested
+
+    @cached_property
     def _first(self) -> str:
-        return self._tested[0].choice.label
+        return self._judged[0].choice.label
 
     @cached_property
     def _others(self) -> list[str]:
-        return [s.choice.label for s in self._tested[1:]]
+        return [s.choice.label for s in self._judged[1:]]
 
     @cached_property
     def _base(self) -> str | None:
@@ -107,176 +97,309 @@ class ComparedMethods:
         return next((label for label in self._paired if label not in trained), None)
 
     @cached_property
-    def _single(self) -> list[str]:
-        """Those of one seed, where the best one has several."""
-        one_seed = self.contest.one_seed
-        return [] if self._first in one_seed else [label for label in self._others if label in one_seed]
-
-    @cached_property
     def _near(self) -> list[str]:
         """Equivalent ones, even if they are surely a little worse. The tests of that are against the best of all."""
         if self.contest.standings[0].choice.label != self._first:
             return []
-        return [label for label in self.contest.equivalent if label in self._others and label not in self._single]
+        return [label for label in self.contest.equivalent if label in self._others]
+
+    @cached_property
+    def _leads(self) -> bool:
+        """Whether the best one is told from each of the others, and none is equivalent to it."""
+        return not self._near and all(self._surely_above(self._first, other) for other in self._others)
 
     @cached_property
     def _worse(self) -> list[str]:
-        known = [*self._near, *self._single]
-        return [label for label in self._others if self._p(label) < ALPHA and label not in known]
+        if self._leads:
+            return self._others
+        return [label for label in self._others if self._p(self._first, label) < ALPHA and label not in self._near]
 
     @cached_property
-    def _open(self) -> list[str]:
-        return [label for label in self._others if label not in (*self._worse, *self._near, *self._single)]
+    def _tied(self) -> list[Standing]:
+        """Those that are not told from the best one, or equivalent to it; the cheapest first."""
+        return self._cheapest_first([s for s in self._judged if s.choice.label not in self._worse])
 
-    # Sentences
+    def _cheapest_first(self, standings: Sequence[Standing]) -> list[Standing]:
+        by_label = {standing.choice.label: standing for standing in standings}
+        rows = self.limits.place_rows
+        return [by_label[label] for label in by_cost({label: rows[label].mean(TRAIN_MEMORY) for label in by_label})]
 
-    def _methods(self) -> Iterator[str]:
-        """Of methods with several seeds."""
-        base = self._base
-        tuning_helps = base is None or (self._p(base) < ALPHA and self._ahead(base).value > 0)
-        gained = f", {self._amount(self._ahead(base))} better than {base}" if base and tuning_helps else ""
-        bounds = {label: -self._together(label).low for label in self._open}
-        enough = CLOSE if self._shares else 0
-        certain = tuning_helps and self._others and not self._single and max(bounds.values(), default=0) <= enough
-        head = f"Take {self._scored(self._tested[0])}" if certain else self._highest(self._tested)
-        yield f"{head}{gained}."
-        if base and not tuning_helps:
-            yield self._no_gain(base)
-        cheap = self._cheapest
-        if cheap:
-            yield f"{cheap} {self._saving(cheap)}{self._price(cheap)}."
-        if near := [label for label in self._near if label != cheap]:
-            yield f"Within {self._points(MARGIN)} of it: {few(near)}."
-        if bounded := [label for label in self._open if self._telling(bounds[label])]:
-            more = self._points(max(bounds[label] for label in bounded), math.ceil)
-            is_are = "is" if len(bounded) == 1 else "are"
-            yield f"{few(bounded)} {is_are} not better than {self._first} by more than {more}."
-        if apart := [label for label in self._open if label not in bounded]:
-            yield f"No clear difference from {self._first}: {few(apart)}."
-        if worse := [label for label in self._worse if label != cheap]:
-            yield f"Significantly worse: {few(worse)}."
+    # Answers
 
-    def _single_runs(self) -> Iterator[str]:
+    def _alone(self) -> PlaceAnswer:
+        """Of the one method that is tested."""
+        single = "A single run: " if self._first in self.contest.one_seed else ""
+        scored = f"{single}{self._scored(self._judged[0])}"
+        notes = []
+        if base := self._base:
+            if self._better(self._first, base):
+                gained = f"{self._words.amount(self._ahead(self._first, base).interval())} better than {base}"
+                scored = f"{scored}, {gained}" if not single else scored
+                notes = [f"On these items {base} scored significantly {self._words.lower}."] if single else []
+            else:
+                notes = [f"{self._no_gain(base, 'It is not')}."]
+        decision = Decision(tied=(self._first,))
+        return PlaceAnswer((self._judged[0],), (f"{scored}.", *notes), None, decision)
+
+    def _untested(self) -> PlaceAnswer:
+        if len(self._trained) == 1:
+            missing = "Answers to single items are missing or too few, so no difference is tested."
+            notes = (missing,) if len(self.contest.standings) > 1 else ()
+            return PlaceAnswer((self._trained[0],), (f"{self._scored(self._trained[0])}.", *notes))
+        methods = self._cheapest_first(self._trained)
+        lines = [
+            "No method is recommended: answers to single items are missing or too few to test a difference.",
+            f"{self._named(methods)} scored {self._words.range(methods)} on {self._words.task}.",
+        ]
+        advantages = self.limits.told(self._labels(self._trained))
+        return PlaceAnswer(
+            tuple(methods),
+            (*lines, *([as_sentence(advantages)] if advantages else [])),
+            None,
+            Decision(under=_by_limit(advantages)),
+        )
+
+    def _at_end(self, end: str, text: str) -> PlaceAnswer:
+        """Of scores that are all at an end of their range."""
+        advantages = self.limits.told(self._labels(self._trained))
+        kind = "easier" if end == "floor" else "harder"
+        lines = [f"No method is recommended: all models are at the {end} of {self._words.task} ({text})."]
+        remedy = f"use {kind} items, or more of them: {self._test.more}; seeds will not help"
+        doubt = Doubt("compare methods", None, remedy)
+        decision = Decision(under=_by_limit(advantages))
+        lines += [as_sentence(advantages)] if advantages else []
+        return PlaceAnswer(tuple(self._cheapest_first(self._trained)), tuple(lines), doubt, decision)
+
+    def _single_runs(self) -> PlaceAnswer:
         """Of methods with one seed each: what is true of these trained models alone."""
-        yield f"{'Of these single runs, ' if self._others else 'A single run: '}{self._highest(self._tested)}."
-        lower = "lower" if self.contest.higher_is_better else "higher"
-        if cheap := self._cheapest:
-            gap = self._ahead(cheap).value
-            yield f"{cheap} {self._saving(cheap)} and scored {f'{self._points(gap)} {lower}' if gap else 'the same'}."
-        models = [*self._others, *([self._base] if self._base else [])]
-        worse = [label for label in models if self._p(label) < ALPHA and self._ahead(label).value > 0]
-        if worse:
-            yield f"On these items {few(worse)} scored significantly {lower}."
-        if self._base and self._base not in worse:
-            yield self._no_gain(self._base)
+        lines = ["No method is recommended: one seed compares trained models, not methods."]
+        tied = self._tied
+        worse = self._cheapest_first([s for s in self._judged if s.choice.label in self._worse])
+        clauses = [f"of these models {self._named(tied)} {self._tie(tied)}"]
+        if len(tied) == 1:
+            significantly = f"scored significantly {self._words.higher} than the others"
+            clauses = [f"of these models {self._named(tied)} {significantly} on {self._words.task}"]
+        elif worse:
+            clauses.append(f"{self._named(worse)} scored significantly {self._words.lower}")
+        if base := self._base:
+            better = [s.choice.label for s in tied if self._better(s.choice.label, base)]
+            if len(better) < len(tied):
+                clauses.append(
+                    self._no_gain(base, "none is" if not better else f"only {few(better)} {_is(better)}")[:-1]
+                )
+        lines.append(f"{clauses[0][0].upper()}{'; '.join(clauses)[1:]}.")
+        advantages = self.limits.told(self._labels(self._judged))
+        lines += [as_sentence(advantages)] if advantages else []
+        doubt = Doubt("compare methods", FEW_SEEDS)
+        return PlaceAnswer(tuple(tied), tuple(lines), doubt, Decision(under=_by_limit(advantages)))
 
-    def _price(self, cheap: str) -> str:
-        """What the method with the least memory loses in the score, as far as that is known."""
-        if cheap in self._worse:
-            return f" and loses {self._amount(self._ahead(cheap))}"
-        if cheap in self._near:
-            return f" and scores within {self._points(MARGIN)} of it"
-        most = self._together(cheap).high
-        return f" and loses at most {self._points(most, math.ceil)}" if self._telling(most) else ""
+    def _methods(self) -> PlaceAnswer:
+        """Of methods with several seeds."""
+        tied, base = self._tied, self._base
+        labels = self._labels(tied)
+        judged = self._labels(self._judged)
+        if base and all(self._surely_above(base, label) for label in judged):
+            least = self._at_least([(base, label) for label in judged])
+            line = f"Take {base}, untuned: {least}better than every method on {self._words.task}."
+            return PlaceAnswer(tuple(tied), (line,), None, Decision(take=base))
+        gained = self._gained(labels)
+        if len(tied) == 1 and (gained or not base):
+            return self._take(tied[0])
+        advantages = self.limits.told(labels, forgetting=True)
+        above_base = not base or bool(gained)
+        tie = f"{self._named(tied)} {self._tie(tied, above_base)}"
+        if len(tied) == 1:
+            tie = (
+                f"{labels[0]} is {self._at_least([(labels[0], other) for other in self._others])}better than the others"
+            )
+        if not above_base:
+            tie = f"No method is shown to be better than {base} on {self._words.task}; {tie}"
+        lines = [f"{tie}.", *([as_sentence(advantages)] if advantages else [])]
+        clauses = [*self._apart(labels), *self._gains(labels, gained), *self._losing(labels)]
+        lines += [sentence(clauses)] if clauses else []
+        decision = Decision(tied=tuple(sorted(labels)), under=_by_limit(advantages))
+        return PlaceAnswer(tuple(tied), tuple(lines), self._doubt(), decision)
 
-    def _no_gain(self, base: str) -> str:
-        if self._p(base) < ALPHA:
-            return f"Untuned, {base} is significantly better."
-        return f"It is not shown to be better than {base}."
+    def _gained(self, labels: Sequence[str]) -> list[str]:
+        """Those of `labels` that are better than the untuned model: all, where each test alone says so, else those of
+        which the corrected ones do."""
+        base = self._base
+        if base is None:
+            return []
+        if all(self._surely_above(label, base) for label in labels):
+            return [*labels]
+        return [label for label in labels if self._better(label, base)]
 
-    def _telling(self, bound: float) -> bool:
-        return not self._shares or bound <= WIDE
+    def _take(self, best: Standing) -> PlaceAnswer:
+        """Of a method that is told from all others."""
+        label = best.choice.label
+        rest = [*self._others, *([self._base] if self._base else [])]
+        least = self._at_least([(label, other) for other in rest])
+        several = "Of the methods with several seeds, take" if self._judged != self._tested else "Take"
+        line = f"{several} {best.choice.described}: {least}better than the rest on {self._words.task}."
+        memory = self.limits.place_rows[label].mean(TRAIN_MEMORY)
+        score = f"It scores {self._words.value(best)}" + (f" at {units.size(memory)}." if memory else ".")
+        clauses = [*self._losing([label])]
+        lines = (line, score, *([sentence(clauses)] if clauses else []))
+        doubt = Doubt("compare all methods", FEW_SEEDS) if self._judged != self._tested else None
+        return PlaceAnswer((best,), lines, doubt, Decision(take=label))
+
+    # Clauses
+
+    def _apart(self, labels: Sequence[str]) -> Iterator[str]:
+        """How far apart methods that tie may be."""
+        if len(labels) < 2 or self._within(labels):
+            return
+        pairs = itertools.combinations(labels, 2)
+        ends = [end for pair in pairs if (gap := self._interval(*pair)) for end in (gap.high, -gap.low)]
+        yield f"differences of up to {self._words.points(max(ends), math.ceil)} between them are possible"
+
+    def _gains(self, labels: Sequence[str], gained: Sequence[str]) -> Iterator[str]:
+        """Against the untuned model."""
+        base = self._base
+        if not base or not gained:
+            return
+        if len(gained) < len(labels):
+            yield f"only {few(gained)} {_is(gained)} shown to be better than {base}"
+        elif least := self._at_least([(label, base) for label in labels]):
+            yield f"each is {least}better than {base}"
+
+    def _losing(self, labels: Sequence[str]) -> Iterator[str]:
+        """The methods that are worse: one that saves memory even over the cheapest of `labels` with its loss."""
+        worse = self._labels(self._cheapest_first([s for s in self._judged if s.choice.label in self._worse]))
+        if worse and (saving := self.limits.saving(worse[0], labels[0])):
+            cheap, gap = worse[0], self._interval(self._first, worse[0])
+            loses = self._words.amount(gap) if gap else "score"
+            yield f"{cheap} saves {saving:.0%} of the memory of {labels[0]} and loses {loses}"
+            worse = worse[1:]
+        if worse and len(labels) > 1:
+            yield f"significantly worse: {few(worse)}"
+
+    def _unjudged(self) -> Iterator[str]:
+        if self._tested and (single := [s.choice.label for s in self._tested if s not in self._judged]):
+            yield f"not judged, as of one seed: {few(sorted(single))}"
+        if self._tested and (apart := [s.choice.label for s in self._trained if s not in self._tested]):
+            yield f"not compared, as items are missing or differ: {few(sorted(apart))}"
+
+    def _no_gain(self, base: str, subject: str) -> str:
+        if self._better(base, self._first):
+            return f"untuned, {base} is significantly better"
+        return f"{subject} shown to be better than {base}"
+
+    # What would decide
+
+    def _doubt(self) -> Doubt | None:
+        """What tells apart the pair that takes least: seeds, or items where these take less."""
+        first = self._first
+        others = [s.choice.label for s in self._tied if s.choice.label not in (first, *self._near)]
+        gaps = {label: gap for label in others if (gap := self._gap(first, label))}
+        if not others:
+            return None
+        runs = {label: len(self.limits.place_rows[label].records) for label in (first, *gaps)}
+        seeds = {label: n for label, gap in gaps.items() if (n := seeds_needed(gap, min(runs[first], runs[label])))}
+        spread = self.contest.seed_spread or 0.0
+        stays = {label: spread**2 * (1 / runs[first] + 1 / runs[label]) for label in gaps}
+        times = {label: t for label, gap in gaps.items() if (t := times_as_many_items(gap, stays[label]))}
+        if not self._test.extensible and seeds:
+            times = {}
+        if times and min(times.values()) <= min((n / runs[label] for label, n in seeds.items()), default=math.inf):
+            label = min(times, key=times.__getitem__)
+            count = units.significant(times[label] * self._test.items, 2)
+            return Doubt(f"tell {label} from {first}", None, f"use about {count} items: {self._test.more}")
+        if seeds:
+            label = min(seeds, key=seeds.__getitem__)
+            return Doubt(f"tell {label} from {first}", seeds[label])
+        return Doubt(f"tell {few(sorted(others))} from {first}", None)
+
+    @cached_property
+    def _test(self) -> ItemSupply:
+        rows = self.limits.place_rows
+        return item_supply(rows[self._trained[0].choice.label].records[0], self.contest.score)
+
+    @property
+    def _end(self) -> tuple[str, str] | None:
+        """`ItemSupply.end` of all models, or of those that answered the same items."""
+        standings = self.contest.standings
+        if self._tested:
+            standings = [s for s in standings if s.choice.label in self._paired]
+        return self._test.end([s.value for s in standings]) if self._words.shares else None
 
     # Numbers
 
-    def _ahead(self, other: str) -> Statistic:
-        """By how much the best tuned method is better than `other`; negative if it is worse."""
-        pair = (self._first, other) if self.contest.higher_is_better else (other, self._first)
+    def _gap(self, one: str, other: str) -> Difference | None:
+        """By how much `one` is better than `other`; None if they are not paired."""
+        pair = (one, other) if self.contest.higher_is_better else (other, one)
+        return self.contest.difference(*pair)
+
+    def _ahead(self, one: str, other: str) -> Statistic:
+        """`_gap` of a pair that is paired."""
+        pair = (one, other) if self.contest.higher_is_better else (other, one)
         return self.contest.gap(*pair).statistic
 
-    def _together(self, other: str) -> Interval:
-        """The interval of `_ahead` that holds together with those of all differences of the report (Bonferroni).
+    def _surely_above(self, one: str, other: str) -> bool:
+        """By the test of this pair alone, which is enough where all pairs of `one` must say so."""
+        gap = self._gap(one, other)
+        return gap is not None and gap.value > 0 and gap.p < ALPHA / self.places
 
-        Which method is the best is itself observed, so all pairs count.
-        """
-        return self._ahead(other).interval(ALPHA / max(1, self.tests))
+    def _interval(self, one: str, other: str) -> Interval | None:
+        """That of `_gap`. Where all of several must hold, as the least of their ends, each holds alone."""
+        gap = self._gap(one, other)
+        return gap.statistic.interval(ALPHA / self.places) if gap else None
 
-    def _p(self, other: str) -> float:
+    def _at_least(self, pairs: Sequence[tuple[str, str]]) -> str:
+        """Such as "at least 5 points ", of the first of each pair over the other; empty if less than is shown."""
+        ends = [interval.low for pair in pairs if (interval := self._interval(*pair))]
+        return self._words.at_least(min(ends, default=0.0))
+
+    def _better(self, one: str, other: str) -> bool:
+        return self._p(one, other) < ALPHA and self._ahead(one, other).value > 0
+
+    def _p(self, one: str, other: str) -> float:
+        """Corrected with all of the report: by the contest, or of a pair that it does not test by Bonferroni."""
         tested = self.contest.corrected
-        return tested.get((self._first, other), tested.get((other, self._first), 1.0))
+        for pair in ((one, other), (other, one)):
+            if pair in tested:
+                return tested[pair]
+        gap = self._gap(one, other)
+        return min(1.0, gap.p * self.tests) if gap else 1.0
 
-    def _seeds_needed(self, other: str) -> int | None:
-        """Seeds that would find this difference, or show it to be within MARGIN, if it is as large as it looks."""
-        gap = self._ahead(other)
-        seeds = min(len(self.rows[label].records) for label in (self._first, other))
-        target = max(abs(gap.value), MARGIN - abs(gap.value))
-        needed = max(seeds + 1, FEW_SEEDS, math.ceil(seeds * (POWERED * gap.error / target) ** 2))
-        return needed if needed <= MOST_SEEDS else None
-
-    @cached_property
-    def _cheapest(self) -> str | None:
-        """The method that needs the least memory, if that is less than the best one needs."""
-        ratios = self._memory_ratios
-        least = min(ratios, key=ratios.__getitem__, default=None)
-        return least if least and ratios[least] < 1 - SAME_MEMORY else None
-
-    @cached_property
-    def _memory_ratios(self) -> dict[str, float]:
-        """The memory of other methods over that of the best one."""
-        labels = [label for label in self._others if label not in self._single]
-        ratios = ((label, self.rows[label].over(self.rows[self._first], TRAIN_MEMORY)) for label in labels)
-        return {label: ratio for label, ratio in ratios if ratio}
+    def _within(self, labels: Sequence[str]) -> bool:
+        return all(label in self._near for label in labels if label != self._first)
 
     # Words
 
-    @cached_property
-    def _shares(self) -> bool:
-        return self.contest.higher_is_better and all(0 <= s.value <= 1 for s in self.contest.standings)
+    def _tie(self, standings: Sequence[Standing], on_task: bool = True) -> str:
+        """Such as "tie on gsm8k (61 to 64%)". on_task: whether the task is named."""
+        within = f" within {self._words.points(MARGIN)}" if self._within(self._labels(standings)) else ""
+        task = f" on {self._words.task}" if on_task else ""
+        return f"tie{within}{task} ({self._words.range(standings)})"
 
-    def _saving(self, cheap: str) -> str:
-        return f"saves {1 - self._memory_ratios[cheap]:.0%} of the memory"
+    def _named(self, standings: Sequence[Standing]) -> str:
+        return few(self._labels(standings))
+
+    def _labels(self, standings: Sequence[Standing]) -> list[str]:
+        return [standing.choice.label for standing in standings]
 
     def _highest(self, standings: Sequence[Standing]) -> str:
-        """The best of `standings`, which are best first; or all of them, if none is better than another."""
+        """The best of untuned models, which no seed changes; or all of them, if none is better than another."""
         first = standings[0]
         if first.value == standings[-1].value and len(standings) > 1:
-            return f"{few([s.choice.label for s in standings])} scored the same: {self._value(first)}"
-        highest = f"scored {'highest' if self.contest.higher_is_better else 'lowest'}"
-        return self._scored(first, highest if len(standings) > 1 else "")
+            return f"{listed(self._labels(standings))} scored the same: {self._on_task(first)}"
+        return self._scored(first, f"scored {self._words.highest}" if len(standings) > 1 else "")
 
     def _scored(self, standing: Standing, verb: str = "") -> str:
         """Such as "lora r=16 lr=1e-3: 49% (34–64) on gsm8k at 1.35 GiB". verb: such as "scored highest"."""
         name = " ".join(filter(None, (standing.choice.described, verb)))
-        memory = self.rows[standing.choice.label].mean(TRAIN_MEMORY)
-        return f"{name}: {self._value(standing)}" + (f" at {units.size(memory)}" if memory else "")
+        memory = self.limits.place_rows[standing.choice.label].mean(TRAIN_MEMORY)
+        return f"{name}: {self._on_task(standing)}" + (f" at {units.size(memory)}" if memory else "")
 
-    def _value(self, standing: Standing) -> str:
-        """Such as "49% (34–64) on gsm8k"."""
-        task, metric = self.contest.score.split("/")[:2]
-        values = [standing.value, *(standing.interval or ())[1:]]
-        if self._shares:
-            close = len(values) > 1 and values[2] - values[1] < 2 * MARGIN
-            numbers, unit = [f"{100 * value:.{int(close)}f}" for value in values], "%"
-        else:
-            numbers, unit = [units.significant(value, 3) for value in values], f" {metric.replace('_', ' ')}"
-        interval = f" ({numbers[1]}–{numbers[2]})" if len(numbers) > 1 else ""
-        return f"{numbers[0]}{unit}{interval} on {task}"
+    def _on_task(self, standing: Standing) -> str:
+        return f"{self._words.value(standing)} on {self._words.task}"
 
-    def _points(self, value: float, rounded: Callable[[float], float] = round) -> str:
-        """A difference of scores. rounded: to whole points, or to tenths below one."""
-        if not self._shares:
-            return f"{units.significant(value, 2)} {self._unit}"
-        shown = rounded(100 * value) if value >= 0.01 else rounded(1000 * value) / 10
-        return f"{shown:g} point{'s' * (shown != 1)}"
 
-    def _amount(self, gap: Statistic) -> str:
-        """The 95% interval of a difference that is not 0."""
-        low, high = (max(0.0, end) for end in gap.interval()[1:])
-        if not self._shares:
-            return f"{units.significant(low, 2)} to {units.significant(high, 2)} {self._unit}"
-        digits = int(high < 2 * MARGIN)
-        return f"{100 * low:.{digits}f} to {100 * high:.{digits}f} points"
+def _by_limit(advantages: Sequence[Advantage]) -> dict[str, str]:
+    return {each.limit: each.label for each in advantages}
 
-    @property
-    def _unit(self) -> str:
-        return self.contest.score.split("/")[1].replace("_", " ")
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"

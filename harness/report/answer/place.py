@@ -2,73 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from harness import units
 from harness.report.answer.advice import few
-from harness.report.frame import TRAIN_MEMORY
-from harness.report.memory import comparable, instruments
+from harness.report.answer.limits import Limits, as_sentence
+from harness.report.costs import SAME
 from harness.report.pairwise import Standing
 from harness.report.select import Choice, Place
-from harness.report.tables.entries import rate
 from harness.report.tables.rows import Row
+
+MOST_SENTENCES = 3  # of one place
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """What one place leaves open. seeds: how many would decide `method` (None: more seeds alone would not).
+    """What one place leaves open, and what would decide it.
 
-    method: null if it is all of them.
+    aim: such as "tell qlora from full". seeds: how many would; None if seeds alone would not. remedy: what would
+    instead, as a sentence that `aim` begins; None if nothing within reach would.
     """
 
-    text: str
+    aim: str
     seeds: int | None
-    method: str | None = None
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to take in one place: the part of the answer that another run of the study should repeat.
+
+    take: the method that is better than all others, or the untuned model that is better than all methods; None if
+        several methods tie or nothing is recommended.
+    tied: the methods that tie, the cheapest first; empty where one is taken or nothing is compared.
+    under: by limit (memory, time, price, forgetting) the one of `tied` to take; a limit under which they are not told
+        apart is missing.
+    """
+
+    take: str | None = None
+    tied: tuple[str, ...] = ()
+    under: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PlaceAnswer:
     """What the records say of the methods of one place.
 
-    best: the method with the best score, then those that no test tells apart from it, each with its score and interval;
-        empty if no tuned model is scored. A method without a chosen setting stands there by its experiments.
-    sentences: the answer in words, the best method first. doubt: what is left open; None if nothing is.
+    best: the method to take, or those that tie, the cheapest first, each with its score and interval; empty if no tuned
+        model is scored. A method without a chosen setting stands there by its experiments.
+    sentences: the answer in words, the decision first; at most three. doubt: what is left open; None if nothing is.
     """
 
     best: tuple[Standing, ...]
     sentences: tuple[str, ...]
     doubt: Doubt | None = None
+    decision: Decision = Decision()
+
+    def noting(self, notes: Sequence[str]) -> PlaceAnswer:
+        """With clauses that stand at the end: in the last sentence if there are three."""
+        if not notes:
+            return self
+        if len(self.sentences) < MOST_SENTENCES:
+            return replace(self, sentences=(*self.sentences, sentence(notes)))
+        last = "; ".join([self.sentences[-1].removesuffix("."), *notes])
+        return replace(self, sentences=(*self.sentences[:-1], f"{last}."))
+
+
+def sentence(clauses: Sequence[str]) -> str:
+    """Clauses as one sentence. A name at its beginning stays as it is."""
+    text = f"{'; '.join(clauses)}."
+    return text if text.split(maxsplit=1)[0] not in OPENINGS else text[0].upper() + text[1:]
+
+
+OPENINGS = ("differences", "each", "only", "significantly", "not", "no")
+
+
+def by_cost(memory: Mapping[str, float | None]) -> list[str]:
+    """Labels by memory, the least first; by name where it is the same, within SAME, or where one has none."""
+    with_memory = {label: value for label, value in memory.items() if value}
+    if len(with_memory) < len(memory):
+        return sorted(memory)
+    groups: list[list[str]] = []
+    for label in sorted(with_memory, key=lambda label: (with_memory[label], label)):
+        if groups and with_memory[label] <= (1 + SAME) * with_memory[groups[-1][0]]:
+            groups[-1].append(label)
+        else:
+            groups.append([label])
+    return [label for group in groups for label in sorted(group)]
 
 
 def without_result(choices: Sequence[Choice]) -> Iterator[str]:
-    """The methods of which no setting finished."""
+    """A clause on the methods of which no setting finished."""
     lost = {c.label: c.lost for c in choices if c.lost and not c.index}
     if lost:
         each = [f"{label} ({', '.join(f'{n} {s}' for s, n in of.items())})" for label, of in lost.items()]
-        yield f"No result: {few(each)}."
+        yield f"no result: {few(each)}"
 
 
-def unscored(rows: Mapping[str, Row]) -> Iterator[str]:
-    """What is known of a place without scores: its losses, memory and speed, of which no difference is tested."""
-    trained = {label: row for label, row in rows.items() if row.finished and row.records[0].cell.seed is not None}
+def unscored(rows: Mapping[str, Row], limits: Limits) -> Iterator[str]:
+    """What is known of a place without scores: its losses, memory and speed, where they are told apart."""
+    trained = [label for label, row in rows.items() if row.finished and row.records[0].cell.seed is not None]
     if not trained:
         return
     yield "No score is recorded, so none of the methods is recommended."
-    records = [record for row in trained.values() for record in row.records]
-    sentences = []
-    texts: dict[str, Callable[[str, float], str]] = {
-        "validation_loss": lambda name, loss: f"{name} has the lowest validation loss ({units.significant(loss)})",
-        TRAIN_MEMORY: lambda name, peak: f"{name} needs the least memory ({units.size(peak)})",
-        "tokens_per_second_steady": lambda name, speed: f"{name} is the fastest ({rate(speed)} tokens/s)",
-    }
-    for measure, text in texts.items():
-        values = {label: value for label, row in trained.items() if (value := row.mean(measure)) is not None}
-        if len(values) > 1 and comparable(instruments(records), measure):
-            best = (max if measure.startswith("tokens") else min)(values, key=values.__getitem__)
-            sentences.append(text(best, values[best]))
-    if sentences:
-        yield f"{', '.join(sentences)}."
+    if advantages := limits.told(trained, loss=True):
+        yield as_sentence(advantages)
 
 
 def place_prefix(place: Place, places: Sequence[Place]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from harness.record import Score
+from harness.report.answer.advice import headline
 from harness.report.figures.messages import score_and_memory
 from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import (
@@ -51,19 +52,19 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
             found |= {place: (tuned, score)} if tuned else {}
     if not found:
         return None
-    messages = {place: _message(study, place, tuned, score, measure) for place, (tuned, score) in found.items()}
-    made, panels = place_panels(messages, height=3.0)
+    messages = {place: _message(study, place, score) for place, (_, score) in found.items()}
+    figure, panels = place_panels(messages, height=3.0)
     distinguishable = len({row.method for tuned, _ in found.values() for row in tuned}) <= LEGEND
     handles: dict[str, Any] = {}
     numbers = itertools.count(1)
     for (tuned, score), axes in zip(found.values(), panels, strict=False):
         handles |= _accuracy_memory(study, axes, tuned, score, measure, None if distinguishable else numbers)
         axes.set_xlabel(f"{MEMORY[measure]} (GiB)")
-    add_legend(made, handles)
+    add_legend(figure, handles)
     records = [record for tuned, _ in found.values() for row in tuned for record in row.records]
     what = f": {meaning(records)}" if measure == TRAIN_MEMORY else ""
     return Drawn(
-        made,
+        figure,
         f"Score against {MEMORY[measure]}{what}. Bars: 95% intervals of the chosen settings. Small, faint markers: "
         "settings that were not chosen. Line: Pareto front (no other chosen setting is better in both). Dashed: "
         "untuned model." + left_out(found),
@@ -87,10 +88,12 @@ def _of_one_instrument(rows: list[Row], measure: str) -> list[Row]:
     return max(of, key=len)
 
 
-def _message(study: StudyResults, place: Place, rows: list[Row], score: Score, measure: str) -> str:
-    compared = [(study.labels[id(row)], row) for row in rows if id(row) in study.labels]
-    memory = {label: peak for label, row in compared if (peak := row.mean(measure)) is not None}
-    return score_and_memory(study.contests.get((place, score_name(score))), memory)
+def _message(study: StudyResults, place: Place, score: Score) -> str:
+    """The decision by the score that is shown; empty if the answer compares by another one, or by none."""
+    contest = headline(study.answer.contests, place)
+    if contest is None or contest.score != score_name(score):
+        return ""
+    return score_and_memory(study.answer.places[place].decision)
 
 
 def _accuracy_memory(

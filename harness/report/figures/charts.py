@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from harness.record import Record
 from harness.report.figures.study_results import StudyResults
 from harness.report.select import Choice, Place, select
 from harness.report.statistics import Interval, seeds_interval
@@ -18,7 +20,8 @@ class SweptPoint(NamedTuple):
     """What `choice`, the best setting of a method at one value of an axis, reached.
 
     x: the learning rate or rank. value, interval: its validation loss or score with its 95% interval; None if it did
-    not finish, or if the error is unknown. chosen: whether it is the value chosen for the method.
+    not finish, or if the error is unknown. chosen: whether it is the value chosen for the method. confirmed: the same
+    of the fresh seeds that confirmed the choice, of which `value` has none; None without.
     """
 
     x: float
@@ -26,6 +29,15 @@ class SweptPoint(NamedTuple):
     interval: Interval | None
     chosen: bool
     choice: Choice
+    confirmed: Confirmed | None = None
+
+
+class Confirmed(NamedTuple):
+    """What the fresh seeds of a chosen setting reached: as of SweptPoint, and the positions of their records."""
+
+    value: float
+    interval: Interval | None
+    positions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,17 +63,37 @@ class LossCurve(NamedTuple):
 
 
 def rates(study: StudyResults) -> list[SweptCurve]:
-    """Validation loss of each method by learning rate, at its best rank for that rate."""
+    """Validation loss of each method by learning rate, at its best rank for that rate.
+
+    By the seeds with which all rates were tried: the fresh seeds that confirmed a choice are of one rate alone, and
+    would stand apart from the others by their luck.
+    """
     records = study.rows.records
-    best = {(choice.place, choice.method): choice.lr for choice in study.rows.choices}
+    best = {(choice.place, choice.method): choice for choice in study.rows.choices}
+    swept = {(record.study, record.cell.method) for record in records if not record.confirmation}
+    sweep = [i for i, r in enumerate(records) if not r.confirmation or (r.study, r.cell.method) not in swept]
     points: dict[tuple[Place, str], list[SweptPoint]] = defaultdict(list)
-    for choice in select(records, ("method", "lr"), study.rows.settings):
+    for choice in select([records[i] for i in sweep], ("method", "lr"), [study.rows.settings[i] for i in sweep]):
         method, lr = choice.key
-        if lr is not None:
-            losses = [records[i].validation[-1].loss for i in choice.index if records[i].validation]
-            point = SweptPoint(lr, choice.loss, seeds_interval(losses), lr == best.get((choice.place, method)), choice)
-            points[choice.place, method].append(point)
+        if lr is None:
+            continue
+        choice = replace(choice, index=tuple(sweep[i] for i in choice.index))
+        overall = best.get((choice.place, method))
+        at_best = overall is not None and overall.lr == lr
+        confirmed = _confirmed(overall, records) if overall and at_best else None
+        point = SweptPoint(lr, choice.loss, _loss_interval(choice, records), at_best, choice, confirmed)
+        points[choice.place, method].append(point)
     return _curves(points)
+
+
+def _confirmed(choice: Choice, records: Sequence[Record]) -> Confirmed | None:
+    if not choice.confirmed or choice.loss is None:
+        return None
+    return Confirmed(choice.loss, _loss_interval(choice, records), choice.index)
+
+
+def _loss_interval(choice: Choice, records: Sequence[Record]) -> Interval | None:
+    return seeds_interval([records[i].validation[-1].loss for i in choice.index if records[i].validation])
 
 
 def ranks(study: StudyResults) -> list[SweptCurve]:

@@ -6,38 +6,26 @@ import math
 from collections.abc import Mapping, Sequence
 
 from harness.report.answer.advice import listed
+from harness.report.answer.limits import MEMORY
+from harness.report.answer.place import Decision
 from harness.report.pairwise import DECISIONS, Contest
 from harness.report.statistics import Interval
 
 MANY = 3  # of more methods the number is said instead of their names
 
 
-def score_and_memory(contest: Contest | None, memory: Mapping[str, float]) -> str:
-    """Which method scores best, what its score is not told apart from, and which one takes the least memory.
-
-    memory: of each tuned method that is shown. Empty if no shown method was compared by the score.
-    """
-    if contest is None:
-        return ""
-    standings = contest.standings
-    first = next((standing for standing in standings if standing.choice.label in memory), None)
-    if first is None:
-        return ""
-    best, end = first.choice.label, "highest" if contest.higher_is_better else "lowest"
-    compared, tied = contest.alike(best), contest.tied(best)
-    if len(standings) == 1:
-        said = f"{best} alone has this score"
-    elif first.letters is None:
-        said = f"{best} scores {end}; no difference is tested"
-    elif len(tied) == len(compared):
-        said = f"{best} scores {end}, but nothing is told apart from it"
-    elif tied:
-        said = f"{best} scores {end}; {_named(tied)} can't be told apart from it"
+def score_and_memory(decision: Decision) -> str:
+    """Which method to take, or which tie, and which one needs the least memory where that is told."""
+    if decision.take:
+        decided = f"{decision.take} is better than the rest"
+    elif len(decision.tied) > 1:
+        decided = f"{_named(decision.tied)} tie"
+    elif decision.tied:
+        decided = f"{decision.tied[0]} alone has this score"
     else:
-        who = "all others" if len(compared) == len(standings) - 1 else _named(compared)
-        said = f"{best} scores {end}, {who} significantly worse"
-    least = min(memory, key=memory.__getitem__)
-    return said if len(memory) < 2 else f"{said}. {least} takes the least memory"
+        decided = "Undecided"
+    least = decision.under.get(MEMORY)
+    return f"{decided}. {least} needs the least memory" if least else decided
 
 
 def against_best(contest: Contest) -> str:

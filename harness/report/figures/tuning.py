@@ -23,6 +23,7 @@ from harness.report.figures.style import (
     add_legend,
     add_point,
     axis_scale,
+    error_bar,
     left_out,
     looks,
     place_panels,
@@ -33,11 +34,11 @@ from harness.report.statistics import Interval
 
 def rank_sweep(study: StudyResults) -> Drawn | None:
     """Score of each method by rank, each rank at its chosen learning rate."""
-    found = _by_place(study.once(charts.ranks))
-    if not found:
+    curves_of = _by_place(study.once(charts.ranks))
+    if not curves_of:
         return None
     levels, scales = {}, {}
-    for place, curves in found.items():
+    for place, curves in curves_of.items():
         score = study.headline(place)
         levels[place] = {
             choice.method: of[0]
@@ -48,22 +49,22 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
         if score:
             values = [value for curve in curves for value in curve.known.values()]
             scales[place] = axis_scale(score, [*values, *levels[place].values()])
-    messages = {place: _message(study, curves, *scales[place]) for place, curves in found.items()}
-    made, panels = place_panels(messages, height=2.3)
+    messages = {place: _message(study, curves, *scales[place]) for place, curves in curves_of.items()}
+    figure, panels = place_panels(messages, height=2.3)
     look = looks(study.methods)
     handles: dict[str, Any] = {}
-    for (place, curves), axes in zip(found.items(), panels, strict=False):
+    for (place, curves), axes in zip(curves_of.items(), panels, strict=False):
         title, scale = scales[place]
         handles |= _rank_sweep(axes, curves, scale, look)
         for method, value in levels[place].items():
             colour, line = look[method].colour, look[method].line
             handles[method] = axes.axhline(scale * value, color=colour, linestyle=line, linewidth=1)
         axes.set(xlabel="rank", ylabel=title)
-    add_legend(made, handles)
+    add_legend(figure, handles)
     return Drawn(
-        made,
+        figure,
         "Score by rank, each rank at its learning rate with the least validation loss. Bars: 95% intervals. Level "
-        "lines: methods without a rank." + left_out(found),
+        "lines: methods without a rank." + left_out(curves_of),
     )
 
 
@@ -105,26 +106,27 @@ def _rank_sweep(axes: Axes, curves: Sequence[SweptCurve], scale: float, look: di
 
 def lr_methods(study: StudyResults) -> Drawn | None:
     """Validation loss of each method by learning rate, at its best rank for that rate."""
-    found = {
+    curves_of = {
         place: curves
         for place, curves in _by_place(study.once(charts.rates)).items()
         if any(len(curve.points) > 1 for curve in curves) and any(curve.known for curve in curves)
     }
-    if not found:
+    if not curves_of:
         return None
-    messages = {place: _best_rates(curves, study.rows.choices) for place, curves in found.items()}
-    made, panels = place_panels(messages, height=2.3)
+    messages = {place: _best_rates(curves, study.rows.choices) for place, curves in curves_of.items()}
+    figure, panels = place_panels(messages, height=2.3)
     look = looks(study.methods)
     handles: dict[str, Any] = {}
-    for (place, curves), axes in zip(found.items(), panels, strict=False):
+    for (place, curves), axes in zip(curves_of.items(), panels, strict=False):
         handles |= _lr_methods(axes, curves, look)
         axes.set(xlabel="learning rate", ylabel=f"validation loss\n({study.loss_unit(place)})")
-    add_legend(made, handles)
+    add_legend(figure, handles)
     return Drawn(
-        made,
+        figure,
         "Validation loss by learning rate, mean over seeds, each method at its best rank for the rate. Ring: the rate "
-        "chosen for the method. Cross at the upper edge: not every seed finished. Curves leave the panel where losses "
-        "are far above the others." + left_out(found),
+        "chosen for the method; where fresh seeds confirmed it, at their mean with its 95% interval, and lines are of "
+        "the seeds that chose. Cross at the upper edge: not every seed finished. Curves leave the panel where losses "
+        "are far above the others." + left_out(curves_of),
     )
 
 
@@ -151,12 +153,16 @@ def _lr_methods(axes: Axes, curves: Sequence[SweptCurve], look: dict[str, Look])
                 above: Style = {"transform": axes.get_xaxis_transform(), "clip_on": False}
                 axes.plot(point.x, 1.0, "x", color=of.colour, **above)
             elif point.chosen:
-                axes.plot(point.x, point.value, "o", markersize=10, mfc="none", color=of.colour)
+                y, interval = point.confirmed[:2] if point.confirmed else (point.value, None)
+                if interval:
+                    axes.errorbar(point.x, y, yerr=error_bar(y, interval, 1.0), color=of.colour, linestyle="")
+                axes.plot(point.x, y, "o", markersize=10, mfc="none", color=of.colour)
     points = [point for curve in curves for point in curve.points]
     losses = [point.value for point in points if point.value is not None]
     at_best = [point.value for point in points if point.value is not None and point.chosen]
+    at_best += [point.confirmed.value for point in points if point.confirmed]
     # up to the third quartile, so that a rate that nearly diverged does not make all others look alike
-    low, high = min(losses), max([float(np.quantile(losses, 0.75)), *at_best])
+    low, high = min([*losses, *at_best]), max([float(np.quantile(losses, 0.75)), *at_best])
     margin = 0.12 * (high - low) or 0.1 * low
     axes.set_ylim(low - margin, high + margin)
     rates = [point.x for point in points]

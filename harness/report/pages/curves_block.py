@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.record import Record
 from harness.report.figures import charts
-from harness.report.figures.charts import SweptCurve, SweptPoint
+from harness.report.figures.charts import Confirmed, SweptCurve, SweptPoint
 from harness.report.figures.study_results import StudyResults, loss_unit
 from harness.report.frame import score_name
 from harness.report.pages.importance import importance
@@ -60,7 +60,17 @@ def _point(point: SweptPoint, records: Sequence[Record], at: dict[int, int]) -> 
         "setting": at[id(records[choice.index[0]])] if choice.index else None,
         "lost": ", ".join(f"{n} {status}" for status, n in choice.lost.items()),
         "chosen": int(point.chosen),
+        "fresh": _fresh(point.confirmed, records, at),
     }
+
+
+def _fresh(confirmed: Confirmed | None, records: Sequence[Record], at: dict[int, int]) -> dict[str, Any] | None:
+    """The mean of the fresh seeds that confirmed a choice, with its interval."""
+    if confirmed is None:
+        return None
+    value, interval, positions = confirmed
+    ends = {"low": short(interval.low), "high": short(interval.high)} if interval else {"low": None, "high": None}
+    return {"y": short(value), **ends, "setting": at[id(records[positions[0]])]}
 
 
 def _losses(study: StudyResults, at: dict[int, int]) -> dict[str, Any] | None:

@@ -10,19 +10,17 @@ from typing import NamedTuple
 from harness import units
 from harness.errors import UserError
 from harness.record import Record
-from harness.report import statistics
 from harness.report.answer import StudyAnswer, answer
 from harness.report.answer.advice import headline, listed, optimism
 from harness.report.answer.place import place_prefix
-from harness.report.conditions import conditions, differing, started
+from harness.report.costs import Ratios, memory_ratio, speed_ratios
 from harness.report.frame import TRAIN_MEMORY, score_name
-from harness.report.lint.environment import overlap, ran_with
-from harness.report.lint.training import resumed
+from harness.report.lint.environment import ran_with
 from harness.report.memory import meaning
 from harness.report.pairwise import MANY, Contest
 from harness.report.planned import study_plan
 from harness.report.select import Choice
-from harness.report.statistics import Interval, MemoryPeak, Run, seeds_interval
+from harness.report.statistics import Interval, Ratio, seeds_interval
 from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT, cost, rate, score_style
 from harness.report.tables.published import published_of
@@ -148,52 +146,18 @@ def _loss(row: Row | None) -> str:
 
 def memory_to_full(rows: Sequence[Row | None]) -> list[Relative]:
     """The peak of training memory of each row, relative to that of full fine-tuning."""
-    return relative(rows, "full", TRAIN_MEMORY, _memory_ratio)
+    return relative(rows, "full", TRAIN_MEMORY, _of_several_seeds)
+
+
+def _of_several_seeds(row: Row, reference: Row, others: Sequence[Row]) -> Ratio | None:
+    """`memory_ratio`, where its spread was measured."""
+    over = memory_ratio(row, reference, others)
+    return over if over and over.units > 1 else None
 
 
 def speed_to_lora(rows: Sequence[Row | None], records: Sequence[Record]) -> list[Relative]:
     """The steady tokens/s of each row, relative to those of LoRA. records: all of the study."""
-    return relative(rows, "lora", "tokens_per_second_steady", _speed_ratios(records))
-
-
-Ratios = Callable[[Row, Row, Sequence[Row]], Interval | None]
-
-
-def _memory_ratio(row: Row, reference: Row, others: Sequence[Row]) -> Interval | None:
-    """None of a single seed, and of rows that ran under other conditions."""
-    ones, reference_ones = _peaks(row), _peaks(reference)
-    if min(len({peak.seed for peak in side}) for side in (ones, reference_ones)) < 2:
-        return None
-    if differing(row.measured, reference.measured, conditions):
-        return None
-    field = [_peaks(other) for other in others if other is not row and other is not reference]
-    return statistics.of_memory(ones, reference_ones, field=[peaks for peaks in field if peaks]).interval
-
-
-def _peaks(row: Row) -> list[MemoryPeak]:
-    found = zip(row.records, row.numbers, strict=True)
-    peaks = [(record, numbers[TRAIN_MEMORY]) for record, numbers in found if record.status == "ok"]
-    return [MemoryPeak(value, record.cell.seed, record.cell.lr) for record, value in peaks if value]
-
-
-def _speed_ratios(records: Sequence[Record]) -> Ratios:
-    """Ratios of rates, over runs that neither overlapped with others nor were resumed; None without two of each."""
-    disturbed = {name for rule in (overlap, resumed) for _, names in rule(records) for name in names}
-
-    def ratio(row: Row, reference: Row, others: Sequence[Row]) -> Interval | None:
-        if differing(row.measured, reference.measured, conditions):
-            return None
-        runs = {str(id(side)): _runs(side, disturbed) for side in (row, reference, *others)}
-        found = statistics.of_times(runs, str(id(row)), str(id(reference)))
-        return found.interval if found else None
-
-    return ratio
-
-
-def _runs(row: Row, disturbed: set[str]) -> list[Run]:
-    found = zip(row.records, row.numbers, strict=True)
-    rates = [(record, numbers["tokens_per_second_steady"]) for record, numbers in found]
-    return [Run(v, r.cell.seed, started(r)) for r, v in rates if v and r.cell.name not in disturbed]
+    return relative(rows, "lora", "tokens_per_second_steady", speed_ratios(records))
 
 
 class Relative(NamedTuple):
@@ -222,7 +186,8 @@ def relative(rows: Sequence[Row | None], method: str, measure: str, ratio: Ratio
         if reference is None or over is None:
             found.append(Relative(own))
         else:
-            found.append(Relative(own, over, None if row is reference else ratio(row, reference, here)))
+            measured = None if row is reference else ratio(row, reference, here)
+            found.append(Relative(own, over, measured.interval if measured else None))
     return found
 
 

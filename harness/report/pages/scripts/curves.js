@@ -5,7 +5,8 @@
   const look = (curve) => study.methods[curve.method];
   const hidden = (curve) => !study.settings.some((setting) => setting.method === look(curve) && filters.shows(setting.index));
 
-  // Curves of points {x, y, low, high, setting, lost, chosen}; `metric` names what is up.
+  // Curves of points {x, y, low, high, setting, lost, chosen, fresh}; `metric` names what is up. fresh: {y, low, high,
+  // setting} of the fresh seeds that confirmed a chosen value, of which the point itself has none.
   function lines(curves, metric, width, options) {
     const shown = curves.filter((curve) => here(curve) && !hidden(curve));
     if (!shown.length) return "No method in this view was tried at several values.";
@@ -17,6 +18,9 @@
       title: [`${look(curve).name}, ${options.x.label} ${significant(point.x)}`, point.y === null ? "" : `${options.up}: ${write(point.y)}`, point.lost, point.chosen ? "chosen" : ""].filter(Boolean).join("\n"),
     })));
     const known = points.filter((point) => point.y !== null);
+    const rings = known.filter((point) => point.chosen).map((point) => (point.fresh
+      ? { ...point, ...point.fresh, title: `${look(point.curve).name}, ${options.x.label} ${significant(point.x)}\n${options.up}: ${write(point.fresh.y)}\nchosen, by fresh seeds` }
+      : point));
     const lost = points.filter((point) => point.y === null);
     if (!known.length) return "No setting in this view finished.";
     const domain = options.domain?.(known) ?? d3.extent(known.flatMap((point) => [point.y, point.low, point.high].filter((y) => y !== null)));
@@ -32,21 +36,22 @@
         Plot.line(known, { x: "x", y: "y", z: (point) => point.method.name, stroke: (point) => point.method.colour, strokeWidth: 1.5 }),
         Plot.ruleX(known.filter((point) => point.low !== null), { x: "x", y1: "low", y2: "high", stroke: colour, strokeOpacity: 0.35 }),
         Plot.dot(known, { x: "x", y: "y", symbol: (point) => point.method.shape, fill: colour, r: 4 }),
-        Plot.dot(known.filter((point) => point.chosen), { x: "x", y: "y", r: 9, stroke: colour, strokeWidth: 2 }),
+        Plot.ruleX(rings.filter((point) => point.fresh && point.low !== null), { x: "x", y1: "low", y2: "high", stroke: colour, strokeWidth: 1.5 }),
+        Plot.dot(rings, { x: "x", y: "y", r: 9, stroke: colour, strokeWidth: 2 }),
         Plot.dot(lost, { x: "x", y: domain[1], symbol: "times", stroke: colour, r: 5 }),
         Plot.text(labels, { x: "x", y: "at", text: (point) => short(point.method.name, 12), dx: 14, textAnchor: "start", fill: "currentColor" }),
-        charts.tip(points, { x: "x", y: (point) => point.y ?? domain[1], title: "title" }, width),
+        charts.tip([...points, ...rings.filter((point) => point.fresh)], { x: "x", y: (point) => point.y ?? domain[1], title: "title" }, width),
       ],
     });
   }
 
   if (found.rates.length) {
     charts.frame({
-      id: "rates", title: "Which learning rate", note: "Validation loss at each method's best rank for the rate. Ring: the chosen rate. ×: no run finished. Losses far above the others are drawn at the upper edge.",
+      id: "rates", title: "Which learning rate", note: "Validation loss at each method's best rank for the rate. Ring: the chosen rate; where fresh seeds confirmed it, at their mean with its 95% interval, and lines are of the seeds that chose. ×: no run finished. Losses far above the others are drawn at the upper edge.",
       draw: (width) => lines(found.rates, "validation_loss", width, {
         x: { label: "learning rate", tickFormat: "~e" }, up: "validation loss",
         // one run that nearly diverged must not flatten all others
-        domain: (points) => [d3.min(points, (point) => point.y), Math.max(d3.quantile(points, 0.8, (point) => point.y), ...points.filter((point) => point.chosen).map((point) => point.y)) * 1.02],
+        domain: (points) => [d3.min(points, (point) => Math.min(point.y, point.fresh?.y ?? point.y)), Math.max(d3.quantile(points, 0.8, (point) => point.y), ...points.filter((point) => point.chosen).flatMap((point) => [point.y, point.fresh?.y ?? point.y])) * 1.02],
       }),
     });
   }
