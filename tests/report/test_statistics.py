@@ -349,6 +349,19 @@ def test_models_that_answer_alike_do_not_differ():
     assert difference.low < 0 < difference.high
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_of_models_that_answer_alike_is_the_shorter_one_with_an_item_of_doubt(seeds):
+    """Without the doubt the paired error would be 0, and would be taken though it has the fewer degrees."""
+    values = np.tile(np.arange(400) % 2.0, (seeds, 1))
+    values[0, 0] = 1
+    alike = Answers(values, np.arange(400), tuple(range(seeds)))
+    one, other = (statistics.differences([sample] * 2)[0, 1] for sample in (alike, alike._replace(seeds=None)))
+    assert one.error == other.error == 1 / 400
+    assert one.high <= other.high < 0.011
+    scores, names = dict.fromkeys((0, 1), values.mean(axis=1) / 3), dict.fromkeys((0, 1), range(seeds))
+    assert all(effect.own == 0 for effect in statistics.seed_effects(scores, names).values())
+
+
 def test_the_interval_over_seeds_is_students():
     values = [1.0, 1.2, 1.1, 1.4]
     expected = scipy_stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy_stats.sem(values))
