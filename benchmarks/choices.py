@@ -13,16 +13,17 @@ from harness.report.pairwise import contests
 from harness.report.select import select
 from harness.report.statistics import ALPHA
 
-# Of more than ten methods each is compared with the best one
+# Each method is compared with the best one
 
 EQUAL = {
     f"{n} methods, {k} seed{'s' * (k > 1)}, all equal": {"methods": n, "seeds": k, **FLAT}
-    for n, k in ((12, 1), (12, 3), (40, 2))
+    for n, k in ((6, 1), (6, 3), (12, 1), (12, 3), (15, 3), (40, 2))
 }
 WORSE = {
     f"12 methods, {k} seed{'s' * (k > 1)}, half {gap:g} points worse": {"methods": 12, "seeds": k, "gap": gap, **FLAT}
     for k, gap in ((1, 10), (3, 2), (3, 10))
 }
+WORSE |= {"6 methods, 3 seeds, half 10 points worse": {"methods": 6, "seeds": 3, "gap": 10, **FLAT}}
 GROUPED = {"12 methods, 3 seeds, all equal, 57 subjects × 20": {"methods": 12, "seeds": 3}}
 
 
@@ -38,6 +39,24 @@ def many(draw: np.random.Generator, methods: int, seeds: int, gap: float = 0, **
         "wrong": bool(worse),
         "covers": float(np.mean([inside(s.interval, true[s.choice.method]) for s in contest.standings])),
     }
+
+
+STEP = 0.0202  # the standard error of a difference between two methods of 3 seeds, as it varies over studies
+
+
+@situation(
+    "told from the best, 3 seeds",
+    **{f"one of {n} methods is 3 standard errors better": {"methods": n} for n in (2, 6)},
+)
+def better(draw: np.random.Generator, methods: int) -> Outcome:
+    """Found: the share of the others that are called worse than the best method."""
+    study = Study(draw)
+    true = {f"m{i:02}": 0.5 + 3 * STEP * (i == 0) for i in range(methods)}
+    answer(study, "wordmath", true, 3, Noise(**FLAT))
+    (contest,) = contests(study.records, study.tables)
+    found = [other for (best, other), p in contest.corrected.items() if p < ALPHA and best == "m00"]
+    wrong = any(p < ALPHA and "m00" not in pair for pair, p in contest.corrected.items())
+    return {"wrong": wrong, "found": len(found) / (methods - 1)}
 
 
 # Of several settings the one with the lowest validation loss is chosen. Validation and test share a seed's luck.

@@ -4,6 +4,7 @@ Each is a function of a random generator that makes one study and returns what c
 
     wrong            whether a verdict was wrong, or equal methods were told apart
     open             whether the claim was not decided; what is neither wrong nor open was right
+    found            the share of true differences that were told
     covers           whether the interval (or the share of intervals that) has the truth in it
     differences      likewise of the differences of methods
     estimate, half   of one interval: the estimate and half its length, which tell whether it is as wide as need be

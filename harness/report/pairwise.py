@@ -1,14 +1,16 @@
 """Compares the methods of a study pairwise, each in its chosen setting: scores with intervals, differences, ties.
 
-All differences of primary scores in one report are one family, corrected together (`statistics.stepwise`); a task's
-other metrics and filters show intervals and ranks, and are not tested. Of many methods each is tested against the best
-one alone. Not being told apart is not being equal: `Contest.equivalent`
-has the methods that two one-sided tests find within a margin of the best.
+The question is whether any other method is as good as the best one: each is tested against it, and where all are
+worse, the next best is tested likewise. All these tests of primary scores in one report are corrected together
+(`statistics.stepwise`); a task's other metrics and filters show intervals and ranks, and are not tested. Not being told
+apart is not being equal: `Contest.equivalent` has the methods that two one-sided tests find within a margin of the best
+one.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -58,8 +60,9 @@ class Contest:
     paired: labels of methods that answered the same items, best first, for each set of items; most methods first.
     differences: for pairs of `Choice.label`, the better first: the first's mean less the second's. Of more than
         MOST_PAIRED methods for pairs with the best one or the best tuned one alone.
-    corrected: p-values of those that are tested (all, or of more than MANY methods those from the best one), by
-        `statistics.stepwise` over all primary contests that were made together; empty if this one is not primary.
+    corrected: p-values of those that are tested, by `statistics.stepwise` over all primary contests that were made
+        together: of each method against the best one, and, up to MANY methods, of the others against the next best one
+        once all are found worse than the best. Empty if this one is not primary.
     equivalent: labels of methods that two one-sided tests find within MARGIN of the best one, corrected likewise.
     one_seed: labels of methods with a single seed: conclusions hold for the trained models, not for other seeds.
     clusters: how many groups of items (subjects, passages, templates) are independent; None if items are.
@@ -273,11 +276,7 @@ def _single(records: list[Record]) -> bool:
 def _lettered(found: list[Contest]) -> list[Contest]:
     """Each primary contest with corrected p-values, letters, and the methods that are equivalent to the best."""
     tested = [contest for contest in found if contest.primary]
-    families = [
-        statistics.Family([contest.differences[pair].p for pair in _tested(labels)], _many(labels))
-        for contest in tested
-        for labels in contest.paired
-    ]
+    families = [_family(contest, labels) for contest in tested for labels in contest.paired]
     corrected = iter(statistics.stepwise(families))
     close = iter(statistics.holm([p for contest in tested for p in _closeness(contest).values()]))
     made = []
@@ -285,7 +284,9 @@ def _lettered(found: list[Contest]) -> list[Contest]:
         if contest.primary:
             ps: dict[tuple[str, str], float] = {}
             for labels in contest.paired:
-                ps |= zip(_tested(labels), map(float, next(corrected)), strict=True)
+                own = next(corrected)
+                positions = itertools.combinations(range(len(labels)), 2)
+                ps |= {(labels[i], labels[j]): float(own[i, j]) for i, j in positions if not math.isnan(own[i, j])}
             near = [label for label in _closeness(contest) if next(close) < ALPHA]
             contest = replace(_with_letters(contest, ps), equivalent=near)
         made.append(contest)
@@ -296,9 +297,13 @@ def _many(labels: Sequence[str]) -> bool:
     return len(labels) > MANY
 
 
-def _tested(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs that are tested of methods with the same items, best first."""
-    return [pair for pair in itertools.combinations(labels, 2) if pair[0] == labels[0] or not _many(labels)]
+def _family(contest: Contest, labels: Sequence[str]) -> statistics.Family:
+    """The tests of methods that answered the same items."""
+    p, freedom = np.ones((2, len(labels), len(labels)))
+    for i, j in itertools.combinations(range(len(labels)), 2):
+        if gap := contest.differences.get((labels[i], labels[j])):
+            p[i, j], freedom[i, j] = gap.p, math.inf if gap.exact else gap.freedom
+    return statistics.Family(p, freedom, all_pairs=not _many(labels))
 
 
 def _closeness(contest: Contest) -> dict[str, float]:

@@ -37,6 +37,7 @@ from harness.report.statistics.estimates import (
 )
 from harness.report.statistics.optima import optimum, ratio_of_optima
 from harness.report.statistics.pairing import SeedEffect, charge, seed_effects
+from harness.report.statistics.ranges import range_p, range_quantile
 from harness.report.statistics.ranks import MethodRank, ranks
 from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units
 from harness.report.statistics.shares import Outcomes, difference_of_shares
@@ -76,6 +77,8 @@ __all__ = [
     "optimum",
     "over_items",
     "preference",
+    "range_p",
+    "range_quantile",
     "ranks",
     "ratio_of_optima",
     "seed_effects",
