@@ -435,7 +435,14 @@ def test_others_are_told_apart_once_all_are_worse_than_the_best_or_if_that_is_su
         assert corrected[2, 3] > 0.05
 
 
-MEANS = [[0] * 6, [12, 12, 0, 0, 0, 0], [12, 12, 12, 0, 0, 0], [24, 24, 12, 12, 0, 0], [12, 0, 0, 0, 0, 0], [3, 3, 0, 0]]
+MEANS = [
+    [0] * 6,
+    [12, 12, 0, 0, 0, 0],
+    [12, 12, 12, 0, 0, 0],
+    [24, 24, 12, 12, 0, 0],
+    [12, 0, 0, 0, 0, 0],
+    [3, 3, 0, 0],
+]
 
 
 @pytest.mark.parametrize("means", MEANS)

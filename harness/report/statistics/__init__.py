@@ -42,7 +42,7 @@ from harness.report.statistics.ranks import MethodRank, ranks
 from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units
 from harness.report.statistics.shares import Outcomes, difference_of_shares
 from harness.report.statistics.spreads import spread_ratio
-from harness.report.statistics.ties import Family, false_discoveries, holm, letters, stepwise
+from harness.report.statistics.ties import Family, false_discoveries, holm, letters, step_charge, stepwise
 from harness.report.statistics.variances import Level, combined, combined_known, moderated
 
 __all__ = [
@@ -86,6 +86,7 @@ __all__ = [
     "seeds_interval",
     "share_interval",
     "spread_ratio",
+    "step_charge",
     "stepwise",
     "summary_interval",
     "units",

@@ -54,6 +54,14 @@ class Family(NamedTuple):
     all_pairs: bool = True
 
 
+def step_charge(left: int, methods: int, all_pairs: bool) -> float:
+    """Times that a p-value from the best one counts when `left` of `methods` are left, the best included.
+
+    Some of the 5% are left to the other methods where two of those may be equal too.
+    """
+    return 1 / (1 - OTHERS) if all_pairs and methods - left > 1 else 1.0
+
+
 @dataclass
 class _Steps:
     """How far the tests of a family have come: the best method at `top` against those of `left`."""
@@ -77,9 +85,7 @@ class _Steps:
 
     @property
     def charge(self) -> float:
-        """Times that p counts: some of the 5% are left to the other methods where two of those may be equal too."""
-        others = len(self.family.p) - self.top - len(self.left) - 1
-        return 1 / (1 - OTHERS) if self.family.all_pairs and others > 1 else 1.0
+        return step_charge(len(self.left) + 1, len(self.family.p) - self.top, self.family.all_pairs)
 
     def reject(self, other: int) -> None:
         self.left.remove(other)
