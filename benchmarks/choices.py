@@ -62,8 +62,8 @@ def better(draw: np.random.Generator, methods: int) -> Outcome:
 # Of several settings the one with the lowest validation loss is chosen. Validation and test share a seed's luck.
 
 
-def tuned(draw: np.random.Generator, seeds: int, fresh: int) -> Study:
-    """Nine settings of LoRA and three of full, all equal, with `seeds` seeds; `fresh` more of those that are chosen."""
+def tuned(draw: np.random.Generator, seeds: int, fresh: int, lora: int = 9, full: int = 3) -> Study:
+    """Settings of LoRA and of full, all equal, with `seeds` seeds; `fresh` more of those that are chosen."""
     study, noise = Study(draw), Noise(seed_points=0, **FLAT)
     n = noise.clusters
     item = draw.normal(0, noise.item, n)
@@ -76,7 +76,7 @@ def tuned(draw: np.random.Generator, seeds: int, fresh: int) -> Study:
         made = study.add(method, seed, lr=lr, loss=loss, confirmation=confirmation)
         study.score(made, "wordmath", right, np.arange(n))
 
-    for method, count in (("lora", 9), ("full", 3)):
+    for method, count in (("lora", lora), ("full", full)):
         for lr in range(count):
             for seed in range(seeds):
                 run(method, 1e-5 * (1 + lr), seed)
@@ -84,6 +84,23 @@ def tuned(draw: np.random.Generator, seeds: int, fresh: int) -> Study:
         for seed in range(seeds, seeds + fresh):
             run(choice.method, known(choice.lr), seed, confirmation=True)
     return study
+
+
+@situation("intervals of chosen settings, 12 tries against 2", **{f"{n} seeds": {"seeds": n} for n in (2, 3, 5)})
+def chosen(draw: np.random.Generator, seeds: int) -> Outcome:
+    """covers: of the method with 12 tries. Of differences whether they are told: their intervals are on the safe side."""
+    study = tuned(draw, seeds, 0, 12, 2)
+    (contest,) = contests(study.records, study.tables)
+    interval = next(s.interval for s in contest.standings if s.choice.method == "lora")
+    return {"wrong": min(contest.corrected.values()) < ALPHA, "covers": inside(interval, 0.5)}
+
+
+@situation("the best of 15 equal methods", **{f"{n} seeds": {"seeds": n} for n in (1, 3, 5)})
+def best_of_many(draw: np.random.Generator, seeds: int) -> Outcome:
+    study = Study(draw)
+    answer(study, "wordmath", {f"m{i:02}": 0.5 for i in range(15)}, seeds, Noise(seed_points=seeds > 1, **FLAT))
+    (contest,) = contests(study.records, study.tables)
+    return {"covers": inside(contest.standings[0].interval, 0.5)}
 
 
 TRIES = {"1 seed, 9 tries against 3": {"seeds": 1}, "3 seeds, 9 tries against 3": {"seeds": 3}}

@@ -19,6 +19,7 @@ correction for many tests (`ties.holm`). benchmarks/VALIDITY.md has their covera
 from harness.report.statistics.accuracies import (
     Answers,
     differences,
+    levels,
     mcnemar,
     mean_intervals,
     over_items,
@@ -35,6 +36,7 @@ from harness.report.statistics.estimates import (
     share_interval,
     summary_interval,
 )
+from harness.report.statistics.luck import luck
 from harness.report.statistics.optima import optimum, ratio_of_optima
 from harness.report.statistics.pairing import SeedEffect, charge, seed_effects
 from harness.report.statistics.ranges import range_p, range_quantile
@@ -68,6 +70,8 @@ __all__ = [
     "false_discoveries",
     "holm",
     "letters",
+    "levels",
+    "luck",
     "mcnemar",
     "mean_intervals",
     "moderated",
