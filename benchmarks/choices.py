@@ -88,7 +88,7 @@ def tuned(draw: np.random.Generator, seeds: int, fresh: int, lora: int = 9, full
 
 @situation("intervals of chosen settings, 12 tries against 2", **{f"{n} seeds": {"seeds": n} for n in (2, 3, 5)})
 def chosen(draw: np.random.Generator, seeds: int) -> Outcome:
-    """covers: of the method with 12 tries. Of differences whether they are told: their intervals are on the safe side."""
+    """covers: of the method with 12 tries. Intervals of differences are on the safe side: only errors count."""
     study = tuned(draw, seeds, 0, 12, 2)
     (contest,) = contests(study.records, study.tables)
     interval = next(s.interval for s in contest.standings if s.choice.method == "lora")

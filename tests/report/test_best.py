@@ -189,7 +189,7 @@ def test_the_caption_tells_what_can_be_said(folder, study):
         "Undecided: lora." in text
     )
     assert "95% intervals over seeds and items" in text
-    assert "Holm's correction for 6 pairs" in text
+    assert "studentized range, correction for 6 pairs" in text
     assert "has the least validation loss, mean over seeds" in text
     assert (
         "† Best value at the edge of its grid; a wider grid may be better: full lr=0.0002 is the highest of 2" in text
@@ -295,7 +295,7 @@ def test_one_seed_says_nothing_of_methods(folder, study):
     records = [record for record in study if record.cell.seed in (None, 0)]
     text = caption(best(records, folder))
     assert "95% intervals over items" in text
-    assert "(p ≥ 0.05, paired by item; McNemar's exact test, Holm's" in text
+    assert "(p ≥ 0.05, paired by item; McNemar's exact test, studentized" in text
     assert "Single seed: intervals and letters exclude seed-to-seed variance." in text
 
 
@@ -303,7 +303,7 @@ def test_the_caption_names_the_test_that_was_used(folder):
     bits = make_score(n=60, task="plain_text", metric="bits_per_byte", filter="none", higher_is_better=False)
     values = {method: np.random.default_rng(i).random(60) for i, method in enumerate(("lora", "dora"))}
     records = [leave(folder, make_record(method), found, replace(bits)) for method, found in values.items()]
-    assert "(p ≥ 0.05, paired by item; Student's t, Holm's" in caption(best(records, folder))
+    assert "(p ≥ 0.05, paired by item; Student's t, studentized" in caption(best(records, folder))
 
 
 def test_a_single_cell_has_a_table_that_says_what_it_lacks(folder):
