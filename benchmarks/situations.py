@@ -74,6 +74,14 @@ def equal(draw: np.random.Generator, seeds: int, sd: float, **noise: Any) -> Out
     **{"one of two varies by 3 points, 10 seeds": {"seeds": 10, "methods": METHODS[:2]}},
     **{f"seeds of one vary by 3 points and of four by 0, {n} seeds": {"seeds": n} for n in (2, 3, 10)},
     **{"2 seeds of one vary by 5 points, 5 seeds of four by 1": {"seeds": 5, "sd": 1, "lost": 3}},
+    **{
+        "2 seeds of one vary by 5 points, 5 seeds of five by 1": {
+            "seeds": 5,
+            "methods": (*METHODS, "sixth"),
+            "sd": 1,
+            "lost": 3,
+        }
+    },
 )
 def erratic(
     draw: np.random.Generator, seeds: int, methods: Sequence[str] = METHODS, sd: float = 0, lost: int = 0
@@ -82,7 +90,8 @@ def erratic(
     more, noise = {methods[0]: Noise(seed_points=max(3.0, 5 * sd), **FLAT)}, Noise(seed_points=sd, **FLAT)
     answer(study, "wordmath", dict.fromkeys(methods, 0.5), seeds, noise, more, {methods[0]: lost})
     (contest,) = contests(study.records, study.tables)
-    return {"wrong": min(contest.corrected.values()) < ALPHA}
+    wrong = {"wrong": float(min(contest.corrected.values()) < ALPHA)}
+    return wrong | ({"covers": intervals(contest)["covers"]} if lost else {})
 
 
 class Ends(Protocol):
