@@ -327,7 +327,7 @@ def _lettered(found: list[Contest]) -> list[Contest]:
     families = [_family(contest, labels) for contest in tested for labels in contest.paired]
     corrected = iter(statistics.stepwise(families))
     close = iter(statistics.holm([p for contest in tested for p in _closeness(contest).values()]))
-    made = []
+    complete = []
     for contest in found:
         if contest.primary:
             ps: dict[tuple[str, str], float] = {}
@@ -337,8 +337,8 @@ def _lettered(found: list[Contest]) -> list[Contest]:
                 ps |= {(labels[i], labels[j]): float(own[i, j]) for i, j in positions if not math.isnan(own[i, j])}
             near = [label for label in _closeness(contest) if next(close) < ALPHA]
             contest = replace(_with_letters(contest, ps), equivalent=near)
-        made.append(_with_luck(contest))
-    return made
+        complete.append(_with_luck(contest))
+    return complete
 
 
 def _many(labels: Sequence[str]) -> bool:

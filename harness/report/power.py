@@ -84,10 +84,10 @@ def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumption
         half, error = np.where(shorter, width, half), np.where(shorter, total**0.5, error)
         freedom = np.where(shorter, degrees, freedom)
     p = 2 * special.stdtr(freedom, -gaps / np.where(error > 0, error, 1e-300))
-    return _share_told(p, freedom, np.all(gaps > 0, axis=0))
+    return _share_found(p, freedom, np.all(gaps > 0, axis=0))
 
 
-def _share_told(p: np.ndarray, freedom: np.ndarray, best: np.ndarray) -> float:
+def _share_found(p: np.ndarray, freedom: np.ndarray, best: np.ndarray) -> float:
     """Of differences, (others, studies), the share that `statistics.stepwise` tells.
 
     p, freedom: of the first method against each other one. best: the studies in which it is the best one.
@@ -95,11 +95,11 @@ def _share_told(p: np.ndarray, freedom: np.ndarray, best: np.ndarray) -> float:
     others = len(p)
     order = np.argsort(p, axis=0)
     p, freedom = np.take_along_axis(p, order, axis=0), np.take_along_axis(freedom, order, axis=0)
-    told = np.ones(p.shape[1], dtype=bool) & best
+    detected = np.ones(p.shape[1], dtype=bool) & best
     share = 0.0
     for step in range(others):
-        told = told & (p[step] < _alpha(freedom[step], others + 1 - step, others + 1))
-        share += float(np.mean(told)) / others
+        detected = detected & (p[step] < _alpha(freedom[step], others + 1 - step, others + 1))
+        share += float(np.mean(detected)) / others
     return share
 
 
@@ -127,8 +127,8 @@ def _one_seed_alpha(distance: float, methods: int) -> float:
         return ALPHA
     scores = np.random.default_rng(1).normal(0, 0.5**0.5, (methods, 2 * STUDIES // methods))
     gaps = distance + scores[0] - scores[1:]
-    told = _share_told(2 * special.ndtr(-gaps), np.full(gaps.shape, FREEDOMS[-1]), np.all(gaps > 0, axis=0))
-    alpha = 2 * special.ndtr(special.ndtri(min(max(told, 1e-6), 1 - 1e-6)) - distance)
+    detected = _share_found(2 * special.ndtr(-gaps), np.full(gaps.shape, FREEDOMS[-1]), np.all(gaps > 0, axis=0))
+    alpha = 2 * special.ndtr(special.ndtri(min(max(detected, 1e-6), 1 - 1e-6)) - distance)
     return float(np.clip(alpha, ALPHA / math.comb(methods, 2), ALPHA))
 
 
