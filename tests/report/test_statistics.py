@@ -435,6 +435,17 @@ def test_others_are_told_apart_once_all_are_worse_than_the_best_or_if_that_is_su
         assert corrected[2, 3] > 0.05
 
 
+@pytest.mark.parametrize(("rivals", "share"), [(2, 1.0), (12, 0.25), (15, 0.5), (40, 1.0)])
+def test_the_lucky_end_of_what_was_picked_errs_in_four_percent(rivals, share):
+    """Of equal means; where few rivals have much in common, in less."""
+    draw = np.random.default_rng(0)
+    common = draw.normal(0, (1 - share) ** 0.5, 50_000)
+    best = common + draw.normal(0, share**0.5, (rivals, 50_000)).max(axis=0)
+    bound = scipy_stats.norm.isf(0.025) * statistics.luck(rivals, share)
+    assert np.mean(best > bound) == pytest.approx(0.04, abs=0.004)
+    assert statistics.luck(1, share) == statistics.luck(rivals, 0.0) == 1.0
+
+
 MEANS = [
     [0] * 6,
     [12, 12, 0, 0, 0, 0],
