@@ -4,6 +4,7 @@ Each is a function of a random generator that makes one study and returns what c
 
     wrong            whether a verdict was wrong, or equal methods were told apart
     open             whether the claim was not decided; what is neither wrong nor open was right
+    found            the share of true differences that were told
     covers           whether the interval (or the share of intervals that) has the truth in it
     differences      likewise of the differences of methods
     estimate, half   of one interval: the estimate and half its length, which tell whether it is as wide as need be
@@ -73,6 +74,14 @@ def equal(draw: np.random.Generator, seeds: int, sd: float, **noise: Any) -> Out
     **{"one of two varies by 3 points, 10 seeds": {"seeds": 10, "methods": METHODS[:2]}},
     **{f"seeds of one vary by 3 points and of four by 0, {n} seeds": {"seeds": n} for n in (2, 3, 10)},
     **{"2 seeds of one vary by 5 points, 5 seeds of four by 1": {"seeds": 5, "sd": 1, "lost": 3}},
+    **{
+        "2 seeds of one vary by 5 points, 5 seeds of five by 1": {
+            "seeds": 5,
+            "methods": (*METHODS, "sixth"),
+            "sd": 1,
+            "lost": 3,
+        }
+    },
 )
 def erratic(
     draw: np.random.Generator, seeds: int, methods: Sequence[str] = METHODS, sd: float = 0, lost: int = 0
@@ -81,7 +90,8 @@ def erratic(
     more, noise = {methods[0]: Noise(seed_points=max(3.0, 5 * sd), **FLAT)}, Noise(seed_points=sd, **FLAT)
     answer(study, "wordmath", dict.fromkeys(methods, 0.5), seeds, noise, more, {methods[0]: lost})
     (contest,) = contests(study.records, study.tables)
-    return {"wrong": min(contest.corrected.values()) < ALPHA}
+    wrong = {"wrong": float(min(contest.corrected.values()) < ALPHA)}
+    return wrong | ({"covers": intervals(contest)["covers"]} if lost else {})
 
 
 class Ends(Protocol):

@@ -1,20 +1,23 @@
 """Compares the methods of a study pairwise, each in its chosen setting: scores with intervals, differences, ties.
 
-All differences of primary scores in one report are one family, corrected together (`statistics.stepwise`); a task's
-other metrics and filters show intervals and ranks, and are not tested. Of many methods each is tested against the best
-one alone. Not being told apart is not being equal: `Contest.equivalent`
-has the methods that two one-sided tests find within a margin of the best.
+The question is whether any other method is as good as the best one: each is tested against it, and where all are
+worse, the next best is tested likewise. All these tests of primary scores in one report are corrected together
+(`statistics.stepwise`); a task's other metrics and filters show intervals and ranks, and are not tested. Not being told
+apart is not being equal: `Contest.equivalent` has the methods that two one-sided tests find within a margin of the best
+one.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from harness.record import Record, Score
 from harness.report import statistics
@@ -35,7 +38,9 @@ class Standing:
     """One method's score in its chosen setting.
 
     interval: mean over seeds with a 95% interval (`statistics.mean_intervals`, or `statistics.summary_interval` without
-        items); None if the error is unknown.
+        items); None if the error is unknown. Its lucky end is further out where luck may have chosen the setting, or
+        made this method the best one of several that no test tells apart.
+    over_seeds: the part of the variance that seeds make; 0 where it is unknown.
     letters: methods that share a letter can't be told apart; None if the method was not tested against others. Those of
         methods that answered other items than most end in /2, /3, …: only equal endings are compared.
     rank: how likely it is the best of the methods with the same items as most, and its expected rank; None for others,
@@ -45,6 +50,7 @@ class Standing:
     choice: Choice
     value: float
     interval: Interval | None
+    over_seeds: float = 0.0
     letters: str | None = None
     rank: MethodRank | None = None
 
@@ -58,8 +64,9 @@ class Contest:
     paired: labels of methods that answered the same items, best first, for each set of items; most methods first.
     differences: for pairs of `Choice.label`, the better first: the first's mean less the second's. Of more than
         MOST_PAIRED methods for pairs with the best one or the best tuned one alone.
-    corrected: p-values of those that are tested (all, or of more than MANY methods those from the best one), by
-        `statistics.stepwise` over all primary contests that were made together; empty if this one is not primary.
+    corrected: p-values of those that are tested, by `statistics.stepwise` over all primary contests that were made
+        together: of each method against the best one, and, up to MANY methods, of the others against the next best one
+        once all are found worse than the best. Empty if this one is not primary.
     equivalent: labels of methods that two one-sided tests find within MARGIN of the best one, corrected likewise.
     one_seed: labels of methods with a single seed: conclusions hold for the trained models, not for other seeds.
     clusters: how many groups of items (subjects, passages, templates) are independent; None if items are.
@@ -218,16 +225,24 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
     labels = [standing.choice.label for standing in standings if standing.choice.label in samples]
     paired: list[list[str]] = []
     intervals: dict[str, Interval] = {}
+    over_seeds: dict[str, float] = {}
     gaps: dict[tuple[str, str], Difference] = {}
     ranked: dict[str, MethodRank] = {}
+    rivals = {choice.label: choice.rivals for choice in choices}
     tuned = {c.label for c, group in zip(choices, groups, strict=True) if group and group[0].cell.seed is not None}
     for which, _ in Counter(samples[label][1] for label in labels).most_common():
         group = [label for label in labels if samples[label][1] == which]
         answered = [samples[label][0] for label in group]
         intervals |= zip(group, statistics.mean_intervals(answered), strict=True)
+        over_seeds |= {
+            label: float(level.variance) for label, level in zip(group, statistics.levels(answered), strict=True)
+        }
         if len(group) > 1:
             pairs = _paired(group, tuned) if len(group) > MOST_PAIRED else None
-            gaps |= {(group[i], group[j]): gap for (i, j), gap in statistics.differences(answered, pairs).items()}
+            gaps |= {
+                (group[i], group[j]): gap.chosen(max(rivals[group[i]], rivals[group[j]]))
+                for (i, j), gap in statistics.differences(answered, pairs).items()
+            }
         if 1 < len(group) <= MOST_PAIRED and not paired:
             ranked = dict(zip(group, statistics.ranks(answered, higher), strict=True))
         paired.append(group)
@@ -238,7 +253,12 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         score=name,
         higher_is_better=higher,
         standings=[
-            replace(s, interval=intervals.get(s.choice.label, s.interval), rank=ranked.get(s.choice.label))
+            replace(
+                s,
+                interval=intervals.get(s.choice.label, s.interval),
+                over_seeds=over_seeds.get(s.choice.label, 0.0),
+                rank=ranked.get(s.choice.label),
+            )
             for s in standings
         ],
         paired=paired,
@@ -249,6 +269,37 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         clusters=first.groups if first is not None else None,
         seed_spread=_seed_spread(ordered),
     )
+
+
+def _with_luck(contest: Contest) -> Contest:
+    """With intervals that include how each setting was chosen, and that the best method is seen to be the best.
+
+    The best one was picked of all methods that no test finds worse, and their settings of others by validation losses.
+    """
+    if not contest.standings:
+        return contest
+    first, *others = (_lucky(s, s.choice.rivals, s.over_seeds, contest.higher_is_better) for s in contest.standings)
+    best = contest.standings[0]
+    tied = contest.tied(best.choice.label)
+    if contest.primary and tied:
+        rivals = best.choice.rivals + sum(s.choice.rivals for s in contest.standings if s.choice.label in tied)
+        errors = [contest.gap(best.choice.label, other).error for other in tied]
+        own = max(best.over_seeds, float(np.mean(np.square(errors))) / 2)
+        first = _lucky(best, rivals, own, contest.higher_is_better)
+    return replace(contest, standings=[first, *others])
+
+
+def _lucky(standing: Standing, rivals: int, own: float, higher: bool) -> Standing:
+    """With the interval of a score that was picked of `rivals`. own: what each has of its variance for itself."""
+    if standing.interval is None or rivals < 2:
+        return standing
+    value, low, high = standing.interval
+    half = (high - low) / 2 / -float(special.ndtri(ALPHA / 2))
+    times = statistics.luck(rivals, own / half**2) if half else 1.0
+    if higher:
+        least = 0.0 if low >= 0 else -math.inf
+        return replace(standing, interval=Interval(value, max(least, value - times * (value - low)), high))
+    return replace(standing, interval=Interval(value, low, value + times * (high - value)))
 
 
 def _paired(labels: Sequence[str], tuned: Collection[str]) -> list[tuple[int, int]]:
@@ -273,32 +324,34 @@ def _single(records: list[Record]) -> bool:
 def _lettered(found: list[Contest]) -> list[Contest]:
     """Each primary contest with corrected p-values, letters, and the methods that are equivalent to the best."""
     tested = [contest for contest in found if contest.primary]
-    families = [
-        statistics.Family([contest.differences[pair].p for pair in _tested(labels)], _many(labels))
-        for contest in tested
-        for labels in contest.paired
-    ]
+    families = [_family(contest, labels) for contest in tested for labels in contest.paired]
     corrected = iter(statistics.stepwise(families))
     close = iter(statistics.holm([p for contest in tested for p in _closeness(contest).values()]))
-    made = []
+    complete = []
     for contest in found:
         if contest.primary:
             ps: dict[tuple[str, str], float] = {}
             for labels in contest.paired:
-                ps |= zip(_tested(labels), map(float, next(corrected)), strict=True)
+                own = next(corrected)
+                positions = itertools.combinations(range(len(labels)), 2)
+                ps |= {(labels[i], labels[j]): float(own[i, j]) for i, j in positions if not math.isnan(own[i, j])}
             near = [label for label in _closeness(contest) if next(close) < ALPHA]
             contest = replace(_with_letters(contest, ps), equivalent=near)
-        made.append(contest)
-    return made
+        complete.append(_with_luck(contest))
+    return complete
 
 
 def _many(labels: Sequence[str]) -> bool:
     return len(labels) > MANY
 
 
-def _tested(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs that are tested of methods with the same items, best first."""
-    return [pair for pair in itertools.combinations(labels, 2) if pair[0] == labels[0] or not _many(labels)]
+def _family(contest: Contest, labels: Sequence[str]) -> statistics.Family:
+    """The tests of methods that answered the same items."""
+    p, freedom = np.ones((2, len(labels), len(labels)))
+    for i, j in itertools.combinations(range(len(labels)), 2):
+        if gap := contest.differences.get((labels[i], labels[j])):
+            p[i, j], freedom[i, j] = gap.p, math.inf if gap.exact else gap.freedom
+    return statistics.Family(p, freedom, all_pairs=not _many(labels))
 
 
 def _closeness(contest: Contest) -> dict[str, float]:

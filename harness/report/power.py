@@ -5,6 +5,7 @@ Simulates what `statistics.differences` would see, and tests it as that does.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from harness.errors import UserError
 from harness.record import Record
 from harness.report import statistics
 from harness.report.frame import score_name
-from harness.report.pairwise import items
+from harness.report.pairwise import MANY, items
 from harness.report.statistics import ALPHA, Answers
 from harness.report.tables.rows import group
 
@@ -48,37 +49,87 @@ class Assumptions:
 
 
 def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumptions | None = None) -> float:
-    """The proportion of studies with `seeds` seeds and `n` items that detect a difference of `effect` in accuracy.
+    """The proportion of differences that are found, of one of `methods` that is better than all others by `effect`.
 
-    methods: that the study compares, each with each. All of them tell how seeds vary (`statistics.moderated`), and the
-    difference is held to the first step of the correction for all pairs, as if no other one were real. With one seed
-    only the trained models are compared, without seed-to-seed variance.
+    In studies with `seeds` seeds and `n` items, tested as tables do: each method against the best one, by
+    `statistics.stepwise`. All methods tell how seeds vary (`statistics.moderated`). With one seed only the trained
+    models are compared, without seed-to-seed variance.
     """
-    given, draw, alpha = given or Assumptions(), np.random.default_rng(0), ALPHA / math.comb(methods, 2)
+    given, draw, studies = given or Assumptions(), np.random.default_rng(0), 2 * STUDIES // methods
     n = max(2, round(n / given.design))  # that are independent
-    if seeds == 1:
-        return _mcnemar_power(effect, n, alpha, given, draw)
     variance = given.accuracy * (1 - given.accuracy)
     rest = variance * (1 - given.between_seeds) / n / seeds
     over_items = 2 * (variance * (given.between_seeds - given.between_methods) / n + rest)
+    if seeds == 1:
+        over_items = 2 * variance * (1 - given.between_methods) / n
+        return _mcnemar_power(effect, n, _one_seed_alpha(effect / max(over_items, 1e-300) ** 0.5, methods), given, draw)
     over_seeds = 2 * given.seed_sd**2 / seeds
-    found = effect + np.sqrt(over_items + over_seeds) * draw.standard_normal(STUDIES)
+    scores = ((over_items + over_seeds) / 2) ** 0.5 * draw.standard_normal((methods, studies))
+    gaps = effect + scores[0] - scores[1:]
     # Seeds are taken to move each method for itself: what pairing finds beside it is a part of the same squares
     parts = np.array([1 - 1 / methods, 1 / methods]) * (seeds - 1)
-    squares = np.stack([draw.chisquare(part, (methods, STUDIES)) for part in parts])
+    squares = np.stack([draw.chisquare(part, (methods, studies)) for part in parts])
     charges = statistics.charge(methods * (seeds - 1.0), methods * parts[0])
-    least = np.inf
-    for square, freedom, charge in zip(
-        [squares.sum(axis=0), squares[0]], [seeds - 1.0, parts[0]], charges, strict=True
-    ):
+    half, error, freedom = (np.full(gaps.shape, np.inf) for _ in range(3))
+    for square, own, charge in zip([squares.sum(axis=0), squares[0]], [seeds - 1.0, parts[0]], charges, strict=True):
         if charge == math.inf:
             continue
-        each = (given.seed_sd**2 / seeds + rest) * square / freedom
-        shrunk, freedoms = statistics.moderated(each, np.array([freedom] * methods))
-        noise = statistics.Level(shrunk[:2].sum(axis=0) * charge**2, 2 * rest, freedoms[:2].min(axis=0))
+        each = (given.seed_sd**2 / seeds + rest) * square / own
+        shrunk, freedoms = statistics.moderated(each, np.array([own] * methods))
+        least = np.minimum(freedoms[0], freedoms[1:])
+        noise = statistics.Level((shrunk[0] + shrunk[1:]) * charge**2, 2 * rest, least)
         total, degrees = statistics.combined(noise, over_items, n - 1)
-        least = np.minimum(least, -special.stdtrit(degrees, alpha / 2) * total**0.5)
-    return float(np.mean(np.abs(found) > least))
+        width = -special.stdtrit(degrees, ALPHA / 2) * total**0.5
+        shorter = width < half
+        half, error = np.where(shorter, width, half), np.where(shorter, total**0.5, error)
+        freedom = np.where(shorter, degrees, freedom)
+    p = 2 * special.stdtr(freedom, -gaps / np.where(error > 0, error, 1e-300))
+    return _share_found(p, freedom, np.all(gaps > 0, axis=0))
+
+
+def _share_found(p: np.ndarray, freedom: np.ndarray, best: np.ndarray) -> float:
+    """Of differences, (others, studies), the share that `statistics.stepwise` tells.
+
+    p, freedom: of the first method against each other one. best: the studies in which it is the best one.
+    """
+    others = len(p)
+    order = np.argsort(p, axis=0)
+    p, freedom = np.take_along_axis(p, order, axis=0), np.take_along_axis(freedom, order, axis=0)
+    detected = np.ones(p.shape[1], dtype=bool) & best
+    share = 0.0
+    for step in range(others):
+        detected = detected & (p[step] < _alpha(freedom[step], others + 1 - step, others + 1))
+        share += float(np.mean(detected)) / others
+    return share
+
+
+FREEDOMS = np.geomspace(1, 1000, 15)
+
+
+def _alpha(freedom: np.ndarray, left: int, methods: int) -> np.ndarray:
+    """The two-sided p-value at which a difference is found, of as many methods that are left."""
+    return np.interp(np.log(freedom), np.log(FREEDOMS), _alphas(left, methods))
+
+
+@functools.cache
+def _alphas(left: int, methods: int) -> np.ndarray:
+    """`_alpha` of FREEDOMS."""
+    alpha = ALPHA / statistics.step_charge(left, methods, methods <= MANY)
+    return np.array([2 * special.stdtr(f, -statistics.range_quantile(alpha, f, left)) for f in FREEDOMS])
+
+
+def _one_seed_alpha(distance: float, methods: int) -> float:
+    """The level at which one pair is told as often as `statistics.stepwise` tells it among `methods`.
+
+    distance: of the best method and each other one, in standard errors. As of scores with normal, known errors.
+    """
+    if methods == 2:
+        return ALPHA
+    scores = np.random.default_rng(1).normal(0, 0.5**0.5, (methods, 2 * STUDIES // methods))
+    gaps = distance + scores[0] - scores[1:]
+    detected = _share_found(2 * special.ndtr(-gaps), np.full(gaps.shape, FREEDOMS[-1]), np.all(gaps > 0, axis=0))
+    alpha = 2 * special.ndtr(special.ndtri(min(max(detected, 1e-6), 1 - 1e-6)) - distance)
+    return float(np.clip(alpha, ALPHA / math.comb(methods, 2), ALPHA))
 
 
 def _mcnemar_power(effect: float, n: int, alpha: float, given: Assumptions, draw: np.random.Generator) -> float:
@@ -125,14 +176,13 @@ def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, l
 
 def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] = ()) -> str:
     """The items needed by number of seeds and methods, and the assumptions behind them."""
-    pairs = [math.comb(n, 2) for n in METHODS]
     rows = []
     for k in sorted({*SEEDS, seeds}):
         needed = [items_needed(effect, k, n, given) for n in METHODS]
         rows.append([f"{k}{' *' if k == seeds else ''}", *("more seeds" if n is None else f"{n:,}" for n in needed)])
-    head = ["Seeds", *(f"Items for {n} methods (differences: {m})" for n, m in zip(METHODS, pairs, strict=True))]
+    head = ["Seeds", *(f"Items for {n} methods" for n in METHODS)]
     lines = [
-        f"To detect a difference of {100 * effect:g} points in {WANTED:.0%} of studies (two-sided p < {ALPHA}, Holm):",
+        f"To detect a difference of {100 * effect:g} points in {WANTED:.0%} of studies (two-sided p < {ALPHA}):",
         _answer(effect, seeds, given),
         "",
         tabulate(rows, head, "pipe", disable_numparse=True, colalign=["right"] * len(head)),
@@ -143,7 +193,8 @@ def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] 
         f"{given.between_methods:.2g} between methods. `--study` measures these.",
         "- One seed compares two trained models, not two methods, by McNemar's exact test: its line excludes "
         "seed-to-seed variance.",
-        "- With several differences, each must reach p < 0.05 / their number, Holm's first step.",
+        "- Of several methods one is taken to be better than all others by that much; each of those is tested against "
+        "it, corrected for all of them (studentized range).",
     ]
     if any("more seeds" in row for row in rows):
         lines.append("- More seeds: no number of items is enough with so few seeds.")

@@ -8,7 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
+from scipy import special
+
 from harness.record import Record
+from harness.report import statistics
 from harness.report.frame import setting_texts
 
 Place = tuple[str, str, str]  # study, model, data
@@ -28,6 +32,8 @@ class Choice:
     edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.
     confirmed: whether `index` and `loss` are of fresh seeds, which had no part in the choice.
+    rivals: number of settings, the chosen one included, whose losses are not surely higher: luck may have chosen
+        between them. 1 if fresh seeds confirmed the choice.
     experiments: the finished settings where none could be chosen for want of validation losses, each a choice by
         itself, whose `experiment` is its label.
     """
@@ -45,6 +51,7 @@ class Choice:
     edges: tuple[str, ...]
     reason: str | None
     confirmed: bool = False
+    rivals: int = 1
     experiments: tuple[Choice, ...] = ()
     experiment: str | None = None
 
@@ -114,7 +121,7 @@ def _chosen(place: Place, key: tuple[Any, ...], by_setting: dict[str, list[int]]
         return choice
     confirmed = _try(choice.setting, fresh, records)
     loss = _mean(confirmed.losses)
-    return replace(choice, index=confirmed.positions, loss=None if math.isnan(loss) else loss, confirmed=True)
+    return replace(choice, index=confirmed.positions, loss=None if math.isnan(loss) else loss, confirmed=True, rivals=1)
 
 
 def experiments(positions: Sequence[int], records: Sequence[Record], settings: Sequence[str]) -> list[Choice]:
@@ -184,7 +191,22 @@ def _choice(place: Place, key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
     if reason == UNVALIDATED:
         choice = replace(choice, experiments=tuple(replace(_alone(place, key, t), reason=reason) for t in finished))
     edges = tuple(_edges(best, tries)) if best else ()
-    return replace(choice, tries=len(tries), lost=dict(lost), edges=edges, reason=reason)
+    rivals = _rivals(best, finished, common) if best else 1
+    return replace(choice, tries=len(tries), lost=dict(lost), edges=edges, reason=reason, rivals=rivals)
+
+
+def _rivals(best: Try, finished: Sequence[Try], common: set[int | None]) -> int:
+    """Of `finished`, `best` included, those whose loss is not surely higher: by a t-test at 1% over common seeds."""
+    seeds = sorted(common, key=lambda seed: seed or 0)
+    if len(seeds) < 2 or len(finished) < 2:
+        return len(finished)
+    losses = {id(tried): dict(zip(tried.seeds, tried.losses, strict=True)) for tried in finished}
+    own = np.array([losses[id(best)][seed] for seed in seeds])
+    others = [[losses[id(tried)][seed] for seed in seeds] for tried in finished if tried is not best]
+    above = np.array(others) - own
+    freedom = np.full(len(above), len(seeds) - 1.0)
+    variance, freedom = statistics.moderated(above.var(axis=1, ddof=1) / len(seeds), freedom)
+    return 1 + int(np.sum(above.mean(axis=1) <= special.stdtrit(freedom, 0.995) * variance**0.5))
 
 
 def _settled(place: Place, key: tuple[Any, ...], best: Try | None) -> Choice:

@@ -177,3 +177,14 @@ def test_the_table_shows_fresh_seeds_alone_and_says_so():
     assert "looks better than it is" not in told
     settings = [row[every.columns.index("Setting")] for row in every.rows]
     assert settings == ["lr=1e-4", "lr=1e-4 (fresh seeds) *", "lr=2e-4"]
+
+
+def test_settings_whose_loss_is_surely_higher_are_no_rivals_of_the_chosen_one():
+    near = {1e-4: (1.0, 1.1, 1.2), 2e-4: (1.01, 1.08, 1.22), 4e-4: (1.02, 1.13, 1.19), 1e-2: (5.0, 5.1, 5.2)}
+    records = [r for lr, losses in near.items() for r in tried("lora", lr, losses)]
+    assert chosen(records)["lora"].rivals == 3
+    assert chosen([record for record in records if record.cell.seed == 0])["lora"].rivals == 4, "one seed can't tell"
+    assert chosen(tried("lora", 1e-4, (1.0, 1.1)))["lora"].rivals == 1
+    fresh = make_record("lora", None, None, 1e-4, 7, scores=[make_score(0.2)])
+    fresh.confirmation = True
+    assert chosen([*records, fresh])["lora"].rivals == 1

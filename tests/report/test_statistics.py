@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 
 import numpy as np
@@ -349,6 +350,19 @@ def test_models_that_answer_alike_do_not_differ():
     assert difference.low < 0 < difference.high
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_of_models_that_answer_alike_is_the_shorter_one_with_an_item_of_doubt(seeds):
+    """Without the doubt the paired error would be 0, and would be taken though it has the fewer degrees."""
+    values = np.tile(np.arange(400) % 2.0, (seeds, 1))
+    values[0, 0] = 1
+    alike = Answers(values, np.arange(400), tuple(range(seeds)))
+    one, other = (statistics.differences([sample] * 2)[0, 1] for sample in (alike, alike._replace(seeds=None)))
+    assert one.error == other.error == 1 / 400
+    assert one.high <= other.high < 0.011
+    scores, names = dict.fromkeys((0, 1), values.mean(axis=1) / 3), dict.fromkeys((0, 1), range(seeds))
+    assert all(effect.own == 0 for effect in statistics.seed_effects(scores, names).values())
+
+
 def test_the_interval_over_seeds_is_students():
     values = [1.0, 1.2, 1.1, 1.4]
     expected = scipy_stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy_stats.sem(values))
@@ -379,19 +393,80 @@ def test_a_share_of_known_size_has_the_interval_of_a_proportion():
 # Many tests
 
 
-def test_steps_over_all_pairs_are_holms():
+def family(p, all_pairs=True, freedom=math.inf):
+    """p: of the pairs of methods, best first, row by row."""
+    methods = round((1 + (1 + 8 * len(p)) ** 0.5) / 2)
+    table = np.ones((methods, methods))
+    table[np.triu_indices(methods, 1)] = p
+    return statistics.Family(table, np.full(table.shape, freedom), all_pairs)
+
+
+@pytest.mark.parametrize("methods", [3, 6, 12, 40])
+@pytest.mark.parametrize("freedom", [2, 10.3, math.inf])
+@pytest.mark.parametrize("p", [0.3, 0.01])
+def test_the_largest_of_all_differences_has_the_p_value_of_the_studentized_range(methods, freedom, p):
+    t = scipy_stats.norm.isf(p / 2) if math.isinf(freedom) else scipy_stats.t.isf(p / 2, freedom)
+    expected = scipy_stats.studentized_range.sf(t * 2**0.5, methods, min(freedom, 1e6))
+    assert statistics.range_p(p, freedom, methods) == pytest.approx(expected, rel=1e-3)
+    assert statistics.range_p(p, freedom, 2) == p
+    distance = statistics.range_quantile(expected, freedom, methods)
+    assert distance == pytest.approx(t, rel=1e-3)
+
+
+def test_steps_over_pairs_of_two_methods_each_are_holms():
     p = [0.01, 0.04, 0.03, 0.005]
-    (alone,) = statistics.stepwise([statistics.Family(p, with_best=False)])
-    assert alone == pytest.approx(statistics.holm(p))
-    first, second = statistics.stepwise([statistics.Family(p[:2], False), statistics.Family(p[2:], False)])
-    assert [*first, *second] == pytest.approx(statistics.holm(p))
+    corrected = statistics.stepwise([family([each]) for each in p])
+    assert [each[0, 1] for each in corrected] == pytest.approx(statistics.holm(p))
 
 
-def test_steps_from_the_best_count_the_pairs_of_the_methods_that_are_left():
-    (found,) = statistics.stepwise([statistics.Family([0.001, 0.002, 0.2, 0.01], with_best=True)])
-    assert found == pytest.approx([0.001 * 10, 0.002 * 6, 0.2 * 1, 0.01 * 3])
-    one, other = statistics.stepwise([statistics.Family([0.001, 0.2], True), statistics.Family([0.004], False)])
-    assert (one.tolist(), other.tolist()) == (pytest.approx([0.001 * 4, 0.2]), pytest.approx([0.004 * 2]))
+def test_steps_from_the_best_count_the_methods_that_are_left():
+    p = [0.2, 0.01, 0.002, 0.001]
+    (corrected,) = statistics.stepwise([family([*p, *[1] * 6], all_pairs=False)])
+    expected = [statistics.range_p(each, math.inf, left) for each, left in zip(p, (2, 3, 4, 5), strict=True)]
+    assert corrected[0, 1:] == pytest.approx(expected)
+    assert np.isnan(corrected[1, 2:]).all()
+
+
+def test_others_are_told_apart_once_all_are_worse_than_the_best_or_if_that_is_sure():
+    apart, tied = [0.001] * 3, [0.5, 0.001, 0.001]
+    for of_best, of_others, expected in ((apart, 0.01, True), (tied, 0.01, False), (tied, 0.001, True)):
+        (corrected,) = statistics.stepwise([family([*of_best, of_others, of_others, 1])])
+        assert (corrected[1, 2] < 0.05) == expected, (of_best, of_others)
+        assert corrected[2, 3] > 0.05
+
+
+@pytest.mark.parametrize(("rivals", "share"), [(2, 1.0), (12, 0.25), (15, 0.5), (40, 1.0)])
+def test_the_lucky_end_of_what_was_picked_errs_in_four_percent(rivals, share):
+    """Of equal means; where few rivals have much in common, in less."""
+    draw = np.random.default_rng(0)
+    common = draw.normal(0, (1 - share) ** 0.5, 50_000)
+    best = common + draw.normal(0, share**0.5, (rivals, 50_000)).max(axis=0)
+    bound = scipy_stats.norm.isf(0.025) * statistics.luck(rivals, share)
+    assert np.mean(best > bound) == pytest.approx(0.04, abs=0.004)
+    assert statistics.luck(1, share) == statistics.luck(rivals, 0.0) == 1.0
+
+
+MEANS = [
+    [0] * 6,
+    [12, 12, 0, 0, 0, 0],
+    [12, 12, 12, 0, 0, 0],
+    [24, 24, 12, 12, 0, 0],
+    [12, 0, 0, 0, 0, 0],
+    [3, 3, 0, 0],
+]
+
+
+@pytest.mark.parametrize("means", MEANS)
+def test_equal_methods_are_rarely_told_apart_by_any_step(means):
+    draw, studies, wrong = np.random.default_rng(0), 1000, 0
+    for _ in range(studies):
+        scores = np.array(means) + draw.normal(0, 0.5**0.5, len(means))
+        order = np.argsort(-scores)
+        true, scores = np.array(means)[order], scores[order] / (draw.chisquare(10) / 10) ** 0.5
+        p = 2 * scipy_stats.t.sf(np.abs(scores[:, None] - scores), 10)
+        (corrected,) = statistics.stepwise([statistics.Family(p, np.full(p.shape, 10.0))])
+        wrong += bool(np.any((corrected < 0.05) & (true[:, None] <= true) & np.triu(np.ones(p.shape, bool), 1)))
+    assert wrong / studies <= 0.05 + 2 * (0.05 * 0.95 / studies) ** 0.5
 
 
 @pytest.mark.parametrize("means", [[0.0] * 12, [0.0] * 6 + [1.5] * 6, [0.0, 0.5, 1.0, 1.5] * 3, [0.0] * 11 + [5.0]])
@@ -404,8 +479,8 @@ def test_equal_methods_are_rarely_told_from_the_best(means):
         best = int(np.argmax(seen))
         others = [i for i in range(12) if i != best]
         p = 2 * scipy_stats.norm.sf((seen[best] - seen) / 2**0.5)
-        (corrected,) = statistics.stepwise([statistics.Family(p[others], with_best=True)])
-        worse = [i for i, corrected_p in zip(others, corrected, strict=True) if corrected_p < 0.05]
+        (corrected,) = statistics.stepwise([family([*p[others], *[1] * 55], all_pairs=False)])
+        worse = [i for i, corrected_p in zip(others, corrected[0, 1:], strict=True) if corrected_p < 0.05]
         wrong += any(means[i] >= means[best] for i in worse)
         found += len(worse)
         pairs = [(i, j) for i in range(12) for j in range(i)]

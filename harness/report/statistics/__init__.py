@@ -19,6 +19,7 @@ correction for many tests (`ties.holm`). benchmarks/VALIDITY.md has their covera
 from harness.report.statistics.accuracies import (
     Answers,
     differences,
+    levels,
     mcnemar,
     mean_intervals,
     over_items,
@@ -35,13 +36,15 @@ from harness.report.statistics.estimates import (
     share_interval,
     summary_interval,
 )
+from harness.report.statistics.luck import luck
 from harness.report.statistics.optima import optimum, ratio_of_optima
 from harness.report.statistics.pairing import SeedEffect, charge, seed_effects
+from harness.report.statistics.ranges import range_p, range_quantile
 from harness.report.statistics.ranks import MethodRank, ranks
 from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units
 from harness.report.statistics.shares import Outcomes, difference_of_shares
 from harness.report.statistics.spreads import spread_ratio
-from harness.report.statistics.ties import Family, false_discoveries, holm, letters, stepwise
+from harness.report.statistics.ties import Family, false_discoveries, holm, letters, step_charge, stepwise
 from harness.report.statistics.variances import Level, combined, combined_known, moderated
 
 __all__ = [
@@ -67,6 +70,8 @@ __all__ = [
     "false_discoveries",
     "holm",
     "letters",
+    "levels",
+    "luck",
     "mcnemar",
     "mean_intervals",
     "moderated",
@@ -76,6 +81,8 @@ __all__ = [
     "optimum",
     "over_items",
     "preference",
+    "range_p",
+    "range_quantile",
     "ranks",
     "ratio_of_optima",
     "seed_effects",
@@ -83,6 +90,7 @@ __all__ = [
     "seeds_interval",
     "share_interval",
     "spread_ratio",
+    "step_charge",
     "stepwise",
     "summary_interval",
     "units",

@@ -75,10 +75,7 @@ def differences(
 
 def _difference(one: Answers, other: Answers, gap: Gap, shares: bool) -> Difference:
     """shares: whether both are of right and wrong answers."""
-    variance = gap.variance
-    if shares:
-        variance = max(variance, one.values.shape[1] ** -2)  # a model that answers alike may differ by an item
-    statistic = Statistic(gap.value, variance**0.5, gap.freedom, 1.0 if shares else math.inf)
+    statistic = Statistic(gap.value, gap.variance**0.5, gap.freedom, 1.0 if shares else math.inf)
     exact = shares and len(one.values) == len(other.values) == 1 and not one.clustered
     p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
     alone = gap.items / statistic.error**2 if statistic.error else 1.0
@@ -156,10 +153,11 @@ def gaps(
     """For each pair i < j of samples, or for each of `pairs`, both of them, and the mean of i less that of j.
 
     Of paired seeds it is the mean over those that both have. Of the two ways the one with the shorter interval is
-    taken, and its variance over seeds pays for the choice.
+    taken, and its variance over seeds pays for the choice. Of right and wrong answers no error is below one item: a
+    model that answers as another does may differ by one.
     """
-    of, effects = levels(samples), _effects(samples)
-    found = {}
+    of, effects, shares = levels(samples), _effects(samples), [binary(sample.values) for sample in samples]
+    gap_of = {}
     for i, j in itertools.combinations(range(len(samples)), 2) if pairs is None else pairs:
         one, other = samples[i], samples[j]
         ways = [(_together(of[i], of[j]), one.values.mean(axis=0) - other.values.mean(axis=0), 1.0, False)]
@@ -168,18 +166,19 @@ def gaps(
             level = Level(own / len(paired), seed_level(Answers(paired, one.clusters)).rest, freedom)
             dear, dearer = pairing.charge(float(ways[0][0].freedom), freedom)
             ways = [(*ways[0][:2], dear, False), (level, paired.mean(axis=0), dearer, True)]
-        found[i, j] = one, other, min((_gap(*way, one.clusters) for way in ways), key=_width)
-    return found
+        least = one.values.shape[1] ** -2 if shares[i] and shares[j] else 0.0
+        gap_of[i, j] = one, other, min((_gap(*way, one.clusters, least) for way in ways), key=_width)
+    return gap_of
 
 
-def _gap(level: Level, values: np.ndarray, charge: float, paired: bool, clusters: np.ndarray) -> Gap:
-    """values: the difference by item. charge: times that the error over seeds is larger."""
+def _gap(level: Level, values: np.ndarray, charge: float, paired: bool, clusters: np.ndarray, least: float) -> Gap:
+    """values: the difference by item. charge: times that the error over seeds is larger. least: its variance."""
     items, freedom = over_items(values, clusters)
     if charge == math.inf:
         return Gap(float(values.mean()), math.inf, 1.0, 0.0, None)
     variance, degrees = combined(level._replace(variance=level.variance * charge**2), items, freedom)
     alone = max(0.0, items - float(level.rest))
-    return Gap(float(values.mean()), float(variance), float(degrees), alone, charge if paired else None)
+    return Gap(float(values.mean()), max(float(variance), least), float(degrees), alone, charge if paired else None)
 
 
 def _width(gap: Gap) -> float:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # scipy.stats takes longer to import than most tables to make
 
+from harness.report.statistics.luck import luck
 from harness.report.statistics.variances import Level, combined_known
 
 ALPHA = 0.05
@@ -77,6 +78,19 @@ class Difference(NamedTuple):
     @property
     def statistic(self) -> Statistic:
         return Statistic(self.value, self.error, self.freedom, self.most)
+
+    def chosen(self, rivals: int) -> Difference:
+        """That of means of which one or both were picked of up to `rivals` by the luck of the same seeds (`luck`).
+
+        The error is taken as larger on both sides, so that all that is made of it pays for the choice.
+        """
+        times = luck(rivals, (1 - self.items) / 2)
+        if times == 1:
+            return self
+        statistic = self.statistic._replace(error=self.error * times)
+        _, low, high = statistic.interval()
+        items = self.items / times**2
+        return self._replace(low=low, high=high, p=statistic.p(), error=statistic.error, items=items)
 
     @property
     def turned(self) -> Difference:

@@ -25,6 +25,7 @@ NONE, SURE = 1.0, 6.0
 """Degrees of freedom of the paired variance up to which seeds are not paired, as one degree tells nothing, and from
 which both intervals have the same chance of error; between them the paired one's chance grows in proportion."""
 GRID = 100  # points of the quadrature
+ROUNDING = 1e-12  # residuals below this part of the largest score are 0: seeds that move methods exactly alike
 
 
 class SeedEffect(NamedTuple):
@@ -44,20 +45,23 @@ def seed_effects(scores: Mapping[int, np.ndarray], seeds: Mapping[int, Sequence[
     design, sides = _design(seeds)
     if not len(design):
         return {}
-    left, values, _ = np.linalg.svd(design, full_matrices=False)
-    basis = left[:, values > 1e-9 * values[0]]
+    columns, singular, _ = np.linalg.svd(design, full_matrices=False)
+    basis = columns[:, singular > 1e-9 * singular[0]]
     residual = np.eye(len(design)) - basis @ basis.T
     freedom = sides.T @ np.diag(residual)
-    told = freedom > 1e-6  # a method whose seeds no other has tells nothing
+    repeated = freedom > 1e-6  # a method whose seeds no other has tells nothing
     if freedom.sum() < 0.5:
         return {}
-    squares = sides.T @ (residual @ np.concatenate([*scores.values()])) ** 2
-    own = squares[told] / freedom[told]
-    mixed = (sides.T @ residual**2 @ sides)[np.ix_(told, told)]  # whose variance is in whose squares
+    values = np.concatenate([*scores.values()])
+    left = residual @ values
+    left[np.abs(left) < ROUNDING * np.abs(values).max()] = 0.0
+    squares = sides.T @ left**2
+    own = squares[repeated] / freedom[repeated]
+    mixed = (sides.T @ residual**2 @ sides)[np.ix_(repeated, repeated)]  # whose variance is in whose squares
     if len(own) > 2 and np.linalg.cond(mixed) < 1e3:
-        own = np.maximum(own, np.linalg.solve(mixed, squares[told]))
-    methods = [method for method, known in zip(scores, told, strict=True) if known]
-    shrunk = zip(*moderated(own, freedom[told], trust(freedom[told])), strict=True)
+        own = np.maximum(own, np.linalg.solve(mixed, squares[repeated]))
+    methods = [method for method, several in zip(scores, repeated, strict=True) if several]
+    shrunk = zip(*moderated(own, freedom[repeated], trust(freedom[repeated])), strict=True)
     return {method: SeedEffect(*map(float, level)) for method, level in zip(methods, shrunk, strict=True)}
 
 

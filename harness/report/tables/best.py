@@ -257,7 +257,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: Seque
     tests = {"McNemar's exact test" if gap.exact else "Student's t" for gap in tested}
     seeds = " and seed" * any(gap.by_seed for gap in tested)
     paired = f"paired by item{seeds}; {' or '.join(sorted(tests))}"
-    corrected = f"p ≥ 0.05, {paired}, Holm's correction for {units.plural(pairs, 'pair')}"
+    corrected = f"p ≥ 0.05, {paired}, studentized range, correction for {units.plural(pairs, 'pair')}"
     letters = f" Methods that share a letter are undecided, not equal: no test tells them apart ({corrected})."
     yield f"Brackets: 95% intervals over {over}.{letters if pairs else ''}"
     if any(contest.corrected and contest.many for contest in held):

@@ -124,7 +124,7 @@ def pairs_of(held: Sequence[Contest]) -> pd.DataFrame:
     score, better, other                text: the score's name, TASK/METRIC/FILTER, and the two methods
     difference, low, high               the first's mean minus the second's, with its 95% interval, in the score's unit
     p                                   of the test that it is 0; null if the pair was not tested
-    corrected                           p by Holm's correction over all pairs of the study
+    corrected                           p corrected for all tests of the study, the best method against each
     decision                            text: different, equivalent or not decided
     """
     return pd.DataFrame([row for contest in held if contest.primary for row in _pairs(contest)], columns=PAIRS)
