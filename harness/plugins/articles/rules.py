@@ -85,7 +85,8 @@ def scored_gain(
     one, other = at.sample(ones, score, weights), at.sample(others, score, weights)
     if one is None or other is None or one[1] != other[1]:
         return Judgement(OPEN, records=used, why=f"No {score.partition('/')[0]} scores of the same items")
-    difference = statistics.differences([one[0], other[0]])[0, 1]
+    rivals = max(choice.rivals for choice in (*ones, *others))
+    difference = statistics.differences([one[0], other[0]])[0, 1].chosen(rivals)
     seeds = min(
         len(sample.values)
         for sample, side in ((one[0], ones), (other[0], others))

@@ -201,7 +201,7 @@ def _answer(verdicts: ArticleVerdicts) -> Iterator[str]:
     answers = {
         SUPPORTED: "These claims hold",
         REFUTED: "These do not hold",
-        TOO_SMALL: "Too small to matter is the effect of these",
+        TOO_SMALL: "The effects of these are too small to matter",
         DEPENDS: "These depend on the setting",
     }
     for decision, sentence in answers.items():

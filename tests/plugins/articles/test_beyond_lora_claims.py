@@ -443,7 +443,7 @@ def test_a_tie_within_a_point_is_too_small_to_matter(study):
     assert study.judgement("dora-task").decision == TOO_SMALL
     table = claim_table(ARTICLE, ARTICLE.merged([(study.records, study.folder)]))
     assert ", 1 too small to matter, " in table.title
-    assert "Too small to matter is the effect of these: dora-task." in table.answer
+    assert "The effects of these are too small to matter: dora-task." in table.answer
 
 
 def test_the_better_rate_is_compared_and_test_scores_do_not_choose_it(study):
