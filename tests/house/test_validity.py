@@ -15,7 +15,7 @@ import validity
 
 STUDIES = 60
 QUICK = [
-    "equal methods told apart, no clusters, 2 seeds",
+    "equal methods told apart, no clusters, 3 seeds",
     "ratios of times, 2 seeds, runs differ by 3%",
     "ratios of losses, 3 seeds, normal",
 ]

@@ -81,9 +81,9 @@ def summary(article: str) -> str:
 def _split(article: str) -> str:
     """What the article is split into: a sentence, since it numbers no claims itself."""
     claims = find(article).claims
-    larger = [name for name, claim in claims.items() if claim.least_model]
-    rest = f", and {len(larger)} that need a larger one ({', '.join(larger)})" if larger else ""
-    return f"We split the article into {len(claims) - len(larger)} claims that records of this model can decide{rest}."
+    larger = sum(claim.least_model > 0 for claim in claims.values())
+    rest = f", and {larger} that need a larger one" if larger else ""
+    return f"We split the article into {len(claims) - larger} claims that records of this model can decide{rest}."
 
 
 def _line(merged: MergedVerdict, whole: bool) -> str:
