@@ -346,8 +346,8 @@ def lr_full_of_batches(draw: np.random.Generator, bests: Sequence[float], wrong:
 
 
 ADAPTERS: Cases = {
-    "all just within": {"off": 0.98, "wrong": REFUTED},
-    "one just beyond": {"off": 0.4, "last": 1.02, "wrong": SUPPORTED},
+    "all just above": {"off": 1.02, "wrong": REFUTED},
+    "one just below": {"off": 2.5, "last": 0.98, "wrong": SUPPORTED},
 }
 
 
@@ -356,7 +356,7 @@ def lr_adapters(draw: np.random.Generator, off: float, wrong: Wrong, seeds: int,
     """off: the best rate of each adapter by the limit; last: of DoRA."""
     study = Study(draw)
     for method in ("lora", "qlora", "dora"):
-        best = 6e-4 * (last if last and method == "dora" else off)
+        best = 2e-4 / 3 * (last if last and method == "dora" else off)
         for lr in best * 2.5 ** (np.arange(-3, 4) + draw.random() - 0.5):
             for seed in range(seeds):
                 study.add(method, seed, lr=float(lr), loss=1 + 0.1 * np.log(lr / best) ** 2 + draw.normal(0, 0.02))

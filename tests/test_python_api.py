@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import os
 import re
 import signal
@@ -251,7 +252,11 @@ def documented(name):
 def test_every_column_is_documented(where):
     study = harness.read(REFERENCE / where)
     for name in ("frame", "best", "pairs", "items", *(name for part in plugin.installed() for name in part.frames)):
-        columns = getattr(study, name)().columns
+        frame = getattr(study, name)
+        columns = [
+            *frame().columns,
+            *(frame(long=True).columns if "long" in inspect.signature(frame).parameters else ()),
+        ]
         patterns = documented(name)
         assert not [column for column in columns if not any(re.fullmatch(pattern, column) for pattern in patterns)]
         fixed = [pattern for pattern in patterns if re.fullmatch(r"\w+", pattern)]

@@ -68,7 +68,7 @@ def test_nothing_that_is_written_holds_a_secret(folder):
     log = (folder / "results" / "adhoc" / f"{by_status(folder)['failed'].cell.name}.log").read_text()
     assert all(word in log for word in ("stdout", "stderr", "descriptor", "RuntimeError", redact.HIDDEN))
     written = [path for path in folder.rglob("*") if path.is_file() and "lib" not in path.parts]
-    assert {path.suffix for path in written} == {".json", ".log", ".parquet", ".out", ".txt"}
+    assert {path.suffix for path in written} == {".json", ".jsonl", ".log", ".parquet", ".out", ".txt"}
     assert all(path.stat().st_size for path in written if path.suffix == ".out")
     for path in written:
         content = path.read_bytes()
