@@ -66,9 +66,11 @@ class Contest:
         MOST_PAIRED methods for pairs with the best one or the best tuned one alone.
     corrected: p-values of those that are tested, by `statistics.stepwise` over all primary contests that were made
         together: of each method against the best one, and, up to MANY methods, of the others against the next best one
-        once all are found worse than the best. Empty if this one is not primary.
+        once all are found worse than the best. Differences from an untuned model are a family of their own (Holm): it
+        is no method to choose. Empty if this one is not primary.
     equivalent: labels of methods that two one-sided tests find within MARGIN of the best one, corrected likewise.
     one_seed: labels of methods with a single seed: conclusions hold for the trained models, not for other seeds.
+    untuned: labels of models as they are, beside which others were tuned.
     clusters: how many groups of items (subjects, passages, templates) are independent; None if items are.
     seed_spread: standard deviation of the score from seed to seed, pooled over methods; None without repeated seeds.
     primary: whether this is the task's one score that is tested.
@@ -86,6 +88,7 @@ class Contest:
     clusters: int | None = None
     seed_spread: float | None = None
     primary: bool = True
+    untuned: frozenset[str] = frozenset()
 
     @property
     def many(self) -> bool:
@@ -268,6 +271,7 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         one_seed=[c.label for c, group in zip(choices, groups, strict=True) if _single(group)],
         clusters=first.groups if first is not None else None,
         seed_spread=_seed_spread(ordered),
+        untuned=frozenset(s.choice.label for s in standings) - tuned if tuned else frozenset(),
     )
 
 
@@ -324,17 +328,22 @@ def _single(records: list[Record]) -> bool:
 def _lettered(found: list[Contest]) -> list[Contest]:
     """Each primary contest with corrected p-values, letters, and the methods that are equivalent to the best."""
     tested = [contest for contest in found if contest.primary]
-    families = [_family(contest, labels) for contest in tested for labels in contest.paired]
-    corrected = iter(statistics.stepwise(families))
+    groups = [(contest, _methods(contest, labels)) for contest in tested for labels in contest.paired]
+    corrected = iter(statistics.stepwise([_family(contest, methods) for contest, methods in groups]))
+    beside = [_with_untuned(contest, labels) for contest in tested for labels in contest.paired]
+    gaps = [contest.differences[pair] for (contest, _), pairs in zip(groups, beside, strict=True) for pair in pairs]
+    gained = iter(statistics.holm([gap.p for gap in gaps]))
+    pairs_of = iter(beside)
     close = iter(statistics.holm([p for contest in tested for p in _closeness(contest).values()]))
     complete = []
     for contest in found:
         if contest.primary:
             ps: dict[tuple[str, str], float] = {}
             for labels in contest.paired:
-                own = next(corrected)
-                positions = itertools.combinations(range(len(labels)), 2)
-                ps |= {(labels[i], labels[j]): float(own[i, j]) for i, j in positions if not math.isnan(own[i, j])}
+                own, methods = next(corrected), _methods(contest, labels)
+                positions = itertools.combinations(range(len(methods)), 2)
+                ps |= {(methods[i], methods[j]): float(own[i, j]) for i, j in positions if not math.isnan(own[i, j])}
+                ps |= {pair: float(next(gained)) for pair in next(pairs_of)}
             near = [label for label in _closeness(contest) if next(close) < ALPHA]
             contest = replace(_with_letters(contest, ps), equivalent=near)
         complete.append(_with_luck(contest))
@@ -343,6 +352,18 @@ def _lettered(found: list[Contest]) -> list[Contest]:
 
 def _many(labels: Sequence[str]) -> bool:
     return len(labels) > MANY
+
+
+def _methods(contest: Contest, labels: Sequence[str]) -> list[str]:
+    """Those of `labels` that are compared with each other: the tuned ones, or all if none was tuned."""
+    return [label for label in labels if label not in contest.untuned] or [*labels]
+
+
+def _with_untuned(contest: Contest, labels: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of `labels` that have an untuned model which methods are held against."""
+    methods = {*_methods(contest, labels)}
+    pairs = itertools.combinations(labels, 2)
+    return [pair for pair in pairs if not {*pair} <= methods and pair in contest.differences]
 
 
 def _family(contest: Contest, labels: Sequence[str]) -> statistics.Family:

@@ -96,10 +96,11 @@ def _share_found(p: np.ndarray, freedom: np.ndarray, best: np.ndarray) -> float:
     order = np.argsort(p, axis=0)
     p, freedom = np.take_along_axis(p, order, axis=0), np.take_along_axis(freedom, order, axis=0)
     detected = np.ones(p.shape[1], dtype=bool) & best
+    sure = best & np.all(p < ALPHA / statistics.step_charge(2, others + 1, others < MANY), axis=0)
     share = 0.0
     for step in range(others):
         detected = detected & (p[step] < _alpha(freedom[step], others + 1 - step, others + 1))
-        share += float(np.mean(detected)) / others
+        share += float(np.mean(detected | sure)) / others
     return share
 
 

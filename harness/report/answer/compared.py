@@ -106,7 +106,7 @@ class ComparedMethods:
     @cached_property
     def _leads(self) -> bool:
         """Whether the best one is told from each of the others, and none is equivalent to it."""
-        return not self._near and all(self._surely_above(self._first, other) for other in self._others)
+        return not self._near and all(self._better(self._first, other) for other in self._others)
 
     @cached_property
     def _worse(self) -> list[str]:
@@ -198,7 +198,7 @@ class ComparedMethods:
         tied, base = self._tied, self._base
         labels = self._labels(tied)
         judged = self._labels(self._judged)
-        if base and all(self._surely_above(base, label) for label in judged):
+        if base and all(self._better(base, label) for label in judged):
             least = self._at_least([(base, label) for label in judged])
             line = f"Take {base}, untuned: {least}better than every method on {self._words.task}."
             return PlaceAnswer(tuple(tied), (line,), None, Decision(take=base))
@@ -221,14 +221,9 @@ class ComparedMethods:
         return PlaceAnswer(tuple(tied), tuple(lines), self._doubt(), decision)
 
     def _gained(self, labels: Sequence[str]) -> list[str]:
-        """Those of `labels` that are better than the untuned model: all, where each test alone says so, else those of
-        which the corrected ones do."""
+        """Those of `labels` that are better than the untuned model."""
         base = self._base
-        if base is None:
-            return []
-        if all(self._surely_above(label, base) for label in labels):
-            return [*labels]
-        return [label for label in labels if self._better(label, base)]
+        return [] if base is None else [label for label in labels if self._better(label, base)]
 
     def _take(self, best: Standing) -> PlaceAnswer:
         """Of a method that is told from all others."""
@@ -335,11 +330,6 @@ class ComparedMethods:
         """`_gap` of a pair that is paired."""
         pair = (one, other) if self.contest.higher_is_better else (other, one)
         return self.contest.gap(*pair).statistic
-
-    def _surely_above(self, one: str, other: str) -> bool:
-        """By the test of this pair alone, which is enough where all pairs of `one` must say so."""
-        gap = self._gap(one, other)
-        return gap is not None and gap.value > 0 and gap.p < ALPHA / self.places
 
     def _interval(self, one: str, other: str) -> Interval | None:
         """That of `_gap`. Where all of several must hold, as the least of their ends, each holds alone."""
