@@ -147,9 +147,6 @@ class Limits:
         return Advantage(limit, first, clause.format(text(measured_values[first]), rest))
 
 
-OTHER = (LOSS, FORGETTING)  # limits that are looked at only where that is said
-
-
 def _apart(ratio: Ratio, above: bool) -> bool:
     """Whether a ratio is told to be above 1, or below, by more than SAME as it looks."""
     ends = ratio.among(len(LIMITS))
