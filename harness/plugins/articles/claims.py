@@ -110,6 +110,19 @@ class Judgement:
         """The decision as one of so many: by intervals that all cover in 95% of studies (Bonferroni)."""
         return self.corrected(comparisons) if self.corrected else self.decision
 
+    def scaled(self, value: float) -> float:
+        """`value` on the scale on which effects are compared: of a ratio its logarithm, so that 0 is no end."""
+        return logarithm(value) if self.ratio else value
+
+    @property
+    def inside(self) -> float:
+        """How far inside its range the effect lies, from the nearest end, `scaled`; negative outside, infinite without
+        an effect or a range."""
+        if self.effect is None or self.range is None:
+            return math.inf
+        value, low, high = map(self.scaled, (self.effect.value, *self.range))
+        return min(value - low, high - value)
+
 
 def judged(
     intervals: Callable[[int], Interval],

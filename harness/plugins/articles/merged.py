@@ -227,33 +227,19 @@ def _closest(counted: Sequence[Verdict], decision: Decision) -> Verdict:
     if decision == OPEN:
         return min(counted, key=_width)
     if decision == DEPENDS:
-        return min((verdict for verdict in counted if verdict.judgement.decision != OPEN), key=_inside)
+        return min(
+            (verdict for verdict in counted if verdict.judgement.decision != OPEN),
+            key=lambda verdict: verdict.judgement.inside,
+        )
     agreeing = [verdict for verdict in counted if verdict.judgement.decision == decision]
-    return min(agreeing, key=lambda verdict: abs(_inside(verdict)))
-
-
-def _inside(verdict: Verdict) -> float:
-    """How far inside the claimed range the effect lies, from its nearest end; negative outside, infinite if there is
-    no range."""
-    effect, claimed = verdict.judgement.effect, verdict.judgement.range
-    if effect is None or claimed is None:
-        return math.inf
-    value, low, high = (_scaled(number, verdict.judgement.ratio) for number in (effect.value, *claimed))
-    return min(value - low, high - value)
+    return min(agreeing, key=lambda verdict: abs(verdict.judgement.inside))
 
 
 def _width(verdict: Verdict) -> float:
     effect = verdict.judgement.effect
     if effect is None or math.isnan(effect.low):
         return math.inf
-    return _scaled(effect.high, verdict.judgement.ratio) - _scaled(effect.low, verdict.judgement.ratio)
-
-
-def _scaled(value: float, ratio: bool) -> float:
-    """`value` on the scale on which effects are compared: of a ratio its logarithm."""
-    if not ratio:
-        return value
-    return math.log(value) if value > 0 else -math.inf
+    return verdict.judgement.scaled(effect.high) - verdict.judgement.scaled(effect.low)
 
 
 def _depends_on(counted: Sequence[Verdict]) -> tuple[str, ...]:

@@ -27,7 +27,6 @@ from harness.plugins.articles.claims import (
     fewest_seeds,
     judged,
     lacking,
-    logarithm,
     names,
 )
 from harness.plugins.articles.evidence import Evidence
@@ -426,20 +425,8 @@ def _composed(
 
 
 def _worst(judgements: Sequence[Judgement]) -> Judgement:
-    """The one whose effect is closest to leaving its range, or beyond it; one without an effect comes last.
-
-    Ratios are compared by their logarithms, so a range that begins at 0 has no end there.
-    """
-
-    def margin(judgement: Judgement) -> float:
-        if judgement.effect is None:
-            return math.inf
-        scaled = logarithm if judgement.ratio else float
-        low, high = map(scaled, judgement.range or (-math.inf, math.inf))
-        value = scaled(judgement.effect.value)
-        return min(value - low, high - value)
-
-    return min(judgements, key=margin)
+    """The one whose effect is closest to leaving its range, or beyond it; one without an effect comes last."""
+    return min(judgements, key=lambda judgement: judgement.inside)
 
 
 @dataclass(frozen=True)

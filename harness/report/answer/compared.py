@@ -1,8 +1,7 @@
 """The decision on one place whose methods are compared by a score: which method to take, or which tie and what then.
 
 The decision names no maximum: what scored highest by luck changes with the seeds. A method is taken if it is told from
-all others, each pair tested alone: as all must say so, one of two equal methods that are the best is taken in 5% of
-studies at most (Gutmann & Maymin, Ann. Stat. 15, 1987). Otherwise methods that are not told from the best one tie, and
+all others, as the letters say (`statistics.stepwise`). Otherwise methods that are not told from the best one tie, and
 costs decide between them.
 """
 
