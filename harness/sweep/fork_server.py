@@ -73,6 +73,8 @@ class Server:
 
     def stop(self) -> None:
         if self._holder is not None:
+            with contextlib.suppress(OSError):  # the server has died
+                self._holder.channel.shutdown(socket.SHUT_WR)  # closing leaves it open in processes forked from here
             self._holder.channel.close()
             self._holder.process.wait()
 

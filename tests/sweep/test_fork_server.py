@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO
@@ -121,6 +122,22 @@ def test_a_holder_that_died_is_replaced(server, tmp_path):
         server._holder.process.kill()
         server._holder.process.wait()
         assert ask(server, log) == (0, [])
+
+
+def test_a_server_ends_although_a_process_was_forked_beside_it(tmp_path):
+    """The forked process keeps a copy of the channel open."""
+    server = Server()
+    with open(tmp_path / "log", "wb") as log:
+        assert ask(server, log) == (0, [])
+    beside = get_context("fork").Process(target=time.sleep, args=(30,))
+    beside.start()
+    try:
+        start = time.monotonic()
+        server.stop()
+        assert time.monotonic() - start < 20
+    finally:
+        beside.kill()
+        beside.join()
 
 
 def test_a_stopped_job_is_gone(server, tmp_path):
