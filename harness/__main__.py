@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.metadata import version
 
-from harness.cli.commands import command_line
+from harness.cli.commands import command_line, without_multirun
 from harness.errors import UserError, about_file
 from harness.program import PROGRAM
 from harness.record import RecordError
@@ -24,6 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
             if name in ("--help", "-h", "help"):
                 root.print_help()
                 return 0
+            if name == "--version":
+                print(f"harness {version('finetune-harness')}")
+                return 0
+            name, rest = without_multirun(name, rest)
             options = root.command(name).parse_intermixed_args(rest, argparse.Namespace(arguments=rest))
             return options.run(options)
         except (UserError, RecordError) as error:

@@ -35,9 +35,14 @@ def require_positive(option: str, value: float | None) -> None:
 
 
 def nearest(value: str, options: Iterable[str]) -> str | None:
-    """The one of `options` that `value` is a misspelling of; None if none is close. Swapped letters come first."""
-    close = difflib.get_close_matches(value, options, n=5)  # the closest first
-    return min(close, key=lambda option: sorted(option) != sorted(value), default=None)
+    """The one of `options` that `value` is a misspelling of; None if none is close. Swapped letters come first.
+
+    Case does not count: methods are written in many ways.
+    """
+    lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(value.lower(), lower, n=5)  # the closest first
+    near = min(close, key=lambda option: sorted(option) != sorted(value.lower()), default=None)
+    return near and lower[near]
 
 
 def first_line(error: BaseException) -> str:

@@ -28,6 +28,14 @@ def command_line(prog: str) -> CommandLine:
     return root
 
 
+def without_multirun(name: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """The command and its arguments, without Hydra's option for a grid: `run --multirun` is `sweep`."""
+    others = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    if name not in ("run", "sweep", "plan") or len(others) == len(arguments):
+        return name, arguments
+    return ("sweep" if name == "run" else name), others
+
+
 def completion(options: argparse.Namespace) -> int:
     """Print the completion script of the command `harness` for a shell."""
     try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import UserError
+from harness.errors import UserError, nearest
 from harness.record import STUDY_NAME, studies
 from harness.terminal.streams import cleaned
 
@@ -104,5 +104,7 @@ def _requested(options: argparse.Namespace, names: list[str]) -> list[str]:
         raise UserError(f"There are no records in {results}; run a sweep first.")
     if name is not None and not (results / name).is_dir():
         there = f"there is: {', '.join(names)}" if names else "there is none yet"
-        raise UserError(f"There is no study {name} in {results}; {there}.")
+        near = nearest(name, names)
+        hint = f". Did you mean {near}? T{there[1:]}" if near else f"; {there}"
+        raise UserError(f"There is no study {name} in {results}{hint}.")
     return names if name is None else [name]

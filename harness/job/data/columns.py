@@ -27,6 +27,15 @@ Item = dict[str, Any]
 CHAT = "messages"
 OPTIONS = "options"
 UNASKED = ("answer", OPTIONS, REJECTED)  # fields of an item that are no part of its question
+CHATS = ("messages", "conversations", "conversation")  # columns of chats, as OpenAI's files and ShareGPT's have them
+PAIRS = (  # columns of a question and its answer, as Alpaca's files and TRL's have them
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("input", "output"),
+)
 READERS: dict[str, Callable[[Path], list[Any]]] = {
     ".jsonl": lambda file: _json_lines(file),
     ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
@@ -60,6 +69,8 @@ def read(path: str) -> list[dict[str, Any]]:
         raise UserError(f"data.path must have one of the suffixes {', '.join(READERS)}, got {path}.")
     try:
         rows = READERS[file.suffix](file)
+    except UnicodeDecodeError:
+        raise UserError(f"data.path={path} is not UTF-8; save it as UTF-8 (iconv -f CP1252 -t UTF-8 {path}).") from None
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's and json's are ValueErrors
         raise UserError(f"data.path={path} can't be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -82,7 +93,7 @@ def mapped(
         raise empty
     for column in [*columns.values(), *([key] if key else [])]:
         if column not in there:
-            raise UserError(f"{what} has no column {column!r}; it has: {', '.join(there)}.")
+            raise UserError(f"{what} has no column {column!r}; it has: {', '.join(there)}{_as_others_name(there)}.")
     item_of = _reader(columns, what)
     found, count = [], 0
     for row in rows:
@@ -102,6 +113,17 @@ def mapped(
         meant = options.meant([(item["answer"], item[OPTIONS]) for _, item in found], what)
         found = [(text, item | {"answer": answer}) for (text, item), answer in zip(found, meant, strict=True)]
     return found
+
+
+def _as_others_name(there: Collection[str]) -> str:
+    """The settings for columns that files of other trainers have, as the end of a sentence."""
+    for name in CHATS:
+        if name in there:
+            return f"; write data.columns.messages={name}"
+    for question, answer in PAIRS:
+        if question in there and answer in there:
+            return f"; write data.columns.question={question} data.columns.answer={answer}"
+    return ""
 
 
 def _reader(columns: dict[str, str], what: str) -> Callable[[dict[str, Any]], Item | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness import gate
 from harness.errors import UserError
+from harness.plugins.api import requests
 from harness.plugins.api.requests import AskModels, LocalModel
 from harness.protocol import Progress
 from harness.record import Record, read, read_study
@@ -97,6 +98,8 @@ def ask(
     for found, record in records:
         of_it = record.cell.settings
         bases.setdefault((of_it.model, of_it.data.question_template), (found, record))
+    if options["api"] or options["judge"]:
+        requests.require("Models behind an API require")  # before any model here has answered
     local = [
         _local("base" if len(bases) == 1 else f"base {record.cell.model}", found, record, False, as_typed)
         for found, record in bases.values()

@@ -31,6 +31,7 @@ from harness.sweep.store import Study
 
 METRIC = "wins"
 VERSION = "1.0"  # of the judge's prompt
+NUMBER = "flexible-extract"  # the filter that keeps of an answer its last number
 
 Item = tuple[str, int, str]  # subject, index, hash of the document
 
@@ -193,15 +194,18 @@ def _answers(of_it: tuple[Study, Record], task: str) -> WrittenAnswers:
         raise UserError(problems[0])
     scores = [score for score in found.scores if score.task == task and score.metric != METRIC]
     if not scores or found.items_sha256 is None:  # the latter of an imported record
-        raise UserError(f"{found.cell.name} has no answers to {task}.")
+        others = ", ".join(dict.fromkeys(score.task for score in found.scores if score.task != task))
+        raise UserError(f"{found.cell.name} has no answers to {task}{f'; it has: {others}' if others else ''}.")
     table = pq.read_table(path.with_suffix(".items.parquet"), filters=[("task", "=", task)]).to_pylist()
     for score in scores:
         rows = [row for row in table if (row["metric"], row["filter"]) == (score.metric, score.filter)]
         texts = [text for row in rows if (text := written(row["prediction"])) is not None]
-        if len(texts) == len(rows) and score.filter != "flexible-extract":  # which keeps a number of an answer
+        if len(texts) == len(rows) and score.filter != NUMBER:
             items = [(row["subject"], row["item"], row["hash"]) for row in rows]
             by_item, by_text = dict(zip(items, rows, strict=True)), dict(zip(items, texts, strict=True))
             return WrittenAnswers(by_item, by_text, score, found.items_sha256)
+    if all(score.filter == NUMBER for score in scores):
+        raise UserError(f"of the answers of {found.cell.name} to {task} only the number is recorded, and no text.")
     raise UserError(f"the answers of {found.cell.name} to {task} are chosen, not written.")
 
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from harness import record
+from harness.errors import UserError
 from harness.protocol import Request
 from harness.settings import DataSettings, EvalSettings
+
+NEEDED = ("aiohttp", "tenacity")  # packages of the extra `api` that lm-eval does not require
+
+
+def require(whose: str) -> None:
+    """Raise UserError, which begins with `whose`, if packages of the extra `api` are missing."""
+    if missing := [package for package in NEEDED if find_spec(package) is None]:
+        raise UserError(
+            f"{whose} the extra `api` ({', '.join(missing)}): pip install -e '.[api]' in the project's folder."
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import hydra
@@ -59,6 +59,7 @@ def main(arguments: Arguments, options: Options) -> Session:
     if arguments.command == "sweep" and not arguments.hydra and _keys(arguments.settings) <= PLACES:
         raise UserError(f"`sweep` requires a grid: KEY=A,B,C, or one of {_offered()}.")
     messages.refuse_slips(arguments.settings)
+    arguments = replace(arguments, settings=[messages.quoted(setting) for setting in arguments.settings])
     name, overrides = _named_sweep(arguments)
     # Without these, Hydra would leave an app.log in the user's folder.
     defaults = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}

@@ -9,6 +9,7 @@ from typing import Any
 from harness import cell_runner
 from harness.record import Cell
 from harness.sweep import runner
+from harness.sweep.app import inputs
 from harness.sweep.app.point import Point
 from harness.sweep.app.session import Options
 
@@ -18,6 +19,7 @@ def check(points: Sequence[Point], options: Options) -> None:
 
     points: of one sweep, whose data_root and local paths are the same; at least one.
     """
+    inputs.require(points)
     requests = [point.request for point in points]
     local, first = [point.cell for point in points if point.is_local], requests[0]
     extra = {request.cell.id: request.extra for request in requests if request.extra is not None}

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "train.validate_every": ("eval_steps", "eval_every"),
     "train.save_every": ("save_steps",),
     "train.precision": ("bf16", "fp16", "mixed_precision"),
+    "method": ("load_in_4bit", "load_in_8bit", "quantization_bit", "quantization", "peft_type", "finetuning_type"),
     "train.max_grad_norm": ("gradient_clipping", "grad_clip", "clip_grad_norm"),
 }
 UNITS = {
@@ -65,10 +66,14 @@ UNITS = {
     "train.warmup_ratio": "; the warm-up is a share of the steps",
     "train.final_lr": "; it is a share of the learning rate",
     "train.loss_on": "; it is answers or all",
+    "method": "; LoRA on a base of 4 bits is method=qlora",
 }
 
 # What OmegaConf says of a value of another type, and the type in the words of the command line.
 KINDS = {"converted to Integer": "a whole number", "converted to Float": "a number", "valid bool": "true or false"}
+
+# One value that has letters beyond ASCII.
+BEYOND_ASCII = re.compile(r"[^,\[\]()\s][^,\[\]()]*[^\x00-\x7f][^,\[\]()]*|[^\x00-\x7f][^,\[\]()]*")
 
 # The extra that installs the plugin behind a choice of a config group.
 EXTRAS = {
@@ -123,7 +128,7 @@ def _not_merged(override: str, cause: str) -> str:
     if "ListConfig" in cause:
         return f"{key} must be a list, got {value}; write {key}=[{value}]."
     if kind := next((kind for said, kind in KINDS.items() if said in cause), None):
-        return f"{key} must be {kind}, got {value}."
+        return f"{key} must be {kind}, got {value or 'nothing'}."
     return f"{override}: {cause.rstrip('.')}."
 
 
@@ -150,6 +155,17 @@ def refuse_slips(overrides: list[str]) -> None:
             )
         if key.startswith("~") and key[1:] in _types(FullConfig).keys() - OPTIONAL:
             raise UserError(f"{key[1:]} can't be removed, as every cell has it; give it another value, got {typed}.")
+
+
+def quoted(override: str) -> str:
+    """`override` with quotes about what Hydra's grammar takes in quotes alone: letters beyond ASCII, as in a path.
+
+    Values that have quotes, and dictionaries, are left as they are.
+    """
+    key, equals, value = override.partition("=")
+    if value.isascii() or value.startswith("{") or {"'", '"'} & set(value):
+        return override
+    return f"{key}{equals}{BEYOND_ASCII.sub(lambda match: repr(match[0]), value)}"
 
 
 def require_settings(config: DictConfig) -> None:
@@ -243,7 +259,7 @@ def _no_override(typed: str) -> str:
         return f"{wrong}; `sweep {typed}` runs the sweep of that name, one at a time."
     if group := next((group for group in GROUPS if typed in group_files(group)), None):
         return f"{wrong}; did you mean {group}={typed}?"
-    return f"{wrong}; quote a value that has special characters."
+    return f"{wrong}; quote a value that has special characters, as KEY=\\'VALUE\\'."
 
 
 def _no_setting(key: str) -> str:
@@ -256,6 +272,9 @@ def _no_setting(key: str) -> str:
     elsewhere = [ours for ours, theirs in ELSEWHERE.items() if last in theirs]
     # A key without its group (max_steps) is as common as a misspelt one.
     own = [k for k in known if k.rpartition(".")[2] == last]
+    if not group and not elsewhere and len(own) > 1:  # such as batch_size: training's first
+        own.sort(key=lambda k: not k.startswith("train."))
+        return f"There is no setting {key!r}; did you mean {', '.join(own[:-1])} or {own[-1]}?"
     beside = {k.rpartition(".")[2]: k for k in known if group and k.rpartition(".")[0] == group}
     like = beside.get(nearest(last, beside) or "") if beside else nearest(key, known)
     if near := next(iter(elsewhere or own), like):

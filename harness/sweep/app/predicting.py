@@ -14,14 +14,14 @@ from harness.sweep import plan_view, planner
 from harness.sweep.app.checking import check
 from harness.sweep.app.planning import Planning
 from harness.sweep.app.point import Point, architectures, point_of
-from harness.sweep.app.session import Options
+from harness.sweep.app.session import Options, Outcome
 from harness.sweep.estimates.times import Times
 
 Compose = Callable[[list[str]], tuple[DictConfig, list[str]]]  # the configuration of a point, and which overrides hold
 
 
-def predict(requested: Sequence[list[str]], compose: Compose, options: Options) -> None:
-    """Print what the points would take; an impossible point is a line with its reason."""
+def predict(requested: Sequence[list[str]], compose: Compose, options: Options) -> list[Outcome]:
+    """Print what the points would take; an impossible point is a line with its reason, and one of the outcomes."""
     planned: dict[str, tuple[str, Cell | str]] = {}
     local: list[Point] = []
     remote: dict[str, Point] = {}
@@ -41,11 +41,13 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
                 remote[point.cell.id] = point
     if remote:
         check(list(remote.values()), options)
-    if planned:
-        of, root = architectures(local), composed.data_root
-        plan = planner.make(list(planned.values()), of, root, options.memory, options.device, options.card)
-        times = times_of(plan, composed, options)
-        (options.show or _print)(plan, times)
+    if not planned:
+        return []
+    of, root = architectures(local), composed.data_root
+    plan = planner.make(list(planned.values()), of, root, options.memory, options.device, options.card)
+    times = times_of(plan, composed, options)
+    (options.show or _print)(plan, times)
+    return [Outcome("impossible", None) for point in plan.points if isinstance(point, planner.Impossible)]
 
 
 def _print(plan: planner.Plan, times: Times) -> None:

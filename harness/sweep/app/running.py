@@ -20,7 +20,7 @@ from harness.errors import UserError, about_file
 from harness.protocol import Rendezvous
 from harness.record import Record, RecordError, train_memory
 from harness.sweep import machines, runner
-from harness.sweep.app import messages
+from harness.sweep.app import inputs, messages
 from harness.sweep.app.checking import check
 from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_weights
 from harness.sweep.app.point import Point, point_of
@@ -57,6 +57,8 @@ class RunPoint:
             rendezvous = None if again else machines.rendezvous(cell.settings.train.nodes)
             if (outcome := self._elsewhere(point, rendezvous)) is not None:
                 return outcome
+            if self.session.progress is None:
+                self._check_alone(point)
             with study.lease(cell) as lease:
                 if not again and (recorded := study.recorded(cell)) is not None and recorded != known:
                     return self._skip(point, recorded)
@@ -73,6 +75,13 @@ class RunPoint:
         if self.session.progress is None:
             self.session.outcomes.append(refusal)
         return refusal
+
+    def _check_alone(self, point: Point) -> None:
+        """Raise UserError if the cell of `point` can't run, or would cost more than it may; a sweep's are checked."""
+        if point.is_local:
+            inputs.require([point])  # its job checks the rest
+        else:
+            check([point], self.session.options)
 
     def _known(self, point: Point) -> tuple[Record | None, bool]:
         """The record of the cell of `point` when it was planned, and whether a recorded cell is to be measured again.
@@ -98,13 +107,8 @@ class RunPoint:
 
     @contextmanager
     def _progress(self, point: Point) -> Iterator[SweepProgress]:
-        """Shows the progress of the cell of `point`: as a part of its sweep, or alone.
-
-        A cell alone has not been checked as those of a sweep have: UserError if it would cost more than it may.
-        """
+        """Shows the progress of the cell of `point`: as a part of its sweep, or alone."""
         planned = self.session.progress
-        if planned is None and not point.is_local:
-            check([point], self.session.options)
         progress = planned or SweepProgress(1)
         try:
             progress.start(point.cell)

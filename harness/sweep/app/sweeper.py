@@ -72,8 +72,9 @@ class GridSweeper(Sweeper):
             advising.advise(requested, self._composed, options, self._config_name)
             return []
         if options.plan:
-            predicting.predict(requested, self._composed, options)
-            return []
+            impossible = predicting.predict(requested, self._composed, options)
+            self._session.outcomes.extend(impossible)
+            return [*impossible]
         outcomes: list[Outcome | UserError] = []
         for overrides in self._grids(requested):
             study, pending, unfit = self._plan(overrides)

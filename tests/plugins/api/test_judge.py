@@ -130,7 +130,10 @@ def test_what_can_not_be_compared_is_refused_by_name(inside, cells, tmp_path):
     url = ("--judge", "wise", "--base-url", "http://127.0.0.1:9/v1")
     lora = cells["lora"].stem
     done = inside("judge", lora, *url, "--task", "gsm8k")
-    assert (done.returncode, done.stderr) == (1, f"error: {lora} is not judged: {lora} has no answers to gsm8k.\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: {lora} is not judged: {lora} has no answers to gsm8k; it has: held_out.\n",
+    )
     record = read(cells["lora"])
     lay_down(record, tmp_path / "results" / "demo", TEXTS, written=lambda _: "[(-1.0, True), (-2.0, False)]")
     assert "are chosen, not written" in inside("judge", lora, *url).stderr

@@ -9,19 +9,18 @@ import asyncio
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from harness import redact
 from harness.errors import UserError
 from harness.job.ended import CellEnded
+from harness.plugins.api import requests
 
 if TYPE_CHECKING:
     from harness.plugins.api.job.endpoint import Response, Unsuccessful
 
 KEY = "OPENAI_API_KEY"
-NEEDED = ("aiohttp", "tenacity")  # packages of the extra `api` that lm-eval does not require
 THINKING = 8192  # tokens added to a limit that includes the model's thinking
 RETRIES, BACKOFF = 5, 0.5  # tries after the first, and seconds before the first of them
 TO_DO = {
@@ -58,7 +57,7 @@ class Client:
     """
 
     def __init__(self, base_url: str, model: str, timeout: float, tell: Callable[[str], None] = lambda sentence: None):
-        require("Models behind an API require")
+        requests.require("Models behind an API require")
         from harness.plugins.api.job.endpoint import Endpoint
 
         self.model, self.host = model, host(base_url)
@@ -131,14 +130,6 @@ def _read(text: str) -> Reply:
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Unsuccessful("response", text[:QUOTED], again=False) from None
-
-
-def require(whose: str) -> None:
-    """Raise UserError, which begins with `whose`, if packages of the extra `api` are missing."""
-    if missing := [package for package in NEEDED if find_spec(package) is None]:
-        raise UserError(
-            f"{whose} the extra `api` ({', '.join(missing)}): pip install -e '.[api]' in the project's folder."
-        )
 
 
 def host(base_url: str) -> str:

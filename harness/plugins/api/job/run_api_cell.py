@@ -19,7 +19,7 @@ from harness.job.evaluate.scoring import AnswerCount, Tasks
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.recording import Recording
 from harness.job.reporter import AnswersReport, Report
-from harness.plugins.api.job import client
+from harness.plugins.api import requests
 from harness.plugins.api.job.chat_tasks import ChatTasks
 from harness.plugins.api.requests import ApiAccess
 from harness.protocol import RunCell
@@ -93,7 +93,7 @@ class ApiCell:
 
 def _prepare(access: ApiAccess) -> None:
     """Raise UserError if a package is missing; hide the key of `access` from now on."""
-    client.require("method=api requires")
+    requests.require("method=api requires")
     redact.named.update([access.key_env] if access.key_env else [])
 
 

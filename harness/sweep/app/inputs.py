@@ -1,0 +1,92 @@
+"""Refuses a model, a file of data or a results folder by a look at the disk, before a job loads its libraries.
+
+What only libraries can tell (is it a model? has it these columns?) the job says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.errors import UserError, nearest
+from harness.record import Cell
+from harness.sweep.app.point import Point
+
+TOKENIZERS = ("tokenizer*.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")  # files, one of which says how
+FROM_FILE = "harness.job.data.sources.from_file"
+
+
+def require(points: Iterable[Point]) -> None:
+    """Raise UserError for the first input of `points`, whose cells run here, that is not there or is of another kind.
+
+    Cells of models behind an API have no model here.
+    """
+    for study, first in {point.study.folder: point for point in points}.items():
+        _require_results(study, first.results)
+    for point in points:
+        cell, root = point.cell, point.request.data_root
+        if point.is_local and cell.settings.model.path is not None:
+            _require_model(Path(cell.settings.model.path))
+        _require_data(cell, Path(root or "."))
+
+
+def _require_results(study: Path, results: str) -> None:
+    """Raise UserError if no record can be written to the folder `study`, which need not exist."""
+    there = next(path for path in (study, *study.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"results_dir={results} can't be written: {there} is no folder; name another one.")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"results_dir={results} can't be written: {there} is not yours to write; name another folder.")
+
+
+def _require_model(path: Path) -> None:
+    """Raise UserError for a file, an adapter, or a folder that lacks its config or tokenizer; others are the hub's."""
+    if path.is_file():
+        gguf = "it holds weights for llama.cpp; name the model that it was made from"
+        remedy = gguf if path.suffix == ".gguf" else "name its folder"
+        raise UserError(f"model.path must be a folder or a hub id, got the file {path}; {remedy}.")
+    if not path.is_dir():
+        return
+    if not (path / "config.json").is_file():
+        if (adapter := path / "adapter_config.json").is_file():
+            raise UserError(f"model.path={path} is an adapter; name its base model: {_base(adapter)}.")
+        raise UserError(f"model.path={path} has no config.json; name the folder that a model was saved in.")
+    if _config(path / "config.json").get("is_encoder_decoder"):
+        raise UserError(
+            f"model.path={path} is an encoder-decoder; only models that write from left to right are tuned."
+        )
+    if not any(any(path.glob(pattern)) for pattern in TOKENIZERS):
+        raise UserError(f"model.path={path} has no tokenizer; put the model's tokenizer.json and its config there.")
+
+
+def _base(adapter: Path) -> str:
+    """The setting that names the model which the adapter of this config was trained on."""
+    return f"model.path={_config(adapter).get('base_model_name_or_path') or 'FOLDER or hub id'}"
+
+
+def _config(path: Path) -> dict[str, object]:
+    """A model's or adapter's config; empty if it is no JSON, which its library will say."""
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _require_data(cell: Cell, root: Path) -> None:
+    """Raise UserError if the cell's own file of data, below `root`, is not there."""
+    data = cell.settings.data
+    if data.path is None or data.load.get("_target_") != FROM_FILE:
+        return
+    path = root / data.path
+    if path.is_file():
+        return
+    place = data.path if not data.path.startswith("..") else os.path.abspath(path)
+    if path.is_dir():
+        raise UserError(f"data.path must be a file, got the folder {place}.")
+    beside = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
+    near = nearest(path.name, beside)
+    hint = f"did you mean {Path(place).parent / near}?" if near else "check data.path, and data_root if it is set."
+    raise UserError(f"There is no file {place}; {hint}")
