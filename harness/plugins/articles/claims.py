@@ -101,12 +101,12 @@ class Judgement:
     range: tuple[float, float] | None = None
     of_items: float = 0.0
     by_seeds: bool = True
-    corrected: Callable[[int], Decision] | None = field(default=None, compare=False, repr=False)
+    corrected: Callable[[float], Decision] | None = field(default=None, compare=False, repr=False)
     small: tuple[float, float] | None = None
     ratio: bool = False
     remedy: str = ""
 
-    def among(self, comparisons: int) -> Decision:
+    def among(self, comparisons: float) -> Decision:
         """The decision as one of so many: by intervals that all cover in 95% of studies (Bonferroni)."""
         return self.corrected(comparisons) if self.corrected else self.decision
 
@@ -125,7 +125,7 @@ class Judgement:
 
 
 def judged(
-    intervals: Callable[[int], Interval],
+    intervals: Callable[[float], Interval],
     bounds: Bounds,
     seeds: int | None,
     used: tuple[str, ...],

@@ -4,17 +4,18 @@
     verdict.judgement.decision  # "depends"
     verdict.depends_on  # ("data",)
 
-Places that agree give their decision. Places that leave the claim open do not overrule those that decide it, but they
-are counted: among many places one is soon on the wrong side by chance. So unless all places decide alike, only those
-count that are decided by intervals corrected for the number of places, by Holm's method. Of such places, different
-decisions mean that the claim depends on what tells these places apart. A place that can't test the claim (it has one
-seed, its runs differ in more than the methods) is listed, and counts for nothing.
+The verdict says what is sure of some place, although among many places one is soon on the wrong side by chance: does
+the claim hold somewhere, does it fail somewhere? If both, it depends on what tells these places apart. It is refuted if
+it surely fails somewhere and surely holds nowhere. It is supported if it surely holds somewhere and no place decides
+otherwise, not even by chance: one counterexample refutes a claim, one example does not support it. Places that leave
+the claim open do not overrule others. A place that can't test the claim (it has one seed, its runs differ in more than
+the methods) is listed, and counts for nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,6 +24,7 @@ from harness import units
 from harness.plugins.articles.claims import (
     DEPENDS,
     OPEN,
+    REFUTED,
     Claim,
     Decision,
     Judgement,
@@ -143,12 +145,28 @@ def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None
 
 def merged_decision(judgements: Sequence[Judgement]) -> Decision:
     """The decision on one claim by its judgements in several places, in any order."""
-    decisions = {judgement.decision for judgement in judgements} - {OPEN}
-    sure = set(surely(judgements)) - {OPEN}
-    if DEPENDS in sure or len(sure) > 1:
-        return DEPENDS
-    all_decide = all(judgement.decision != OPEN for judgement in judgements if tests(judgement))
-    return decisions.pop() if len(decisions) == 1 and (sure == decisions or all_decide) else OPEN
+    somewhere = sure_somewhere(judgements)
+    if len(somewhere) != 1:
+        return DEPENDS if somewhere else OPEN
+    (decision,) = somewhere
+    contradicted = {judgement.decision for judgement in judgements} - {OPEN, decision}
+    return OPEN if contradicted and decision != REFUTED else decision
+
+
+def sure_somewhere(judgements: Sequence[Judgement]) -> set[Decision]:
+    """The decisions that surely hold in some place, although among many places a few are decided by chance.
+
+    Those of a place that is sure by itself, and of the other places those that Simes' test finds: of n places k decide
+    alike, each by an interval that is corrected for n / k places. So it is enough that all places decide alike.
+    """
+    sure = surely(judgements)
+    left = [judgement for judgement, decision in zip(judgements, sure, strict=True) if decision == OPEN]
+    left = [judgement for judgement in left if tests(judgement)]
+    somewhere = set(sure) - {OPEN}
+    for alike in range(2, 1 + sum(judgement.decision != OPEN for judgement in left)):
+        counts = Counter(_corrected(judgement, len(left) / alike) for judgement in left)
+        somewhere |= {decision for decision, count in counts.items() if decision != OPEN and count >= alike}
+    return somewhere
 
 
 def surely(judgements: Sequence[Judgement]) -> list[Decision]:
@@ -214,7 +232,7 @@ def _rank(verdict: Verdict, designed: str | None) -> tuple[bool, tuple[str, str,
     return verdict.place[0].rpartition("/")[2] != designed, verdict.place
 
 
-def _corrected(judgement: Judgement, places: int) -> Decision:
+def _corrected(judgement: Judgement, places: float) -> Decision:
     """The decision if the interval is widened for this many places. One that is open stays so, whatever widens it."""
     return OPEN if judgement.decision == OPEN else judgement.among(places)
 
@@ -245,7 +263,10 @@ def _width(verdict: Verdict) -> float:
 def _depends_on(counted: Sequence[Verdict]) -> tuple[str, ...]:
     """What tells the places apart that surely decide differently: model and data, else the study; and the setting
     where one place depends on it."""
-    sure = surely([verdict.judgement for verdict in counted])
+    judgements = [verdict.judgement for verdict in counted]
+    sure = surely(judgements)
+    if len(set(sure) - {OPEN}) < len(sure_somewhere(judgements)):  # which places these are is not sure
+        sure = [judgement.decision for judgement in judgements]
     groups: dict[Decision, list[Verdict]] = defaultdict(list)
     for verdict, decision in zip(counted, sure, strict=True):
         if decision != OPEN:
@@ -266,14 +287,15 @@ def _disjoint(sets: Sequence[set[str]]) -> bool:
 
 
 def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[str]) -> str:
-    """Which places decide what; a place's own reasons stand with its own verdict."""
+    """Which places decide what, and what of it may be chance; a place's own reasons stand with its own verdict."""
     by_decision: dict[Decision, list[str]] = defaultdict(list)
     for verdict in counted:
         by_decision[verdict.judgement.decision].append(place_label(verdict, counted))
-    order = sorted(by_decision, key=lambda one: one == OPEN)  # what is open comes last
-    parts = [f"{'mixed' if one == DEPENDS else one} in {', '.join(by_decision[one])}" for one in order]
-    if decision == OPEN and set(by_decision) != {OPEN}:
-        parts.append(f"of {units.plural(len(counted), 'place')} that may be chance")
+    sure = {OPEN, *sure_somewhere([verdict.judgement for verdict in counted])}
+    parts = []
+    for one in sorted(by_decision, key=lambda one: (one == OPEN, one != decision)):  # what is open comes last
+        chance = "" if one in sure else f", which of {units.plural(len(counted), 'place')} may be chance"
+        parts.append(f"{'mixed' if one == DEPENDS else one} in {', '.join(by_decision[one])}{chance}")
     listed = "; ".join(parts)
     return f"Depends on {' and '.join(depends_on)}: {listed}" if depends_on else f"{listed[0].upper()}{listed[1:]}"
 

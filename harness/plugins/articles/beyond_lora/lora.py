@@ -113,7 +113,7 @@ def low_rank_divergence(at: Evidence) -> Judgement:
         return lacking(f"lora at ranks up to {LOW}", f"at {HIGH} and above, at rates near the best")
     _, worth = statistics.difference_of_shares(strata)
 
-    def intervals(comparisons: int) -> Interval:
+    def intervals(comparisons: float) -> Interval:
         return statistics.difference_of_shares(strata, ALPHA / comparisons)[0]
 
     used = tuple(
