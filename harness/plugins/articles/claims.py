@@ -10,7 +10,7 @@ surely disagree, the claim depends on the setting.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -89,7 +89,8 @@ class Judgement:
     infinite where it sets none; None if the claim is no such range. of_items: the share of the error's square that is
     of items, which more seeds do not lessen. by_seeds: whether more seeds narrow the interval at all. corrected: the
     decision if the intervals are widened for this many comparisons; None where there is none to widen. small, ratio: as
-    of `Bounds`. remedy: what to change in the sweep that decides it, where more seeds are no remedy.
+    of `Bounds`. remedy: what to change in the sweep that decides it, where more seeds are no remedy. parts: the
+    decision at each setting and the names of its records, where there are several.
     """
 
     decision: Decision
@@ -105,6 +106,7 @@ class Judgement:
     small: tuple[float, float] | None = None
     ratio: bool = False
     remedy: str = ""
+    parts: tuple[tuple[Decision, tuple[str, ...]], ...] = ()
 
     def among(self, comparisons: float) -> Decision:
         """The decision as one of so many: by intervals that all cover in 95% of studies (Bonferroni)."""
@@ -235,10 +237,19 @@ def needs(least_model: float) -> str:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The decision at one setting of a place. settings: of each setting the values of its runs, as text."""
+
+    decision: Decision
+    settings: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The judgement on a claim in one place: study, model and data.
 
-    fresh: whether it rests on fresh seeds, which confirm the chosen settings. plan: whether it was planned.
+    fresh: whether it rests on fresh seeds, which confirm the chosen settings. plan: whether it was planned. parts: the
+    decision at each setting; empty if the settings are unknown.
     """
 
     claim: Claim
@@ -246,6 +257,7 @@ class Verdict:
     judgement: Judgement
     fresh: bool = False
     plan: PlanState = EXPLORATORY
+    parts: tuple[Part, ...] = ()
 
     @property
     def decision(self) -> Decision:

@@ -2,7 +2,7 @@
 
     (verdict,) = merge(verdicts_on_one_claim).judged
     verdict.judgement.decision  # "depends"
-    verdict.depends_on  # ("data",)
+    verdict.depends_on  # ("data", "batch size")
 
 The verdict says what is sure of some place, although among many places one is soon on the wrong side by chance: does
 the claim hold somewhere, does it fail somewhere? If both, it depends on what tells these places apart. It is refuted if
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from harness import units
+from harness.plugins.articles.apart import Distinction, distinctions
 from harness.plugins.articles.claims import (
     DEPENDS,
     OPEN,
@@ -28,10 +29,12 @@ from harness.plugins.articles.claims import (
     Claim,
     Decision,
     Judgement,
+    Part,
     Verdict,
     fewest_seeds,
     names,
 )
+from harness.report.answer.advice import listed
 from harness.report.planned import PlanState, weakest
 
 
@@ -65,7 +68,8 @@ class MergedVerdict:
     with the study before each name if there are several studies. places: the verdicts behind it, the place that was
     designed to decide the claim first. closest: of these, the one that comes closest to another decision (if it
     depends: the one that contradicts the claim most; if it is not decided: the one with the narrowest interval).
-    depends_on: model, data, study or setting, where the claim depends on them.
+    depends_on: where the claim depends, the settings that tell apart where it holds and where it fails; study where
+    none that is recorded does, setting where a place alone depends and its settings are unknown.
     """
 
     claim: Claim
@@ -207,7 +211,8 @@ def _merged(places: Sequence[Verdict]) -> MergedVerdict:
     judgements = [verdict.judgement for verdict in counted]
     decision = merged_decision(judgements)
     closest = _closest(counted, decision)
-    depends_on = _depends_on(counted) if decision == DEPENDS else ()
+    apart = _apart(counted) if decision == DEPENDS else []
+    unnamed = ["setting"] if decision == DEPENDS and not apart else []
     judgement = closest.judgement
     if len(counted) > 1:
         judgement = replace(
@@ -215,12 +220,13 @@ def _merged(places: Sequence[Verdict]) -> MergedVerdict:
             decision=decision,
             seeds=fewest_seeds(judgements),
             records=_records(counted),
-            why=_why(counted, decision, depends_on),
+            why=_why(counted, decision, [one.text for one in apart] or unnamed),
             by_seeds=False,  # how many seeds of which place would do depends on all places
             corrected=None,
         )
     if rest := len(places) - len(counted):
         judgement = replace(judgement, why="; ".join(filter(None, [judgement.why, _untested(rest)])))
+    depends_on = tuple([one.words for one in apart] or unnamed)
     return MergedVerdict(closest.claim, judgement, tuple(places), closest, depends_on)
 
 
@@ -260,30 +266,16 @@ def _width(verdict: Verdict) -> float:
     return verdict.judgement.scaled(effect.high) - verdict.judgement.scaled(effect.low)
 
 
-def _depends_on(counted: Sequence[Verdict]) -> tuple[str, ...]:
-    """What tells the places apart that surely decide differently: model and data, else the study; and the setting
-    where one place depends on it."""
-    judgements = [verdict.judgement for verdict in counted]
-    sure = surely(judgements)
-    if len(set(sure) - {OPEN}) < len(sure_somewhere(judgements)):  # which places these are is not sure
-        sure = [judgement.decision for judgement in judgements]
-    groups: dict[Decision, list[Verdict]] = defaultdict(list)
-    for verdict, decision in zip(counted, sure, strict=True):
-        if decision != OPEN:
-            groups[decision].append(verdict)
-    within = ["setting"] if groups.pop(DEPENDS, None) else []
-    if len(groups) < 2:
-        return tuple(within)
-    apart = [name for i, name in ((1, "model"), (2, "data")) if _disjoint([_parts(g, i) for g in groups.values()])]
-    return (*(apart or ["study"]), *within)
+def _apart(counted: Sequence[Verdict]) -> list[Distinction]:
+    """The settings that tell the places, and the settings of a place, apart that decide differently."""
+    sure = {DEPENDS, *sure_somewhere([verdict.judgement for verdict in counted])}
+    return distinctions(part for verdict in counted if verdict.judgement.decision in sure for part in _parts(verdict))
 
 
-def _parts(verdicts: Sequence[Verdict], part: int) -> set[str]:
-    return {verdict.place[part] for verdict in verdicts}
-
-
-def _disjoint(sets: Sequence[set[str]]) -> bool:
-    return sum(map(len, sets)) == len(set().union(*sets))
+def _parts(verdict: Verdict) -> Sequence[Part]:
+    _, model, data = verdict.place
+    settings = {"model": frozenset({model}), "data": frozenset({data})}
+    return verdict.parts or [Part(verdict.judgement.decision, settings)]
 
 
 def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[str]) -> str:
@@ -296,8 +288,8 @@ def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[st
     for one in sorted(by_decision, key=lambda one: (one == OPEN, one != decision)):  # what is open comes last
         chance = "" if one in sure else f", which of {units.plural(len(counted), 'place')} may be chance"
         parts.append(f"{'mixed' if one == DEPENDS else one} in {', '.join(by_decision[one])}{chance}")
-    listed = "; ".join(parts)
-    return f"Depends on {' and '.join(depends_on)}: {listed}" if depends_on else f"{listed[0].upper()}{listed[1:]}"
+    text = "; ".join(parts)
+    return f"Depends on {listed(depends_on)}: {text}" if depends_on else f"{text[0].upper()}{text[1:]}"
 
 
 def _records(counted: Sequence[Verdict]) -> tuple[str, ...]:

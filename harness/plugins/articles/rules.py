@@ -365,7 +365,8 @@ def everywhere(pairs: Sequence[tuple[str, Judgement]]) -> Judgement:
         why = "; ".join(f"{verdict} at {' and at '.join(dict.fromkeys(at))}" for verdict, at in places.items())
         if decision == OPEN and len(decisions - {OPEN}) > 1:
             why += f"; of {len(pairs)} settings that may be chance"
-    return _composed(worst, judgements, decision, why, decide)
+    parts = [part for one in judgements for part in (one.parts or ((one.decision, one.records),))]
+    return replace(_composed(worst, judgements, decision, why, decide), parts=tuple(parts))
 
 
 def hold_all(parts: Sequence[tuple[str, Judgement]]) -> Judgement:

@@ -35,6 +35,7 @@ from harness.report.tables.table import Table
 
 PLACE = ("Study", "Model", "Data")
 NOT_JUDGED = "not judged"  # what stands for the verdict on a claim without an effect in any place
+NAMED = 3  # settings beside a verdict that depends on them
 SHORT = 20  # characters of a reason that fit beside a verdict
 
 
@@ -118,7 +119,7 @@ def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
     if merged.judgement.decision == OPEN and merged.claim.least_model and _all_too_small(merged):
         yield needs(merged.claim.least_model).replace("Needs", "needs")
     elif merged.depends_on:
-        yield f"on {', '.join(merged.depends_on)}"
+        yield f"on {', '.join([*merged.depends_on[:NAMED], *(['…'] if merged.depends_on[NAMED:] else [])])}"
     elif len(merged.counted) > 1:
         yield studies_text(merged)
     elif merged.judgement.decision == OPEN and (seeds := enough_seeds(merged.judgement)) is not None:
@@ -223,7 +224,7 @@ def _merged_data(merged: MergedVerdict) -> dict[str, Any]:
     counts = {"places": len(merged.counted), "agreeing": len(merged.agreeing)}
     return {
         **{name: values[name] for name in ("claim", "text", "decision", "plan", "effect", "low", "high")},
-        **{"depends_on": " ".join(merged.depends_on), "studies": " ".join(merged.studies), **counts},
+        **{"depends_on": ", ".join(merged.depends_on), "studies": " ".join(merged.studies), **counts},
         **{name: values[name] for name in ("seeds", "items", "records", "why", "run")},
     }
 
@@ -241,7 +242,7 @@ def _data(verdict: JudgedClaim) -> dict[str, Any]:
     study, model, data = verdict.place
     values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
     effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)
-    for name in ("effect", "range", "small", "ratio", "remedy", "corrected"):  # the last is a function
+    for name in ("effect", "range", "small", "ratio", "remedy", "parts", "corrected"):  # the last is a function
         del values[name]
     place = {"study": study, "model": model, "data": data}
     claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}

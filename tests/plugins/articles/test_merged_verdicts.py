@@ -18,6 +18,7 @@ from harness.plugins.articles.claims import (
     TOO_SMALL,
     Bounds,
     Judgement,
+    Part,
     Verdict,
     judged,
 )
@@ -134,11 +135,20 @@ def test_what_it_depends_on_is_what_tells_the_places_apart():
     refuting = judgement(0.6)
     assert merged(SURE, refuting, data=["facts", "wordmath"]).depends_on == ("data",)
     assert merged(SURE, refuting, models=["3b", "smollm2"]).depends_on == ("model",)
-    assert merged(SURE, refuting, SURE, data=["facts", "facts", "wordmath"]).depends_on == ("study",)
+    assert merged(SURE, refuting, SURE, data=["facts", "facts", "wordmath"]).depends_on == ("data", "study")
     within = Judgement(DEPENDS, Interval(0.6, 0.59, 0.61), 3, None, ("cell",), "", (0.0, 0.5))
     assert merged(within, SURE).depends_on == ("setting",)
     assert merged(within).depends_on == ("setting",)
-    assert merged(within, SURE, refuting, data=["a", "b", "c"]).depends_on == ("data", "setting")
+    assert merged(within, SURE, refuting, data=["a", "b", "c"]).depends_on == ("data",)
+
+
+def test_a_setting_that_tells_apart_is_named_with_its_values():
+    first, second = places(SURE, judgement(0.6))
+    settings = [{"batch_size": frozenset({size}), "rank": frozenset({"8"})} for size in ("2", "16")]
+    parts = [Part(SUPPORTED, settings[0]), Part(REFUTED, settings[1])]
+    (verdict,) = merge([replace(first, parts=(parts[0],)), replace(second, parts=(parts[1],))]).judged
+    assert verdict.depends_on == ("batch size",)
+    assert verdict.judgement.why.startswith("Depends on batch size (supported at 2, refuted at 16): ")
 
 
 def test_too_small_to_matter_is_a_decision_like_others():
