@@ -187,7 +187,8 @@ class Claim:
 
     text: the claim, with vague words made exact in brackets. run: the arguments of `harness` that run the
     cells which decide it. shown: formats an effect. meaning: what the article says. least_model: the number of
-    parameters from which a model has the ability that the claim is about; a smaller one decides nothing.
+    parameters from which a model has the ability that the claim is about; a smaller one decides nothing. counted_on:
+    the model whose shape alone decides the claim, so that each place has one verdict; empty if records decide it.
     """
 
     name: str
@@ -197,19 +198,26 @@ class Claim:
     rule: Rule
     meaning: Meaning | None = None
     least_model: float = 0
+    counted_on: str = ""
 
 
 class Claims(dict[str, Claim]):
     """The claims of a module by name, in order of definition."""
 
     def claim(
-        self, name: str, text: str, run: str, shown: Callable[[float], str], least_model: float = 0
+        self,
+        name: str,
+        text: str,
+        run: str,
+        shown: Callable[[float], str],
+        least_model: float = 0,
+        counted_on: str = "",
     ) -> Callable[[Rule], Rule]:
         """Decorator: adds a claim with the decorated rule, which smaller models than `least_model` leave open."""
 
         def add(rule: Rule) -> Rule:
             sized = from_size(rule, least_model) if least_model else rule
-            self[name] = Claim(name, text, run, shown, sized, least_model=least_model)
+            self[name] = Claim(name, text, run, shown, sized, least_model=least_model, counted_on=counted_on)
             return rule
 
         return add

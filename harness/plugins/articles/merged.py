@@ -132,6 +132,8 @@ class ArticleVerdicts:
 def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None) -> ArticleVerdicts:
     """One verdict for each claim of `verdicts`, which are of any places.
 
+    A claim that is counted on a model's shape is no better known in many places, so it has one.
+
     designed: by claim, the study that was designed to decide it, without the folders before its name.
     """
     by_claim: dict[str, list[Verdict]] = defaultdict(list)
@@ -141,7 +143,8 @@ def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None
     for name, each in by_claim.items():
         estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
         if estimated:
-            judged.append(_merged(sorted(estimated, key=lambda verdict: _rank(verdict, (designed or {}).get(name)))))
+            places = sorted(estimated, key=lambda verdict: _rank(verdict, (designed or {}).get(name)))
+            judged.append(_merged(places[:1] if places[0].claim.counted_on else places))
         else:
             not_judged.append(max(each, key=lambda verdict: len(verdict.judgement.records)))
     return ArticleVerdicts(judged, not_judged)

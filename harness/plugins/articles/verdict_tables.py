@@ -99,7 +99,9 @@ def remark(merged: MergedVerdict, one_study: bool) -> str:
 
 def studies_text(merged: MergedVerdict) -> str:
     """The one study behind the verdict, else how many (or how many places, where a study has several), and how many of
-    these decide alike: "3 of 4 studies"."""
+    these decide alike: "3 of 4 studies". If no study decides it, the model that it is counted on."""
+    if merged.claim.counted_on:
+        return f"counted on {merged.claim.counted_on}"
     places, agreeing = len(merged.counted), len(merged.agreeing)
     if places == 1:
         return merged.place[0].rpartition("/")[2]
@@ -120,7 +122,7 @@ def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
         yield needs(merged.claim.least_model).replace("Needs", "needs")
     elif merged.depends_on:
         yield f"on {', '.join([*merged.depends_on[:NAMED], *(['…'] if merged.depends_on[NAMED:] else [])])}"
-    elif len(merged.counted) > 1:
+    elif len(merged.counted) > 1 or merged.claim.counted_on:
         yield studies_text(merged)
     elif merged.judgement.decision == OPEN and (seeds := enough_seeds(merged.judgement)) is not None:
         yield f"needs {_seeds_text(seeds)}"

@@ -23,6 +23,7 @@ from harness.plugins.articles.claims import (
     judged,
 )
 from harness.plugins.articles.merged import merge, merged_decision, sure_somewhere, surely
+from harness.plugins.articles.verdict_tables import remark, studies_text
 from harness.report.planned import PlanState
 from harness.report.statistics import Interval
 
@@ -196,6 +197,14 @@ def test_only_places_that_could_be_judged_stand_behind_a_verdict():
     assert [one.place[0] for one in verdicts.judged[0].places] == ["a"]
     assert verdicts.not_judged == []
     assert merge(places(lacking, Judgement(OPEN, records=("cell",), why="One seed"))).not_judged[0].judgement.records
+
+
+def test_what_is_counted_on_a_models_shape_has_one_place_and_says_on_what():
+    claim = find("beyond_lora").claims["lora-parameters"]
+    each = [replace(verdict, claim=claim) for verdict in places(SURE, SURE, SURE)]
+    (verdict,) = merge(each, {claim.name: "b"}).judged
+    assert [one.place[0] for one in verdict.places] == ["b"]
+    assert studies_text(verdict) == remark(verdict, one_study=True) == "counted on GPT-3 175B"
 
 
 def test_the_designed_study_is_named_first():
