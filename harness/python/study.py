@@ -162,7 +162,8 @@ class RecordedStudy:
 
         article, claim                      text: the names of both
         text                                the claim, with vague words made exact in brackets
-        depends_on                          text: model, data, study or setting, if the claim depends on them; else null
+        depends_on                          text: the settings that tell apart where the claim holds and where it fails
+                                            (data, batch size, rank, …), or study, if the claim depends; else null
         studies                             text: the studies where it is judged
         places, agreeing                    in how many places it is judged, and how many of them decide as the verdict
         study, model, data                  text: the place; only with long=True, which lacks the columns above

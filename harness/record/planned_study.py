@@ -11,6 +11,7 @@ from functools import cached_property
 
 from harness import units
 from harness.record.schema import Cell, Record
+from harness.record.scores import Scoring
 from harness.record.study_plan import ComparedGroup, PlannedMethod, StudyPlan, group_of
 from harness.settings import Settings, cell_id
 
@@ -102,8 +103,9 @@ class PlannedStudy:
             results = "a result" if before == 1 else f"{before} results"
             was = "was" if before == 1 else "were"
             return Unplanned(f"{cell.name} was added when {results} of {cell.method} {was} there")
-        if record.rescored:
-            return Unplanned(f"{cell.name} was scored again after its plan")
+        plans = [plan for plan in plans if all(_evaluates(plan, scoring) for scoring in record.rescored)]
+        if not plans:
+            return Unplanned(f"{cell.name} was scored again after its plan, otherwise than planned")
         for plan in plans:
             if _time(record.started) >= _time(plan.created) - CLOCKS:
                 return plan
@@ -175,6 +177,16 @@ class PlannedStudy:
         for record in self._records:
             groups[group_of(record.cell)].append(record)
         return dict(groups)
+
+
+def _evaluates(plan: StudyPlan, scoring: Scoring) -> bool:
+    """Whether a later scoring is of tasks of the plan and as planned, but for the size of its batches."""
+    settings = scoring.settings
+    return any(
+        set(scoring.tasks) <= set(planned.tasks)
+        and dataclasses.replace(settings, tasks=planned.tasks, batch_size=planned.batch_size) == planned
+        for planned in plan.evaluation
+    )
 
 
 def _before(part: PlannedMethod, record: Record) -> int:

@@ -13,7 +13,7 @@ import pytest
 from harness.cli.commands import command_line
 from harness.config import ROOT
 
-ANSWER = "lora scores highest."
+ANSWER = "lora and dora tie."
 # In place of the environment's Python: writes down what it is called with, and fails in the command FAILS.
 PYTHON = f"""#!/bin/sh
 echo "$*" >> called
@@ -84,4 +84,4 @@ def test_the_picture_is_drawn_where_it_says(inside, tmp_path):
     assert inside("figures", "quickstart").returncode == 0
     assert (tmp_path / "results" / "quickstart" / "figures" / "accuracy_memory.png").stat().st_size > 10_000
     assert inside("table", "quickstart", "--out", "results/quickstart/TABLE.md").returncode == 0
-    assert "lora scores highest" in (tmp_path / "results" / "quickstart" / "TABLE.md").read_text()
+    assert "lora, dora and galore tie" in (tmp_path / "results" / "quickstart" / "TABLE.md").read_text()

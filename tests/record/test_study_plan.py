@@ -150,8 +150,20 @@ def test_a_record_from_before_its_plan_was_not_planned():
 
 def test_a_later_scoring_was_not_planned():
     record = confirming()
-    record.rescored = [Scoring(["mmlu"], AFTER, record.cell.settings, {}, {}, None)]
-    assert reason(record, PLANNED) == f"{record.cell.name} was scored again after its plan"
+    record.rescored = [Scoring(["mmlu"], AFTER, replace(record.cell.settings.eval, tasks=["mmlu"]), {}, {}, None)]
+    otherwise = f"{record.cell.name} was scored again after its plan, otherwise than planned"
+    assert reason(record, PLANNED) == otherwise
+    planned = replace(record.cell.settings.eval, tasks=["wordmath", "mmlu"], limit=50)
+    plan = replace(PLANNED, evaluation=[planned])
+    assert reason(record, plan) == otherwise, "with another limit"
+
+
+def test_a_later_scoring_as_planned_stays_planned():
+    record = confirming()
+    planned = replace(record.cell.settings.eval, tasks=["wordmath", "mmlu"], limit=50)
+    again = replace(planned, tasks=["mmlu"], batch_size=4)
+    record.rescored = [Scoring(["mmlu"], AFTER, again, {}, {}, None)]
+    assert reason(record, replace(PLANNED, evaluation=[planned])) == ""
 
 
 def test_contradictions_are_confirmations_that_no_sweep_can_have_run():

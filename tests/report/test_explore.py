@@ -226,12 +226,16 @@ def test_the_chart_is_read_by_the_keyboard(shown, page):
     browser = shown(page)
     browser.ask("document.querySelector('#chart-score .plot').focus()")
     browser.ask("new Promise((done) => setTimeout(done, 300))")
-    browser.press("ArrowRight")
-    first = browser.ask("document.querySelector('#detail h4').textContent")
-    browser.press("ArrowRight")
-    assert browser.ask("document.querySelector('#detail h4').textContent") != first
-    browser.press("ArrowLeft")
-    assert browser.ask("document.querySelector('#detail h4').textContent") == first
+    frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"  # a chart waits for one
+
+    def described(key):
+        browser.press(key)
+        browser.ask(frames)
+        return browser.ask("document.querySelector('#detail h4').textContent")
+
+    first = described("ArrowRight")
+    assert described("ArrowRight") != first
+    assert described("ArrowLeft") == first
     assert browser.ask("document.querySelector('#detail pre').textContent").startswith("harness run method=")
 
 

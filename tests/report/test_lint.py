@@ -628,6 +628,15 @@ def test_one_seed():
     assert told(study("base")) == []
 
 
+def test_one_seed_that_chose_where_several_fresh_ones_compare():
+    records = study(seeds=(0,))
+    fresh = study("full", "lora", seeds=(1, 2))
+    for record in fresh:
+        record.confirmation = True
+    expected = "Settings were chosen by a single seed; fresh seeds compare the chosen ones."
+    assert told(records + fresh, "seeds") == expected
+
+
 def test_unequal_numbers_of_seeds():
     records = [r for r in study(seeds=(0, 1, 2)) if (r.cell.method, r.cell.seed) not in (("dora", 1), ("dora", 2))]
     assert told(records, "seeds").endswith("; 1 seed in dora.")

@@ -160,7 +160,7 @@ def test_the_summary_says_who_is_ahead_and_what_is_lacking(reference):
     )
     assert summary.index("No method is recommended") < summary.index("8 cells of 8 methods")
     assert reference.count("No method is recommended") == 1
-    assert "mmlu acc: base_nf4 scores highest. Undecided: base, qlora, " in summary
+    assert "mmlu acc: base_nf4, base, qlora, " in summary
     assert "Training needs the least memory with qlora (1.75 GiB) and the most with dora (3.23 GiB)." in summary
     assert "Single seed" in summary
 

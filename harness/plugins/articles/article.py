@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import one_of
+from harness.plugins.articles.apart import parts_of
 from harness.plugins.articles.claims import (
     DEPENDS,
     MOST_SEEDS,
@@ -75,7 +76,14 @@ class Article:
         for claim in self.claims.values():
             judgements = {place: claim.rule(at) for place, at in evidence.items()}
             each = [
-                Verdict(claim, place, one, not fresh.isdisjoint(one.records), plan.of_names(one.records, self.name))
+                Verdict(
+                    claim,
+                    place,
+                    one,
+                    not fresh.isdisjoint(one.records),
+                    plan.of_names(one.records, self.name),
+                    parts_of(one, evidence[place].records, place),
+                )
                 for place, one in judgements.items()
             ]
             estimated = [verdict for verdict in each if verdict.judgement.effect is not None]

@@ -10,7 +10,7 @@ surely disagree, the claim depends on the setting.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -89,7 +89,8 @@ class Judgement:
     infinite where it sets none; None if the claim is no such range. of_items: the share of the error's square that is
     of items, which more seeds do not lessen. by_seeds: whether more seeds narrow the interval at all. corrected: the
     decision if the intervals are widened for this many comparisons; None where there is none to widen. small, ratio: as
-    of `Bounds`. remedy: what to change in the sweep that decides it, where more seeds are no remedy.
+    of `Bounds`. remedy: what to change in the sweep that decides it, where more seeds are no remedy. parts: the
+    decision at each setting and the names of its records, where there are several.
     """
 
     decision: Decision
@@ -101,12 +102,13 @@ class Judgement:
     range: tuple[float, float] | None = None
     of_items: float = 0.0
     by_seeds: bool = True
-    corrected: Callable[[int], Decision] | None = field(default=None, compare=False, repr=False)
+    corrected: Callable[[float], Decision] | None = field(default=None, compare=False, repr=False)
     small: tuple[float, float] | None = None
     ratio: bool = False
     remedy: str = ""
+    parts: tuple[tuple[Decision, tuple[str, ...]], ...] = ()
 
-    def among(self, comparisons: int) -> Decision:
+    def among(self, comparisons: float) -> Decision:
         """The decision as one of so many: by intervals that all cover in 95% of studies (Bonferroni)."""
         return self.corrected(comparisons) if self.corrected else self.decision
 
@@ -125,7 +127,7 @@ class Judgement:
 
 
 def judged(
-    intervals: Callable[[int], Interval],
+    intervals: Callable[[float], Interval],
     bounds: Bounds,
     seeds: int | None,
     used: tuple[str, ...],
@@ -185,7 +187,8 @@ class Claim:
 
     text: the claim, with vague words made exact in brackets. run: the arguments of `harness` that run the
     cells which decide it. shown: formats an effect. meaning: what the article says. least_model: the number of
-    parameters from which a model has the ability that the claim is about; a smaller one decides nothing.
+    parameters from which a model has the ability that the claim is about; a smaller one decides nothing. counted_on:
+    the model whose shape alone decides the claim, so that each place has one verdict; empty if records decide it.
     """
 
     name: str
@@ -195,19 +198,26 @@ class Claim:
     rule: Rule
     meaning: Meaning | None = None
     least_model: float = 0
+    counted_on: str = ""
 
 
 class Claims(dict[str, Claim]):
     """The claims of a module by name, in order of definition."""
 
     def claim(
-        self, name: str, text: str, run: str, shown: Callable[[float], str], least_model: float = 0
+        self,
+        name: str,
+        text: str,
+        run: str,
+        shown: Callable[[float], str],
+        least_model: float = 0,
+        counted_on: str = "",
     ) -> Callable[[Rule], Rule]:
         """Decorator: adds a claim with the decorated rule, which smaller models than `least_model` leave open."""
 
         def add(rule: Rule) -> Rule:
             sized = from_size(rule, least_model) if least_model else rule
-            self[name] = Claim(name, text, run, shown, sized, least_model=least_model)
+            self[name] = Claim(name, text, run, shown, sized, least_model=least_model, counted_on=counted_on)
             return rule
 
         return add
@@ -235,10 +245,19 @@ def needs(least_model: float) -> str:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The decision at one setting of a place. settings: of each setting the values of its runs, as text."""
+
+    decision: Decision
+    settings: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The judgement on a claim in one place: study, model and data.
 
-    fresh: whether it rests on fresh seeds, which confirm the chosen settings. plan: whether it was planned.
+    fresh: whether it rests on fresh seeds, which confirm the chosen settings. plan: whether it was planned. parts: the
+    decision at each setting; empty if the settings are unknown.
     """
 
     claim: Claim
@@ -246,6 +265,7 @@ class Verdict:
     judgement: Judgement
     fresh: bool = False
     plan: PlanState = EXPLORATORY
+    parts: tuple[Part, ...] = ()
 
     @property
     def decision(self) -> Decision:

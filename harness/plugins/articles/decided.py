@@ -22,6 +22,7 @@ from harness.plugins.articles.forest import forest
 from harness.plugins.articles.merged import ArticleVerdicts, MergedVerdict
 from harness.plugins.articles.verdict_tables import claim_tables, not_judged_text, studies_text
 from harness.record import Record, read_study, studies
+from harness.report.answer.advice import listed
 from harness.report.tables.formats import document
 
 RESULTS = ROOT / "results"
@@ -89,7 +90,7 @@ def _split(article: str) -> str:
 def _line(merged: MergedVerdict, whole: bool) -> str:
     """The claim, without what is in brackets unless `whole`, its effect, and over which studies it is the verdict."""
     text = merged.claim.text if whole else _without_brackets(merged)
-    on = f"on {' and '.join(merged.depends_on)}, " if merged.depends_on else ""
+    on = f"on {listed(merged.depends_on)}, " if merged.depends_on else ""
     return f"    - {text}: {effect_text(merged)}, {on}{studies_text(merged)}"
 
 

@@ -2,34 +2,39 @@
 
     (verdict,) = merge(verdicts_on_one_claim).judged
     verdict.judgement.decision  # "depends"
-    verdict.depends_on  # ("data",)
+    verdict.depends_on  # ("data", "batch size")
 
-Places that agree give their decision. Places that leave the claim open do not overrule those that decide it, but they
-are counted: among many places one is soon on the wrong side by chance. So unless all places decide alike, only those
-count that are decided by intervals corrected for the number of places, by Holm's method. Of such places, different
-decisions mean that the claim depends on what tells these places apart. A place that can't test the claim (it has one
-seed, its runs differ in more than the methods) is listed, and counts for nothing.
+The verdict says what is sure of some place, although among many places one is soon on the wrong side by chance: does
+the claim hold somewhere, does it fail somewhere? If both, it depends on what tells these places apart. It is refuted if
+it surely fails somewhere and surely holds nowhere. It is supported if it surely holds somewhere and no place decides
+otherwise, not even by chance: one counterexample refutes a claim, one example does not support it. Places that leave
+the claim open do not overrule others. A place that can't test the claim (it has one seed, its runs differ in more than
+the methods) is listed, and counts for nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from harness import units
+from harness.plugins.articles.apart import Distinction, distinctions
 from harness.plugins.articles.claims import (
     DEPENDS,
     OPEN,
+    REFUTED,
     Claim,
     Decision,
     Judgement,
+    Part,
     Verdict,
     fewest_seeds,
     names,
 )
+from harness.report.answer.advice import listed
 from harness.report.planned import PlanState, weakest
 
 
@@ -63,7 +68,8 @@ class MergedVerdict:
     with the study before each name if there are several studies. places: the verdicts behind it, the place that was
     designed to decide the claim first. closest: of these, the one that comes closest to another decision (if it
     depends: the one that contradicts the claim most; if it is not decided: the one with the narrowest interval).
-    depends_on: model, data, study or setting, where the claim depends on them.
+    depends_on: where the claim depends, the settings that tell apart where it holds and where it fails; study where
+    none that is recorded does, setting where a place alone depends and its settings are unknown.
     """
 
     claim: Claim
@@ -126,6 +132,8 @@ class ArticleVerdicts:
 def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None) -> ArticleVerdicts:
     """One verdict for each claim of `verdicts`, which are of any places.
 
+    A claim that is counted on a model's shape is no better known in many places, so it has one.
+
     designed: by claim, the study that was designed to decide it, without the folders before its name.
     """
     by_claim: dict[str, list[Verdict]] = defaultdict(list)
@@ -135,7 +143,8 @@ def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None
     for name, each in by_claim.items():
         estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
         if estimated:
-            judged.append(_merged(sorted(estimated, key=lambda verdict: _rank(verdict, (designed or {}).get(name)))))
+            places = sorted(estimated, key=lambda verdict: _rank(verdict, (designed or {}).get(name)))
+            judged.append(_merged(places[:1] if places[0].claim.counted_on else places))
         else:
             not_judged.append(max(each, key=lambda verdict: len(verdict.judgement.records)))
     return ArticleVerdicts(judged, not_judged)
@@ -143,12 +152,28 @@ def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None
 
 def merged_decision(judgements: Sequence[Judgement]) -> Decision:
     """The decision on one claim by its judgements in several places, in any order."""
-    decisions = {judgement.decision for judgement in judgements} - {OPEN}
-    sure = set(surely(judgements)) - {OPEN}
-    if DEPENDS in sure or len(sure) > 1:
-        return DEPENDS
-    all_decide = all(judgement.decision != OPEN for judgement in judgements if tests(judgement))
-    return decisions.pop() if len(decisions) == 1 and (sure == decisions or all_decide) else OPEN
+    somewhere = sure_somewhere(judgements)
+    if len(somewhere) != 1:
+        return DEPENDS if somewhere else OPEN
+    (decision,) = somewhere
+    contradicted = {judgement.decision for judgement in judgements} - {OPEN, decision}
+    return OPEN if contradicted and decision != REFUTED else decision
+
+
+def sure_somewhere(judgements: Sequence[Judgement]) -> set[Decision]:
+    """The decisions that surely hold in some place, although among many places a few are decided by chance.
+
+    Those of a place that is sure by itself, and of the other places those that Simes' test finds: of n places k decide
+    alike, each by an interval that is corrected for n / k places. So it is enough that all places decide alike.
+    """
+    sure = surely(judgements)
+    left = [judgement for judgement, decision in zip(judgements, sure, strict=True) if decision == OPEN]
+    left = [judgement for judgement in left if tests(judgement)]
+    somewhere = set(sure) - {OPEN}
+    for alike in range(2, 1 + sum(judgement.decision != OPEN for judgement in left)):
+        counts = Counter(_corrected(judgement, len(left) / alike) for judgement in left)
+        somewhere |= {decision for decision, count in counts.items() if decision != OPEN and count >= alike}
+    return somewhere
 
 
 def surely(judgements: Sequence[Judgement]) -> list[Decision]:
@@ -189,7 +214,8 @@ def _merged(places: Sequence[Verdict]) -> MergedVerdict:
     judgements = [verdict.judgement for verdict in counted]
     decision = merged_decision(judgements)
     closest = _closest(counted, decision)
-    depends_on = _depends_on(counted) if decision == DEPENDS else ()
+    apart = _apart(counted) if decision == DEPENDS else []
+    unnamed = ["setting"] if decision == DEPENDS and not apart else []
     judgement = closest.judgement
     if len(counted) > 1:
         judgement = replace(
@@ -197,12 +223,13 @@ def _merged(places: Sequence[Verdict]) -> MergedVerdict:
             decision=decision,
             seeds=fewest_seeds(judgements),
             records=_records(counted),
-            why=_why(counted, decision, depends_on),
+            why=_why(counted, decision, [one.text for one in apart] or unnamed),
             by_seeds=False,  # how many seeds of which place would do depends on all places
             corrected=None,
         )
     if rest := len(places) - len(counted):
         judgement = replace(judgement, why="; ".join(filter(None, [judgement.why, _untested(rest)])))
+    depends_on = tuple([one.words for one in apart] or unnamed)
     return MergedVerdict(closest.claim, judgement, tuple(places), closest, depends_on)
 
 
@@ -214,7 +241,7 @@ def _rank(verdict: Verdict, designed: str | None) -> tuple[bool, tuple[str, str,
     return verdict.place[0].rpartition("/")[2] != designed, verdict.place
 
 
-def _corrected(judgement: Judgement, places: int) -> Decision:
+def _corrected(judgement: Judgement, places: float) -> Decision:
     """The decision if the interval is widened for this many places. One that is open stays so, whatever widens it."""
     return OPEN if judgement.decision == OPEN else judgement.among(places)
 
@@ -242,40 +269,30 @@ def _width(verdict: Verdict) -> float:
     return verdict.judgement.scaled(effect.high) - verdict.judgement.scaled(effect.low)
 
 
-def _depends_on(counted: Sequence[Verdict]) -> tuple[str, ...]:
-    """What tells the places apart that surely decide differently: model and data, else the study; and the setting
-    where one place depends on it."""
-    sure = surely([verdict.judgement for verdict in counted])
-    groups: dict[Decision, list[Verdict]] = defaultdict(list)
-    for verdict, decision in zip(counted, sure, strict=True):
-        if decision != OPEN:
-            groups[decision].append(verdict)
-    within = ["setting"] if groups.pop(DEPENDS, None) else []
-    if len(groups) < 2:
-        return tuple(within)
-    apart = [name for i, name in ((1, "model"), (2, "data")) if _disjoint([_parts(g, i) for g in groups.values()])]
-    return (*(apart or ["study"]), *within)
+def _apart(counted: Sequence[Verdict]) -> list[Distinction]:
+    """The settings that tell the places, and the settings of a place, apart that decide differently."""
+    sure = {DEPENDS, *sure_somewhere([verdict.judgement for verdict in counted])}
+    return distinctions(part for verdict in counted if verdict.judgement.decision in sure for part in _parts(verdict))
 
 
-def _parts(verdicts: Sequence[Verdict], part: int) -> set[str]:
-    return {verdict.place[part] for verdict in verdicts}
-
-
-def _disjoint(sets: Sequence[set[str]]) -> bool:
-    return sum(map(len, sets)) == len(set().union(*sets))
+def _parts(verdict: Verdict) -> Sequence[Part]:
+    _, model, data = verdict.place
+    settings = {"model": frozenset({model}), "data": frozenset({data})}
+    return verdict.parts or [Part(verdict.judgement.decision, settings)]
 
 
 def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[str]) -> str:
-    """Which places decide what; a place's own reasons stand with its own verdict."""
+    """Which places decide what, and what of it may be chance; a place's own reasons stand with its own verdict."""
     by_decision: dict[Decision, list[str]] = defaultdict(list)
     for verdict in counted:
         by_decision[verdict.judgement.decision].append(place_label(verdict, counted))
-    order = sorted(by_decision, key=lambda one: one == OPEN)  # what is open comes last
-    parts = [f"{'mixed' if one == DEPENDS else one} in {', '.join(by_decision[one])}" for one in order]
-    if decision == OPEN and set(by_decision) != {OPEN}:
-        parts.append(f"of {units.plural(len(counted), 'place')} that may be chance")
-    listed = "; ".join(parts)
-    return f"Depends on {' and '.join(depends_on)}: {listed}" if depends_on else f"{listed[0].upper()}{listed[1:]}"
+    sure = {OPEN, *sure_somewhere([verdict.judgement for verdict in counted])}
+    parts = []
+    for one in sorted(by_decision, key=lambda one: (one == OPEN, one != decision)):  # what is open comes last
+        chance = "" if one in sure else f", which of {units.plural(len(counted), 'place')} may be chance"
+        parts.append(f"{'mixed' if one == DEPENDS else one} in {', '.join(by_decision[one])}{chance}")
+    text = "; ".join(parts)
+    return f"Depends on {listed(depends_on)}: {text}" if depends_on else f"{text[0].upper()}{text[1:]}"
 
 
 def _records(counted: Sequence[Verdict]) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from harness.record import JudgingRules
 
-CLAIMS = 1
-"""Version of the claims and of the rules that judge them (claims.py, rules.py, evidence.py and each article's folder).
-Raise it with each change after which a claim could be judged differently; tests/house/test_rules.py notices one."""
+CLAIMS = 2
+"""Version of the claims and of the rules that judge them (claims.py, rules.py, evidence.py, merged.py and each
+article's folder). Raise it with each change after which a claim could be judged differently; tests/house/test_rules.py
+notices one."""
 FOLDER = Path(__file__).resolve().parent
 
 

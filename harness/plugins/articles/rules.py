@@ -46,7 +46,7 @@ class Gain(NamedTuple):
     """A judged gain in a score, for claims on several gains. intervals: of the gain, as in `judged`."""
 
     judgement: Judgement
-    intervals: Callable[[int], Interval]
+    intervals: Callable[[float], Interval]
 
     @property
     def fair(self) -> bool:
@@ -97,7 +97,7 @@ def scored_gain(
     elif unequal := differing(at.chosen(*ones), at.chosen(*others), numerics):
         unfair = unlike(unequal)
 
-    def intervals(comparisons: int) -> Interval:
+    def intervals(comparisons: float) -> Interval:
         return difference.statistic.interval(ALPHA / comparisons)
 
     items = one[0].values.shape[1]
@@ -154,8 +154,8 @@ def _of_gains(
 ) -> Judgement:
     """extreme: of the gains' intervals and their corrected ones. Of a gain that can't be judged nothing is known."""
 
-    def intervals(comparisons: int, known: bool = False) -> Interval:
-        def ends(among: int) -> list[Interval]:
+    def intervals(comparisons: float, known: bool = False) -> Interval:
+        def ends(among: float) -> list[Interval]:
             of = [gain.intervals(among) for gain in gains]
             unknown = [Interval(end.value, -math.inf, math.inf) for end in of]
             return [own if known or gain.fair else any_ for gain, own, any_ in zip(gains, of, unknown, strict=True)]
@@ -349,7 +349,7 @@ def everywhere(pairs: Sequence[tuple[str, Judgement]]) -> Judgement:
     """
     judgements = [judgement for _, judgement in pairs]
 
-    def decide(comparisons: int) -> Decision:
+    def decide(comparisons: float) -> Decision:
         decisions = {judgement.among(comparisons) for judgement in judgements}
         if len(decisions) == 1:
             return decisions.pop()
@@ -365,7 +365,8 @@ def everywhere(pairs: Sequence[tuple[str, Judgement]]) -> Judgement:
         why = "; ".join(f"{verdict} at {' and at '.join(dict.fromkeys(at))}" for verdict, at in places.items())
         if decision == OPEN and len(decisions - {OPEN}) > 1:
             why += f"; of {len(pairs)} settings that may be chance"
-    return _composed(worst, judgements, decision, why, decide)
+    parts = [part for one in judgements for part in (one.parts or ((one.decision, one.records),))]
+    return replace(_composed(worst, judgements, decision, why, decide), parts=tuple(parts))
 
 
 def hold_all(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
@@ -377,7 +378,7 @@ def hold_all(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
     """
     judgements = [judgement for _, judgement in parts]
 
-    def decide(comparisons: int) -> Decision:
+    def decide(comparisons: float) -> Decision:
         alone = {judgement.among(comparisons) for judgement in judgements}
         surely = {judgement.among(comparisons * len(parts)) for judgement in judgements}
         if alone == {SUPPORTED} or REFUTED in surely:
@@ -417,7 +418,7 @@ def _composed(
     judgements: Sequence[Judgement],
     decision: Decision,
     why: str,
-    corrected: Callable[[int], Decision],
+    corrected: Callable[[float], Decision],
 ) -> Judgement:
     """`shown` with the decision on all `judgements`, their records and their fewest seeds."""
     seeds, used = fewest_seeds(judgements), names(judgements)
@@ -436,7 +437,7 @@ class MeasuredRate:
     intervals: as of `judged`; None if there is none, for the reason `why`. seeds, used: as of `judged`.
     """
 
-    intervals: Callable[[int], Interval] | None
+    intervals: Callable[[float], Interval] | None
     seeds: int
     used: tuple[str, ...]
     why: str = ""
@@ -465,7 +466,7 @@ def best_rate(label: str, records: Sequence[Record]) -> MeasuredRate:
         )
     best = optimum
 
-    def intervals(comparisons: int) -> Interval:
+    def intervals(comparisons: float) -> Interval:
         widened = statistics.optimum(losses, ALPHA / comparisons)
         return best if isinstance(widened, str) else widened  # whether there is one does not depend on the level
 

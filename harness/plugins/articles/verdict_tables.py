@@ -35,6 +35,7 @@ from harness.report.tables.table import Table
 
 PLACE = ("Study", "Model", "Data")
 NOT_JUDGED = "not judged"  # what stands for the verdict on a claim without an effect in any place
+NAMED = 3  # settings beside a verdict that depends on them
 SHORT = 20  # characters of a reason that fit beside a verdict
 
 
@@ -98,7 +99,9 @@ def remark(merged: MergedVerdict, one_study: bool) -> str:
 
 def studies_text(merged: MergedVerdict) -> str:
     """The one study behind the verdict, else how many (or how many places, where a study has several), and how many of
-    these decide alike: "3 of 4 studies"."""
+    these decide alike: "3 of 4 studies". If no study decides it, the model that it is counted on."""
+    if merged.claim.counted_on:
+        return f"counted on {merged.claim.counted_on}"
     places, agreeing = len(merged.counted), len(merged.agreeing)
     if places == 1:
         return merged.place[0].rpartition("/")[2]
@@ -118,8 +121,8 @@ def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
     if merged.judgement.decision == OPEN and merged.claim.least_model and _all_too_small(merged):
         yield needs(merged.claim.least_model).replace("Needs", "needs")
     elif merged.depends_on:
-        yield f"on {', '.join(merged.depends_on)}"
-    elif len(merged.counted) > 1:
+        yield f"on {', '.join([*merged.depends_on[:NAMED], *(['…'] if merged.depends_on[NAMED:] else [])])}"
+    elif len(merged.counted) > 1 or merged.claim.counted_on:
         yield studies_text(merged)
     elif merged.judgement.decision == OPEN and (seeds := enough_seeds(merged.judgement)) is not None:
         yield f"needs {_seeds_text(seeds)}"
@@ -223,7 +226,7 @@ def _merged_data(merged: MergedVerdict) -> dict[str, Any]:
     counts = {"places": len(merged.counted), "agreeing": len(merged.agreeing)}
     return {
         **{name: values[name] for name in ("claim", "text", "decision", "plan", "effect", "low", "high")},
-        **{"depends_on": " ".join(merged.depends_on), "studies": " ".join(merged.studies), **counts},
+        **{"depends_on": ", ".join(merged.depends_on), "studies": " ".join(merged.studies), **counts},
         **{name: values[name] for name in ("seeds", "items", "records", "why", "run")},
     }
 
@@ -241,7 +244,7 @@ def _data(verdict: JudgedClaim) -> dict[str, Any]:
     study, model, data = verdict.place
     values = asdict(verdict.judgement) | {"records": " ".join(verdict.judgement.records)}
     effect = verdict.judgement.effect or Interval(math.nan, math.nan, math.nan)
-    for name in ("effect", "range", "small", "ratio", "remedy", "corrected"):  # the last is a function
+    for name in ("effect", "range", "small", "ratio", "remedy", "parts", "corrected"):  # the last is a function
         del values[name]
     place = {"study": study, "model": model, "data": data}
     claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}

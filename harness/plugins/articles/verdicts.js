@@ -1,6 +1,9 @@
 // A forest plot of each article's verdicts: the interval of a claim's effect against the range that the claim gives it.
 (() => {
-  const SCALES = { times: ["effect (×)", true], points: ["effect (points)", false], rate: ["learning rate", true] };
+  const SCALES = {
+    times: ["effect (×)", true], points: ["effect (points)", false], rate: ["learning rate", true],
+    bits_per_byte: ["effect (bits per byte)", false],
+  };
   const MARKS = { supported: "circle", refuted: "times", "too small to matter": "square", depends: "diamond", "not decided": "circle" };
 
   for (const article of block("verdicts")) {
@@ -42,8 +45,8 @@
     }));
     const narrow = width < 560;
     const name = ({ claim }) => short(claim.name, narrow ? 18 : 30);
-    const unit = scale === "points" ? " points" : "";
-    const said = ({ claim }) => short(unit ? claim.shown.replaceAll(unit, "") + unit : claim.shown, 34);
+    const unit = { points: " points", bits_per_byte: " bits per byte" }[scale] ?? ""; // the axis says it
+    const said = ({ claim }) => short(unit ? claim.shown.replaceAll(unit, "") : claim.shown, 34);
     return charts.plot({
       width, height: 56 + 24 * rows.length, marginLeft: narrow ? 130 : 200, marginRight: narrow ? 16 : 200, marginTop: 8, marginBottom: 38,
       x: { label, type: log ? "log" : "linear", domain: domain.map((end) => factor * end), grid: true, ticks: narrow ? 4 : 6, tickFormat: log ? (value) => significant(value, 2) : undefined },

@@ -20,24 +20,26 @@ def headline(held: Sequence[Contest], place: Place) -> Contest | None:
 
 
 def ahead(contest: Contest, several: bool) -> str:
-    """Sentences on a score: the best method, and which others are worse, equivalent, or not decided."""
+    """Sentences on a score: which method is better than the others, or which tie, and which are worse or equivalent."""
     name = score_words(contest) + (f" ({'/'.join(contest.place[1:])})" if several else "")
     first, *others = contest.standings
     label = first.choice.label
-    end = "highest" if contest.higher_is_better else "lowest"
     if not others:
         return f"{name}: only {label} has this score."
     if not contest.primary:
-        return f"{name}: {label} scores {end}. Not tested: another score of this task is."
+        return f"{name}: not tested, as another score of this task is."
     if first.letters is None:
-        return f"{name}: {label} scores {end}. Its items are missing or too few, so no difference from it is tested."
-    parts = [f"{name}: {label} scores {end}."]
-    if worse := contest.by_decision["different"]:
-        parts.append(f"Significantly worse: {listed(worse)}.")
-    if near := contest.by_decision["equivalent"]:
-        parts.append(f"Equivalent to it within ± {100 * MARGIN:g} points: {listed(near)}.")
-    if left := contest.by_decision["not decided"]:
-        parts.append(f"Undecided: {listed(left)}.")
+        return f"{name}: items are missing or too few, so no difference is tested."
+    by = contest.by_decision
+    worse, near = by["different"], by["equivalent"]
+    tied = [label, *(other for other in contest.against_best if other not in worse)]
+    if len(tied) > 1:
+        parts = [f"{name}: {listed(tied)} tie."]
+        parts += [f"Significantly worse: {listed(worse)}."] if worse else []
+    else:
+        parts = [f"{name}: {label} is significantly better than {listed(worse)}."] if worse else [f"{name}: {label}."]
+    if near:
+        parts.append(f"Equivalent to {label} within ± {100 * MARGIN:g} points: {listed(near)}.")
     if label in contest.one_seed:
         parts.append("With one seed, this compares trained models, not methods.")
     return " ".join(parts)
@@ -67,7 +69,8 @@ def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
     points = 100 * _luck(worst, spread)
     return (
         f"The best of several tries looks better than it is if validation and test share a seed's luck: by at most "
-        f"{points:.1f} points in {contest.score.split('/')[0]} ({worst.label}, best of {worst.tries})."
+        f"{points:.1f} points in {contest.score.split('/')[0]} ({worst.label}, best of {worst.tries}). Intervals "
+        "include that settings were chosen."
     )
 
 

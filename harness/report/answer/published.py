@@ -53,10 +53,14 @@ def published_answer(choices: Sequence[Choice], contests_by_score: Sequence[Cont
 def published_ahead(contest: Contest, reruns: Reruns) -> str:
     """`advice.ahead` of the score of `reruns`."""
     first, *others = reruns.experiments
-    best = contest.standings[0].choice.label
-    end = "highest" if contest.higher_is_better else "lowest"
-    worse = f" Significantly worse: {len(first.above)} of the other {len(others)} experiments." if others else ""
-    return f"{score_words(contest)}: {best} scores {end}.{worse}"
+    best, name = contest.standings[0].choice.label, score_words(contest)
+    if not others:
+        return f"{name}: only {best} has this score."
+    if len(first.above) == len(others):
+        return f"{name}: {best} is significantly better than the other {len(others)} experiments."
+    worse = f" Significantly worse: {len(first.above)} of the other {len(others)} experiments." if first.above else ""
+    tied = len(others) + 1 - len(first.above)
+    return f"{name}: {tied} of {len(others) + 1} experiments tie.{worse}"
 
 
 def accuracy_style(reruns: Reruns) -> tuple[str, Callable[[float], str]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from harness.report.answer.advice import listed
 from harness.report.answer.limits import MEMORY
 from harness.report.answer.place import Decision
-from harness.report.pairwise import DECISIONS, Contest
+from harness.report.pairwise import Contest
 from harness.report.statistics import Interval
 
 MANY = 3  # of more methods the number is said instead of their names
@@ -29,13 +29,17 @@ def score_and_memory(decision: Decision) -> str:
 
 
 def against_best(contest: Contest) -> str:
-    """Which methods the tests find worse than the best one, equivalent to it, or leave open."""
+    """Which methods the tests do not tell from the best one, or find equivalent to it, and which they find worse."""
     by = contest.by_decision
     best = contest.standings[0].choice.label
-    worse, *others = (_named(methods) if methods else "" for methods in by.values())
-    said = f"{worse} {_is(by['different'])} worse than {best}" if worse else f"Nothing is shown to be worse than {best}"
-    told = [f"{who} {_is(by[decision])} {decision}" for who, decision in zip(others, DECISIONS[1:], strict=True) if who]
-    return "; ".join([said, *told])
+    worse, near = by["different"], by["equivalent"]
+    tied = [best, *(other for other in contest.against_best if other not in worse)]
+    if len(tied) == 1:
+        return f"{best} is better than {_named(worse)}" if worse else f"Nothing is compared with {best}"
+    said = [f"{_named(tied)} tie"]
+    said += [f"{_named(near)} {_is(near)} equivalent to {best}"] if near else []
+    said += [f"{_named(worse)} {_is(worse)} worse"] if worse else []
+    return "; ".join(said)
 
 
 def change_with_rank(changes: Mapping[str, Interval], ranks: Mapping[str, tuple[int, int]], unit: str) -> str:

@@ -40,9 +40,12 @@ def missing_base(records: Sequence[Record]) -> Sentences:
 
 def seed_counts(records: Sequence[Record]) -> Sentences:
     tried = [record for record in tuned(finished(records)) if not record.confirmation]
+    fresh = [record for record in tuned(finished(records)) if record.confirmation]
     rows = list(_repeated(tried))
     counts = {len(members) for members in rows}
-    if counts == {1}:
+    if counts == {1} and max((len(members) for members in _repeated(fresh)), default=0) > 1:
+        yield "Settings were chosen by a single seed; fresh seeds compare the chosen ones.", ()
+    elif counts == {1}:
         yield "Single seed: error bars exclude seed-to-seed variance.", ()
     elif len(counts) > 1:
         cells = {id(record): len(members) for members in rows for record in members}

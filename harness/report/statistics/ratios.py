@@ -50,7 +50,7 @@ class Ratio(NamedTuple):
     def interval(self) -> Interval:
         return Interval(self.value, self.low, self.high)
 
-    def among(self, comparisons: int) -> Interval:
+    def among(self, comparisons: float) -> Interval:
         """The interval widened so that all of `comparisons` such intervals cover in 95% of studies (Bonferroni)."""
         return _exp(self.units, *self.logs, alpha=ALPHA / comparisons).interval
 

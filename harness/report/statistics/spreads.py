@@ -23,7 +23,7 @@ class SpreadRatio(NamedTuple):
     freedoms: tuple[float, float]
     logs: tuple[Statistic, ...] | None
 
-    def among(self, comparisons: int) -> Interval:
+    def among(self, comparisons: float) -> Interval:
         """The interval that covers, with `comparisons` like it, in 95% of studies; its ends are infinite if unknown."""
         if self.logs is None:
             return Interval(self.value, 0.0, np.inf)

@@ -259,7 +259,8 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: Seque
     paired = f"paired by item{seeds}; {' or '.join(sorted(tests))}"
     corrected = f"p ≥ 0.05, {paired}, studentized range, correction for {units.plural(pairs, 'pair')}"
     letters = f" Methods that share a letter are undecided, not equal: no test tells them apart ({corrected})."
-    yield f"Brackets: 95% intervals over {over}.{letters if pairs else ''}"
+    picked = " That of the best method includes that it was picked by its score."
+    yield f"Brackets: 95% intervals over {over}.{f'{picked}{letters}' if pairs else ''}"
     if any(contest.corrected and contest.many for contest in held):
         yield (
             f"Of more than {MANY} methods each is tested against the best one alone; those that are not significantly "

@@ -57,7 +57,7 @@ def test_parameters_are_judged_on_the_articles_model_and_the_records_are_the_rem
     found = study.judgement("lora-parameters")
     assert found.decision == SUPPORTED
     assert found.effect.value == gpt3.weights() / gpt3.adapter(1)
-    assert found.why.startswith("Counted on GPT-3 175B; the smallest adapter here (r=1) cuts smollm2-135m by ")
+    assert found.why.startswith("Counted on GPT-3 175B; the smallest adapter of demo (r=1) cuts smollm2-135m by ")
     assert len(found.records) == 1
 
 

@@ -18,10 +18,12 @@ from harness.plugins.articles.claims import (
     TOO_SMALL,
     Bounds,
     Judgement,
+    Part,
     Verdict,
     judged,
 )
-from harness.plugins.articles.merged import merge, merged_decision, surely
+from harness.plugins.articles.merged import merge, merged_decision, sure_somewhere, surely
+from harness.plugins.articles.verdict_tables import remark, studies_text
 from harness.report.planned import PlanState
 from harness.report.statistics import Interval
 
@@ -33,13 +35,12 @@ def judgement(value, error=0.01):
     """Of a ratio with a normal error; corrected, its interval is wider."""
 
     def interval(places):
-        half = Z[places] * error
+        half = NormalDist().inv_cdf(1 - 0.025 / places) * error  # two-sided, by Bonferroni
         return Interval(value, value - half, value + half)
 
     return judged(interval, Bounds(high=0.5, ratio=True), 3, ("cell",))
 
 
-Z = {places: NormalDist().inv_cdf(1 - 0.025 / places) for places in range(1, 11)}  # two-sided, by Bonferroni
 SURE, SUPPORTING, STRADDLING, REFUTING = (judgement(value) for value in (0.4, 0.479, 0.495, 0.521))
 
 
@@ -82,7 +83,39 @@ def test_an_open_place_does_not_overrule_a_sure_one_and_is_named():
 
 def test_among_open_places_a_single_decision_may_be_chance():
     assert merged_decision([SUPPORTING, STRADDLING]) == OPEN
-    assert "of 2 places that may be chance" in merged(SUPPORTING, STRADDLING).judgement.why
+    why = merged(SUPPORTING, STRADDLING).judgement.why
+    assert why == "Supported in a, which of 2 places may be chance; not decided in b"
+
+
+def test_several_that_decide_alike_are_no_chance_though_none_is_sure():
+    few, more = [SUPPORTING] * 2 + [STRADDLING] * 3, [SUPPORTING] * 3 + [STRADDLING]
+    assert set(surely(few)) == set(surely(more)) == {OPEN}
+    assert (sure_somewhere(few), sure_somewhere(more)) == (set(), {SUPPORTED})
+    assert (merged_decision(few), merged_decision(more)) == (OPEN, SUPPORTED)
+    assert merged_decision([judgement(0.6), *more]) == DEPENDS, "it fails in one, and it is no chance that 3 of 4 hold"
+
+
+def test_one_counterexample_refutes_a_claim_and_one_example_does_not_support_it():
+    refuted, sure = merged(judgement(0.6), SUPPORTING, STRADDLING, STRADDLING), judgement(0.6)
+    assert refuted.judgement.decision == REFUTED
+    assert refuted.judgement.effect == sure.effect
+    assert refuted.judgement.why == (
+        "Refuted in a; supported in b, which of 4 places may be chance; not decided in c, d"
+    )
+    opposed = merged(SURE, REFUTING, STRADDLING, STRADDLING)
+    assert opposed.judgement.decision == OPEN
+    assert opposed.judgement.why == (
+        "Supported in a; refuted in b, which of 4 places may be chance; not decided in c, d"
+    )
+
+
+def test_a_place_that_has_both_but_not_surely_leaves_a_refuted_claim_refuted():
+    mixed = replace(SUPPORTING, decision=DEPENDS, corrected=lambda places: DEPENDS if places < 3 else OPEN)
+    refuting = [judgement(0.6)] * 2
+    verdict = merged(*refuting, mixed, STRADDLING, STRADDLING)
+    assert verdict.judgement.decision == REFUTED
+    assert verdict.judgement.why.startswith("Refuted in a, b; mixed in c, which of 5 places may be chance;")
+    assert merged(*refuting, mixed, STRADDLING).judgement.decision == DEPENDS, "of two places it is sure"
 
 
 @pytest.mark.parametrize("others", [[], [STRADDLING], [SURE]], ids=len)
@@ -103,11 +136,20 @@ def test_what_it_depends_on_is_what_tells_the_places_apart():
     refuting = judgement(0.6)
     assert merged(SURE, refuting, data=["facts", "wordmath"]).depends_on == ("data",)
     assert merged(SURE, refuting, models=["3b", "smollm2"]).depends_on == ("model",)
-    assert merged(SURE, refuting, SURE, data=["facts", "facts", "wordmath"]).depends_on == ("study",)
+    assert merged(SURE, refuting, SURE, data=["facts", "facts", "wordmath"]).depends_on == ("data", "study")
     within = Judgement(DEPENDS, Interval(0.6, 0.59, 0.61), 3, None, ("cell",), "", (0.0, 0.5))
     assert merged(within, SURE).depends_on == ("setting",)
     assert merged(within).depends_on == ("setting",)
-    assert merged(within, SURE, refuting, data=["a", "b", "c"]).depends_on == ("data", "setting")
+    assert merged(within, SURE, refuting, data=["a", "b", "c"]).depends_on == ("data",)
+
+
+def test_a_setting_that_tells_apart_is_named_with_its_values():
+    first, second = places(SURE, judgement(0.6))
+    settings = [{"batch_size": frozenset({size}), "rank": frozenset({"8"})} for size in ("2", "16")]
+    parts = [Part(SUPPORTED, settings[0]), Part(REFUTED, settings[1])]
+    (verdict,) = merge([replace(first, parts=(parts[0],)), replace(second, parts=(parts[1],))]).judged
+    assert verdict.depends_on == ("batch size",)
+    assert verdict.judgement.why.startswith("Depends on batch size (supported at 2, refuted at 16): ")
 
 
 def test_too_small_to_matter_is_a_decision_like_others():
@@ -157,6 +199,14 @@ def test_only_places_that_could_be_judged_stand_behind_a_verdict():
     assert merge(places(lacking, Judgement(OPEN, records=("cell",), why="One seed"))).not_judged[0].judgement.records
 
 
+def test_what_is_counted_on_a_models_shape_has_one_place_and_says_on_what():
+    claim = find("beyond_lora").claims["lora-parameters"]
+    each = [replace(verdict, claim=claim) for verdict in places(SURE, SURE, SURE)]
+    (verdict,) = merge(each, {claim.name: "b"}).judged
+    assert [one.place[0] for one in verdict.places] == ["b"]
+    assert studies_text(verdict) == remark(verdict, one_study=True) == "counted on GPT-3 175B"
+
+
 def test_the_designed_study_is_named_first():
     designed = {CLAIM.name: "c"}
     (verdict,) = merge(places(SURE, SURE, SURE, studies=["reference/a", "reference/b", "reference/c"]), designed).judged
@@ -164,12 +214,17 @@ def test_the_designed_study_is_named_first():
     assert verdict.judgement.records[0] == "reference/c/cell"
 
 
+@pytest.mark.parametrize("alike", [0.0, 0.8])
 @pytest.mark.parametrize("places", [2, 3, 5, 10])
-def test_many_places_at_the_limit_are_rarely_decided(places):
-    """Each place errs on one side in 2.5%; without a correction 5 of them would in 12% and 10 in 22%."""
+def test_many_places_at_the_limit_are_rarely_decided(places, alike):
+    """Each place errs on one side in 2.5%; without a correction 5 of them would in 12% and 10 in 22%.
+
+    alike: the share of the errors' variance that all places have in common.
+    """
     draw = np.random.default_rng(places)
     studies = 2000
     wrong = 0
-    for errors in draw.normal(size=(studies, places)):
-        wrong += merged_decision([judgement(0.5 + 0.01 * error) for error in errors]) in (SUPPORTED, DEPENDS)
+    errors = (1 - alike) ** 0.5 * draw.normal(size=(studies, places)) + alike**0.5 * draw.normal(size=(studies, 1))
+    for of_places in errors:
+        wrong += merged_decision([judgement(0.5 + 0.01 * error) for error in of_places]) in (SUPPORTED, DEPENDS)
     assert wrong / studies < 0.035

@@ -66,7 +66,7 @@ def test_a_line_a_claim_fits_a_terminal():
     assert len(lines) < len(verdicts.judged) + 10
     memory = next(line for line in lines if line.startswith("adapters-galore-memory"))
     assert "depends" in memory
-    assert "on study" in memory
+    assert "on batch size or rank" in memory
 
 
 def test_latex_has_every_character_of_our_own_texts_and_code_as_such():

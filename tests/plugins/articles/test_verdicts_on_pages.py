@@ -70,3 +70,14 @@ def test_a_filter_shows_the_claims_that_are_wanted_and_their_effects_are_drawn(s
     assert len(wanted("")) == 17
     assert page.ask("document.querySelectorAll('#beyond_lora-forest svg').length") > 0
     assert page.complaints() == []
+
+
+@in_a_browser
+def test_effects_are_written_in_full_beside_their_intervals(shown):
+    skill = REFERENCE / "study_skill"
+    page = shown(render(read_study(skill)[0], skill, where="--study study_skill"))
+    page.ask("document.getElementById('beyond_lora-forest').scrollIntoView(); new Promise((d) => setTimeout(d, 300))")
+    texts = "[...document.querySelectorAll('#beyond_lora-forest svg text')]"
+    assert "bits per byte" in page.ask(f"{texts}.map((text) => text.textContent).join()")
+    beyond = "(text) => text.getBoundingClientRect().right > text.closest('svg').getBoundingClientRect().right + 1"
+    assert page.ask(f"{texts}.filter({beyond}).map((text) => text.textContent)") == []

@@ -130,7 +130,7 @@ def _further(at: Evidence) -> Judgement:
     if (own := scaled.intervals) is None or (other := kept.intervals) is None:
         return MeasuredRate(None, seeds, used, scaled.why or kept.why).judge(MOVES)
 
-    def intervals(comparisons: int) -> Interval:
+    def intervals(comparisons: float) -> Interval:
         near, far = _size(own(comparisons)), _size(other(comparisons))
         return Interval(far.value / near.value, far.low / near.high, far.high / near.low)
 

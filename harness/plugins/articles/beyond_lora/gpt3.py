@@ -4,6 +4,7 @@ The article's 10,000× is that of the LoRA paper (Hu et al. 2021, arXiv:2106.096
 queries and values. The shape is that of Brown et al. 2020 (arXiv:2005.14165), table 2.1; the vocabulary is GPT-2's.
 """
 
+NAME = "GPT-3 175B"
 LAYERS = 96
 WIDTH = 12_288  # of the hidden states; the MLP's are four times as wide
 VOCABULARY = 50_257

@@ -38,6 +38,7 @@ SHARES = Bounds(low=TENTH, small=(-TENTH, TENTH), margin="10 points", more="more
     "sweep method=lora rank=1 'method.adapt.target_modules=[q_proj,v_proj]' train.max_steps=1 'eval.tasks=[]' "
     "infer.repeats=0 study=smallest",
     times,
+    counted_on=gpt3.NAME,
 )
 def lora_parameters(at: Evidence) -> Judgement:
     """Exact, of the model that the article means; the remark has the smallest adapter of the records."""
@@ -49,7 +50,7 @@ def lora_parameters(at: Evidence) -> Judgement:
     cut = gpt3.weights() / gpt3.adapter(rank=1)
     judgement = exact(cut, Bounds(low=CUT, ratio=True), None, (least.cell.name,))
     rank = "" if least.cell.rank is None else f" (r={least.cell.rank})"
-    why = f"Counted on GPT-3 175B; the smallest adapter here{rank} cuts {least.cell.model} by {times(own)}"
+    why = f"Counted on {gpt3.NAME}; the smallest adapter of {least.study}{rank} cuts {least.cell.model} by {times(own)}"
     return replace(judgement, why=why)
 
 
@@ -113,7 +114,7 @@ def low_rank_divergence(at: Evidence) -> Judgement:
         return lacking(f"lora at ranks up to {LOW}", f"at {HIGH} and above, at rates near the best")
     _, worth = statistics.difference_of_shares(strata)
 
-    def intervals(comparisons: int) -> Interval:
+    def intervals(comparisons: float) -> Interval:
         return statistics.difference_of_shares(strata, ALPHA / comparisons)[0]
 
     used = tuple(

@@ -51,7 +51,10 @@
       draw: (width) => lines(found.rates, "validation_loss", width, {
         x: { label: "learning rate", tickFormat: "~e" }, up: "validation loss",
         // one run that nearly diverged must not flatten all others
-        domain: (points) => [d3.min(points, (point) => Math.min(point.y, point.fresh?.y ?? point.y)), Math.max(d3.quantile(points, 0.8, (point) => point.y), ...points.filter((point) => point.chosen).flatMap((point) => [point.y, point.fresh?.y ?? point.y])) * 1.02],
+        domain: (points) => {
+          const rings = points.filter((point) => point.chosen).flatMap(({ y, fresh }) => [y, ...(fresh ? [fresh.y, fresh.low ?? fresh.y, fresh.high ?? fresh.y] : [])]);
+          return [d3.min([...points.map((point) => point.y), ...rings]), Math.max(d3.quantile(points, 0.8, (point) => point.y), ...rings) * 1.02];
+        },
       }),
     });
   }
