@@ -21,7 +21,7 @@ RULES = {
 # Of each version of the rules, what their code was. After a change that can change an answer raise the version
 # (harness/report/rules.py, harness/plugins/articles/rule_version.py), then renew its digest here; after any other
 # change renew the digest alone.
-DIGESTS = {("comparison", 2): "a8552e8c4e786d00", ("claims", 1): "8fb19140ce1ec8ab"}
+DIGESTS = {("comparison", 2): "3ae5723d4bb4330e", ("claims", 1): "8fb19140ce1ec8ab"}
 
 
 def code(node: object) -> object:

@@ -126,15 +126,15 @@ def levels(samples: Sequence[Answers]) -> list[Level]:
     return _shrunk(samples, pairing.told_by_others(*_scores(samples)))
 
 
-def _shrunk(samples: Sequence[Answers], told: float) -> list[Level]:
-    """told: how much the others' variance counts, 0 to 1."""
+def _shrunk(samples: Sequence[Answers], weight: float) -> list[Level]:
+    """weight: how much the others' variance counts, 0 to 1."""
     found = [seed_level(sample) for sample in samples]
     repeated = [i for i, sample in enumerate(samples) if len(sample.values) > 1]
     if len(repeated) < 2:
         return found
     seeds = np.array([len(samples[i].values) for i in repeated])
     own = np.array([found[i].variance for i in repeated]) * seeds
-    shrunk, freedom = moderated(own, seeds - 1.0, trust(seeds - 1.0) * told)
+    shrunk, freedom = moderated(own, seeds - 1.0, trust(seeds - 1.0) * weight)
     for i, variance, degrees in zip(repeated, shrunk / seeds, freedom, strict=True):
         found[i] = Level(float(variance), found[i].rest, float(degrees))
     return found
@@ -219,8 +219,8 @@ def _effects(samples: Sequence[Answers]) -> dict[int, SeedEffect]:
 
 def _scores(samples: Sequence[Answers]) -> tuple[dict[int, np.ndarray], dict[int, tuple[int | None, ...]]]:
     """By position of the samples that have several known seeds: the score of each seed, and the seeds."""
-    known = {i: sample.seeds for i, sample in enumerate(samples) if sample.seeds and len(sample.values) > 1}
-    return {i: samples[i].values.mean(axis=1) for i in known}, known
+    seeds = {i: sample.seeds for i, sample in enumerate(samples) if sample.seeds and len(sample.values) > 1}
+    return {i: samples[i].values.mean(axis=1) for i in seeds}, seeds
 
 
 def _together(one: Level, other: Level) -> Level:
