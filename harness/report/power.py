@@ -66,25 +66,26 @@ def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumption
     over_seeds = 2 * given.seed_sd**2 / seeds
     scores = ((over_items + over_seeds) / 2) ** 0.5 * draw.standard_normal((methods, studies))
     gaps = effect + scores[0] - scores[1:]
-    # Seeds are taken to move each method for itself: what pairing finds beside it is a part of the same squares
-    parts = np.array([1 - 1 / methods, 1 / methods]) * (seeds - 1)
-    squares = np.stack([draw.chisquare(part, (methods, studies)) for part in parts])
-    charges = statistics.charge(methods * (seeds - 1.0), methods * parts[0])
-    half, error, freedom = (np.full(gaps.shape, np.inf) for _ in range(3))
-    for square, own, charge in zip([squares.sum(axis=0), squares[0]], [seeds - 1.0, parts[0]], charges, strict=True):
-        if charge == math.inf:
-            continue
-        each = (given.seed_sd**2 / seeds + rest) * square / own
-        shrunk, freedoms = statistics.moderated(each, np.array([own] * methods))
-        least = np.minimum(freedoms[0], freedoms[1:])
-        noise = statistics.Level((shrunk[0] + shrunk[1:]) * charge**2, 2 * rest, least)
-        total, degrees = statistics.combined(noise, over_items, n - 1)
-        width = -special.stdtrit(degrees, ALPHA / 2) * total**0.5
-        shorter = width < half
-        half, error = np.where(shorter, width, half), np.where(shorter, total**0.5, error)
-        freedom = np.where(shorter, degrees, freedom)
+    own, degrees = _own_spreads(draw, methods, seeds, studies)
+    shrunk, freedoms = statistics.moderated((given.seed_sd**2 / seeds + rest) * own, degrees)
+    noise = statistics.Level(shrunk[0] + shrunk[1:], 2 * rest, np.minimum(freedoms[0], freedoms[1:]))
+    total, freedom = statistics.combined_known(noise, over_items, n - 1)
+    error = total**0.5
     p = 2 * special.stdtr(freedom, -gaps / np.where(error > 0, error, 1e-300))
     return _share_found(p, freedom, np.all(gaps > 0, axis=0))
+
+
+def _own_spreads(draw: np.random.Generator, methods: int, seeds: int, studies: int) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates of each method's variance over seeds, of which the true one is 1, (methods, studies), with their
+    degrees of freedom: of paired seeds, as tables have them (`statistics.seed_effects`)."""
+    if (methods - 1) * (seeds - 1) <= 1:
+        freedom = np.full(methods, seeds - 1.0)
+        return draw.chisquare(freedom[0], (methods, studies)) / freedom[0], freedom
+    contrasts = draw.standard_normal((methods, seeds - 1, studies))
+    squares = ((contrasts - contrasts.mean(axis=0)) ** 2).sum(axis=1)
+    residual = np.eye(methods) - 1 / methods
+    freedom = (seeds - 1) * np.diag(residual)
+    return statistics.own_variances(squares, freedom, (seeds - 1) * residual**2), freedom
 
 
 def _share_found(p: np.ndarray, freedom: np.ndarray, best: np.ndarray) -> float:

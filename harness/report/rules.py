@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness import plugin
 from harness.record import JudgingRules
 
-COMPARISON = 1
+COMPARISON = 2
 """Version of the rules by which methods are compared: how settings are chosen (select.py), and which differences are
 significant (pairwise.py, statistics/). Raise it with each change after which a study could be answered differently;
 tests/house/test_rules.py notices one."""

@@ -450,7 +450,7 @@ def test_power_of_many_methods_pools_the_spread_of_all(methods, seeds, effect):
                 + item
                 + draw.normal(0, (0.25 * 0.2) ** 0.5, n)
                 + draw.normal(0, (0.25 * 0.4) ** 0.5, (seeds, n))
-            )
+            )._replace(seeds=tuple(range(seeds)))
             for mean in (effect, *[0.0] * (methods - 1))
         ]
         best = samples[0].values.mean()

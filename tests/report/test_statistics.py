@@ -144,19 +144,57 @@ def test_seeds_that_move_methods_alike_widen_no_interval_of_their_difference(see
         assert unpaired.high - unpaired.low > (1.5 if seeds == 5 else 2) * (paired.high - paired.low)
 
 
-@pytest.mark.parametrize(("freedom", "paired"), [(2, 1), (4, 2), (8, 4), (18, 9), (58, 29), (12, 10), (24, 20)])
-def test_the_choice_of_pairing_costs_little_and_is_paid(freedom, paired):
-    """Simulated where the choice is dearest: no seed moves two methods alike."""
-    unpaired, by_seed = statistics.charge(freedom, paired)
-    assert unpaired < 1.09
-    draw = np.random.default_rng(0)
-    squares, more = draw.chisquare(paired, 100_000), draw.chisquare(freedom - paired, 100_000)
-    gap = np.abs(draw.standard_normal(100_000))
-    bounds = [
-        charge * scipy_stats.t.isf(0.025, degrees) * (square / degrees) ** 0.5
-        for charge, degrees, square in ((unpaired, freedom, squares + more), (by_seed, paired, squares))
-    ]
-    assert np.mean(gap > np.minimum(*bounds)) == pytest.approx(0.05, abs=0.003)
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_how_much_seeds_share_does_not_change_a_difference(seeds):
+    """The shorter of a paired and an unpaired interval was taken: of few seeds mostly the unpaired one, which counts
+    what seeds share, and covered 99%."""
+    draw = np.random.default_rng(SEED)
+    scores = draw.normal(0, 1, (2, seeds, 1)) + draw.normal(0, 3, (2, 1, 200)) + draw.normal(0, 9, (2, seeds, 200))
+    common = draw.normal(0, 20, (seeds, 1))
+    samples = [[Answers(x + by * common, np.arange(200), tuple(range(seeds))) for x in scores] for by in (0.0, 1.0)]
+    apart, together = (statistics.differences(each)[0, 1] for each in samples)
+    assert together.by_seed
+    assert together[:6] == pytest.approx(apart[:6])
+
+
+def test_two_seeds_of_two_methods_and_few_common_seeds_are_not_paired():
+    draw = np.random.default_rng(SEED)
+    one, other, third = answers(draw, 3, 6, 200, seed_sd=0.2)
+    short = [sample._replace(values=sample.values[:2], seeds=(0, 1)) for sample in (one, other, third)]
+    assert not statistics.differences(short[:2])[0, 1].by_seed
+    assert statistics.differences(short)[0, 1].by_seed
+    assert not statistics.differences([one, short[1], third])[0, 1].by_seed
+    assert statistics.differences([one, short[1]._replace(values=other.values[:3], seeds=(0, 1, 2))])[0, 1].by_seed
+
+
+@pytest.mark.parametrize(("methods", "seeds"), [(2, 3), (4, 2), (4, 3), (6, 5)])
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_means_cover_where_seeds_move_all_methods_alike(methods, seeds, shared):
+    """Variances of methods that seeds move alike rest on the same draws: pooled as if independent, they covered 85
+    to 92%. Nearly 93% is what few seeds allow."""
+    draw, hits = np.random.default_rng(SEED), []
+    for _ in range(1000):
+        common = shared**0.5 * draw.normal(0, 0.04, (seeds, 1))
+        own = (1 - shared) ** 0.5 * draw.normal(0, 0.04, (methods, seeds, 1))
+        values = common + own + draw.normal(0, 0.3, (methods, seeds, 200))
+        samples = [Answers(each, np.arange(200), tuple(range(seeds))) for each in values]
+        hits.append(np.mean([interval.low <= 0 <= interval.high for interval in statistics.mean_intervals(samples)]))
+    assert 0.92 <= np.mean(hits) <= 0.975
+
+
+def test_others_tell_nothing_of_a_variance_where_seeds_move_all_exactly_alike():
+    draw, seeds = np.random.default_rng(SEED), dict.fromkeys(range(4), range(5))
+    common = draw.normal(0, 1, 5)
+    assert statistics.told_by_others({m: common + m for m in range(4)}, seeds) == 0
+    alike = statistics.told_by_others({m: common + draw.normal(0, 0.3, 5) for m in range(4)}, seeds)
+    assert 0 < alike < 0.3
+    apart = [statistics.told_by_others({m: draw.normal(0, 1, 5) for m in range(4)}, seeds) for _ in range(200)]
+    assert np.mean(apart) > 0.9
+    assert statistics.told_by_others({0: common, 1: common}, {0: range(5), 1: range(5, 10)}) == 1
+    assert statistics.told_by_others({}, {}) == 1
+    lost = seeds | {1: [0, 1, 3, 4], 2: range(1, 5)}
+    scores = {m: common[list(s)] for m, s in lost.items()}
+    assert statistics.told_by_others(scores, lost) == 0
 
 
 def test_what_seeds_share_is_left_out_of_a_methods_own_variance():
@@ -213,7 +251,8 @@ def winners(seed, methods, seeds, seed_sd):
 
 @pytest.mark.parametrize("setting", EQUAL)
 def test_equal_methods_have_no_winner(setting):
-    assert winners(SEED, *setting) <= 0.05
+    """Up to two Monte Carlo standard errors."""
+    assert winners(SEED, *setting) <= 0.05 + 2 * (0.05 * 0.95 / 500) ** 0.5
 
 
 def winners_by_noise(seed, seeds):
@@ -351,14 +390,13 @@ def test_models_that_answer_alike_do_not_differ():
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_the_interval_of_models_that_answer_alike_is_the_shorter_one_with_an_item_of_doubt(seeds):
-    """Without the doubt the paired error would be 0, and would be taken though it has the fewer degrees."""
+def test_the_interval_of_models_that_answer_alike_has_an_item_of_doubt(seeds):
     values = np.tile(np.arange(400) % 2.0, (seeds, 1))
     values[0, 0] = 1
     alike = Answers(values, np.arange(400), tuple(range(seeds)))
     one, other = (statistics.differences([sample] * 2)[0, 1] for sample in (alike, alike._replace(seeds=None)))
     assert one.error == other.error == 1 / 400
-    assert one.high <= other.high < 0.011
+    assert max(one.high, other.high) < 0.011
     scores, names = dict.fromkeys((0, 1), values.mean(axis=1) / 3), dict.fromkeys((0, 1), range(seeds))
     assert all(effect.own == 0 for effect in statistics.seed_effects(scores, names).values())
 

@@ -38,7 +38,7 @@ from harness.report.statistics.estimates import (
 )
 from harness.report.statistics.luck import luck
 from harness.report.statistics.optima import optimum, ratio_of_optima
-from harness.report.statistics.pairing import SeedEffect, charge, seed_effects
+from harness.report.statistics.pairing import SeedEffect, own_variances, seed_effects, told_by_others
 from harness.report.statistics.ranges import range_p, range_quantile
 from harness.report.statistics.ranks import MethodRank, ranks
 from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units
@@ -62,7 +62,6 @@ __all__ = [
     "Run",
     "SeedEffect",
     "Statistic",
-    "charge",
     "combined",
     "combined_known",
     "difference_of_shares",
@@ -80,6 +79,7 @@ __all__ = [
     "of_times",
     "optimum",
     "over_items",
+    "own_variances",
     "preference",
     "range_p",
     "range_quantile",
@@ -93,5 +93,6 @@ __all__ = [
     "step_charge",
     "stepwise",
     "summary_interval",
+    "told_by_others",
     "units",
 ]

@@ -4,8 +4,8 @@ The model is two-way: value = mean + seed + item + rest, each a random effect, s
 items of one cluster (a subject, a passage, a template) share a part of theirs. So the variance of a mean is B + b: B,
 that of the seeds' means over their number, which has the rest in it, and b, what items add to that: their
 cluster-robust variance less the rest's share (Miller, arXiv:2411.00640; McCaffrey & Bell's correction for few
-clusters). B is shrunk over the methods that are compared (`variances.moderated`). A difference has the shorter of two
-intervals, seeds paired or not (`pairing`).
+clusters). B is shrunk over the methods that are compared (`variances.moderated`). Seeds that both
+methods have are paired in a difference (`pairing`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.report.statistics import pairing
-from harness.report.statistics.estimates import ALPHA, Difference, Interval, Statistic, quantile, share_interval
+from harness.report.statistics.estimates import Difference, Interval, Statistic, share_interval
 from harness.report.statistics.pairing import SeedEffect
-from harness.report.statistics.variances import Level, combined, combined_known, moderated, trust
+from harness.report.statistics.variances import Level, combined_known, moderated, trust
 
 
 class Answers(NamedTuple):
@@ -64,10 +64,9 @@ def differences(
     """For each pair i < j of samples, or for each of `pairs`, the mean of i less that of j; samples as in
     `mean_intervals`.
 
-    Items are paired: both methods answered the same. Seeds that two methods share, which mean the same batches to both,
-    are paired where that makes the interval shorter (`pairing`). The interval and the p-value are Student's; the
-    p-value of one seed each, values 0 or 1 and independent items is McNemar's exact one. A correction for many
-    comparisons is the caller's: `holm`.
+    Items are paired: both methods answered the same. So are seeds that two methods share, which mean the same batches
+    to both (`gaps`). The interval and the p-value are Student's; the p-value of one seed each, values 0 or 1 and
+    independent items is McNemar's exact one. A correction for many comparisons is the caller's: `holm`.
     """
     shares = [binary(sample.values) for sample in samples]
     return {(i, j): _difference(*gap, shares[i] and shares[j]) for (i, j), gap in gaps(samples, pairs).items()}
@@ -79,8 +78,8 @@ def _difference(one: Answers, other: Answers, gap: Gap, shares: bool) -> Differe
     exact = shares and len(one.values) == len(other.values) == 1 and not one.clustered
     p = mcnemar(one.values[0], other.values[0]) if exact else statistic.p()
     alone = gap.items / statistic.error**2 if statistic.error else 1.0
-    ends, by_seed = statistic.interval(), gap.charge is not None
-    return Difference(*ends, p, statistic.error, statistic.freedom, alone, exact, by_seed, statistic.most)
+    ends = statistic.interval()
+    return Difference(*ends, p, statistic.error, statistic.freedom, alone, exact, gap.paired, statistic.most)
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
@@ -120,31 +119,43 @@ def seed_level(sample: Answers) -> Level:
 
 
 def levels(samples: Sequence[Answers]) -> list[Level]:
-    """`seed_level` of each sample, with the variance of one seed shrunk over the samples of several seeds."""
+    """`seed_level` of each sample, with the variance of one seed shrunk over the samples of several seeds.
+
+    Where seeds move methods alike, the others tell less of it (`pairing.told_by_others`).
+    """
+    return _shrunk(samples, pairing.told_by_others(*_scores(samples)))
+
+
+def _shrunk(samples: Sequence[Answers], weight: float) -> list[Level]:
+    """weight: how much the others' variance counts, 0 to 1."""
     found = [seed_level(sample) for sample in samples]
     repeated = [i for i, sample in enumerate(samples) if len(sample.values) > 1]
     if len(repeated) < 2:
         return found
     seeds = np.array([len(samples[i].values) for i in repeated])
     own = np.array([found[i].variance for i in repeated]) * seeds
-    shrunk, freedom = moderated(own, seeds - 1.0, trust(seeds - 1.0))
+    shrunk, freedom = moderated(own, seeds - 1.0, trust(seeds - 1.0) * weight)
     for i, variance, degrees in zip(repeated, shrunk / seeds, freedom, strict=True):
         found[i] = Level(float(variance), found[i].rest, float(degrees))
     return found
 
 
+def _apart(samples: Sequence[Answers]) -> list[Level]:
+    """`levels` for differences whose seeds are not paired: what seeds share widens these anyway, so all tell of it."""
+    return _shrunk(samples, 1.0)
+
+
 class Gap(NamedTuple):
     """The difference of two means, its variance with degrees of freedom, and what of the variance only items lessen.
 
-    charge: by how much the error over seeds is larger, as seeds were paired because that made the interval shorter;
-    None if they were not.
+    paired: whether seeds were.
     """
 
     value: float
     variance: float
     freedom: float
     items: float
-    charge: float | None
+    paired: bool
 
 
 def gaps(
@@ -152,68 +163,64 @@ def gaps(
 ) -> dict[tuple[int, int], tuple[Answers, Answers, Gap]]:
     """For each pair i < j of samples, or for each of `pairs`, both of them, and the mean of i less that of j.
 
-    Of paired seeds it is the mean over those that both have. Of the two ways the one with the shorter interval is
-    taken, and its variance over seeds pays for the choice. Of right and wrong answers no error is below one item: a
-    model that answers as another does may differ by one.
+    Of paired seeds it is the mean over those that both have. They are paired if at least two are, and half of those
+    that either has: a rule on which runs there are, so that no score has a part in it. Of right and wrong answers no
+    error is below one item: a model that answers as another does may differ by one.
     """
-    of, effects, shares = levels(samples), _effects(samples), [binary(sample.values) for sample in samples]
+    of, effects, shares = _apart(samples), _effects(samples), [binary(sample.values) for sample in samples]
     gap_of = {}
     for i, j in itertools.combinations(range(len(samples)), 2) if pairs is None else pairs:
         one, other = samples[i], samples[j]
-        ways = [(_together(of[i], of[j]), one.values.mean(axis=0) - other.values.mean(axis=0), 1.0, False)]
-        if {i, j} <= effects.keys() and (paired := _common(one, other)) is not None:
+        level, values = _together(of[i], of[j]), one.values.mean(axis=0) - other.values.mean(axis=0)
+        paired = _common(one, other) if {i, j} <= effects.keys() else None
+        if paired is not None:
             own, freedom = effects[i].own + effects[j].own, min(effects[i].freedom, effects[j].freedom)
             level = Level(own / len(paired), seed_level(Answers(paired, one.clusters)).rest, freedom)
-            dear, dearer = pairing.charge(float(ways[0][0].freedom), freedom)
-            ways = [(*ways[0][:2], dear, False), (level, paired.mean(axis=0), dearer, True)]
+            values = paired.mean(axis=0)
         least = one.values.shape[1] ** -2 if shares[i] and shares[j] else 0.0
-        gap_of[i, j] = one, other, min((_gap(*way, one.clusters, least) for way in ways), key=_width)
+        gap_of[i, j] = one, other, _gap(level, values, one.clusters, least, paired is not None)
     return gap_of
 
 
-def _gap(level: Level, values: np.ndarray, charge: float, paired: bool, clusters: np.ndarray, least: float) -> Gap:
-    """values: the difference by item. charge: times that the error over seeds is larger. least: its variance."""
+def _gap(level: Level, values: np.ndarray, clusters: np.ndarray, least: float, paired: bool) -> Gap:
+    """values: the difference by item. least: its variance."""
     items, freedom = over_items(values, clusters)
-    if charge == math.inf:
-        return Gap(float(values.mean()), math.inf, 1.0, 0.0, None)
-    variance, degrees = combined(level._replace(variance=level.variance * charge**2), items, freedom)
+    variance, degrees = combined_known(level, items, freedom)
     alone = max(0.0, items - float(level.rest))
-    return Gap(float(values.mean()), max(float(variance), least), float(degrees), alone, charge if paired else None)
-
-
-def _width(gap: Gap) -> float:
-    """The square of half its interval."""
-    return gap.variance * quantile(1 - ALPHA / 2, gap.freedom) ** 2
+    return Gap(float(values.mean()), max(float(variance), least), float(degrees), alone, paired)
 
 
 def _common(one: Answers, other: Answers) -> np.ndarray | None:
-    """The differences by seed and item, (seeds, items), of the seeds that both have; None if there is but one."""
+    """The differences by seed and item, (seeds, items), of the seeds that both have; None if these are too few."""
     rows = {seed: row for row, seed in enumerate(other.seeds or ())}
     both = [(row, rows[seed]) for row, seed in enumerate(one.seeds or ()) if seed in rows]
-    if len(both) < 2:
+    if len(both) < 2 or 2 * len(both) < max(len(one.values), len(other.values)):
         return None
     mine, others = zip(*both, strict=True)
     return one.values[list(mine)] - other.values[list(others)]
 
 
 def compared_levels(samples: Sequence[Answers]) -> list[Level]:
-    """`levels` as differences have them: those of paired seeds, where these make most intervals shorter."""
-    of, effects = levels(samples), _effects(samples)
-    charges = [gap.charge for (i, j), (*_, gap) in gaps(samples).items() if {i, j} <= effects.keys()]
-    paired = [charge for charge in charges if charge is not None]
-    if len(paired) <= len(charges) / 2:
+    """Levels as differences have them: those of paired seeds, where most differences are paired."""
+    of, effects = _apart(samples), _effects(samples)
+    pairs = list(itertools.combinations(range(len(samples)), 2))
+    paired = [pair for pair in pairs if {*pair} <= effects.keys() and _common(*(samples[i] for i in pair)) is not None]
+    if 2 * len(paired) <= len(pairs):
         return of
-    charge = float(np.mean(paired))
     for i, effect in effects.items():
-        of[i] = Level(effect.own / len(samples[i].values) * charge**2, of[i].rest, effect.freedom)
+        of[i] = Level(effect.own / len(samples[i].values), of[i].rest, effect.freedom)
     return of
 
 
 def _effects(samples: Sequence[Answers]) -> dict[int, SeedEffect]:
     """How seeds move each of the methods that have several; empty if they share none."""
-    known = [i for i, sample in enumerate(samples) if sample.seeds is not None and len(sample.values) > 1]
-    scores = {i: samples[i].values.mean(axis=1) for i in known}
-    return pairing.seed_effects(scores, {i: samples[i].seeds or () for i in known})
+    return pairing.seed_effects(*_scores(samples))
+
+
+def _scores(samples: Sequence[Answers]) -> tuple[dict[int, np.ndarray], dict[int, tuple[int | None, ...]]]:
+    """By position of the samples that have several known seeds: the score of each seed, and the seeds."""
+    seeds = {i: sample.seeds for i, sample in enumerate(samples) if sample.seeds and len(sample.values) > 1}
+    return {i: samples[i].values.mean(axis=1) for i in seeds}, seeds
 
 
 def _together(one: Level, other: Level) -> Level:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import pandas as pd
 from scipy import special
 
 from harness.report.statistics.accuracies import Answers, binary, cluster_sums, compared_levels, over_items
-from harness.report.statistics.variances import Level
+from harness.report.statistics.variances import Level, beyond_rest
 
 DRAWS = 4_000
 WEIGHTS = 2**24  # numbers in memory at a time
@@ -47,15 +48,17 @@ def ranks(
     drawn = drawn / items
     drawn -= drawn.mean(axis=1, keepdims=True)  # what methods share ranks none
     centre, of = drawn.mean(axis=0), compared_levels(samples)
-    drawn = centre + _items_own(means, samples[0].clusters, of, draw, draws) * (drawn - centre)
+    parts, freedom = _rest_parts(means, samples[0].clusters, of)
+    drawn = centre + _items_own(parts, freedom, draw, draws) * (drawn - centre)
     if all(binary(sample.values) for sample in samples):
         halves, mean = draw.standard_gamma(0.5, (2, *drawn.shape)), means.mean()
         drawn = ((drawn + mean) * items + halves[0]) / (items + halves.sum(axis=0))
     luck = draw.random(draws)  # of the seeds' variances, which rest on all methods
-    for j, level in enumerate(of):
-        if level.variance:
-            freedom = max(1.0, level.freedom)
-            scale = (level.variance * freedom / special.chdtri(freedom, luck)) ** 0.5
+    for j, (level, part) in enumerate(zip(of, parts, strict=True)):
+        if level.variance or level.rest:
+            degrees = max(1.0, float(level.freedom))
+            beyond = beyond_rest(level, level.rest / part if part else math.inf, freedom)
+            scale = (level.rest + beyond * degrees / special.chdtri(degrees, luck)) ** 0.5
             drawn[:, j] += scale * draw.standard_normal(draws)
     ordered = drawn if higher_is_better else -drawn
     top = ordered == ordered.max(axis=1, keepdims=True)
@@ -94,17 +97,20 @@ def _bootstrapped(
     return whole[:, 0], whole[:, 1:]
 
 
-def _items_own(
-    means: np.ndarray, clusters: np.ndarray, of: Sequence[Level], draw: np.random.Generator, draws: int
-) -> np.ndarray:
+def _rest_parts(means: np.ndarray, clusters: np.ndarray, of: Sequence[Level]) -> tuple[np.ndarray, float]:
+    """The part, 0 to 1, that the rest (by seed and item) has in what each method's score differs over items from the
+    mean of all, (methods,), and the items' degrees of freedom."""
+    m, found = len(means), [over_items(gap, clusters) for gap in means - means.mean(axis=0)]
+    total = np.array([variance for variance, _ in found])
+    rest = np.array([level.rest for level in of])
+    rest = rest * (1 - 2 / m) + rest.sum() / m**2  # of the difference from the mean of all
+    return np.minimum(1.0, rest / np.where(total > 0, total, np.inf)), max(1.0, found[0][1])
+
+
+def _items_own(parts: np.ndarray, freedom: float, draw: np.random.Generator, draws: int) -> np.ndarray:
     """Factors, (draws, methods), of what a method differs over items from the mean of all: without the rest's share,
-    and for few clusters as Student's t.
+    and for few clusters as Student's t. parts, freedom: of `_rest_parts`.
 
     By the bootstrap's weights alone differences over `freedom` + 1 clusters vary less than their error says.
     """
-    m, found = len(means), [over_items(gap, clusters) for gap in means - means.mean(axis=0)]
-    total, freedom = np.array([variance for variance, _ in found]), max(1.0, found[0][1])
-    rest = np.array([level.rest for level in of])
-    rest = rest * (1 - 2 / m) + rest.sum() / m**2  # of the difference from the mean of all
-    own = np.maximum(0.0, 1 - rest / np.where(total > 0, total, np.inf))
-    return (own * ((freedom + 2) / draw.chisquare(freedom, draws))[:, None]) ** 0.5
+    return ((1 - parts) * ((freedom + 2) / draw.chisquare(freedom, draws))[:, None]) ** 0.5

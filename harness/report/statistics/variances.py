@@ -63,11 +63,12 @@ def trust(freedoms: np.ndarray) -> np.ndarray:
 def combined(seeds: Level, items: float, freedom: float) -> tuple[np.ndarray, np.ndarray]:
     """The variance of a difference of means over seeds and items and its degrees of freedom; numbers or arrays.
 
-    items: the variance over items, which has the rest in it that the seeds' has too. freedom: of the items.
+    items: the variance over items, which has the rest in it that the seeds' has too. freedom: of the items. For parts
+    of which none is known much better than the others, as of costs.
 
     The degrees are those whose 97.5% quantile of Student's t is that of Cochran (Biometrics 20, 1964): the quantiles of
     both parts, weighted by their variances. Satterthwaite's are too many where two methods have two seeds each: their
-    intervals cover 92%. Those of `combined_known` leave tests no margin where one method is more erratic than others.
+    intervals cover 92%.
     """
     alone = np.maximum(0.0, items - seeds.rest)
     total = seeds.variance + alone
@@ -77,7 +78,7 @@ def combined(seeds: Level, items: float, freedom: float) -> tuple[np.ndarray, np
 
 
 def combined_known(seeds: Level, items: float, freedom: float) -> tuple[np.ndarray, np.ndarray]:
-    """As `combined`, of one mean: shorter, since many items tell the rest well.
+    """As `combined`, of a mean or a difference of means over items: shorter, since many items tell the rest well.
 
     Only what the seeds' means vary beyond the rest is left to the few seeds. Few seeds may vary less than the rest by
     luck, so not all of it is deducted: of its variance the part (z / t) ^ (rest / items), with the quantiles of the
@@ -87,11 +88,18 @@ def combined_known(seeds: Level, items: float, freedom: float) -> tuple[np.ndarr
     """
     known = np.maximum(items, seeds.rest)
     few, many = _quantile(seeds.freedom), _quantile(freedom)
-    deducted = seeds.rest * (many / np.maximum(few, many)) ** (seeds.rest / np.where(known > 0, known, 1.0))
-    beyond = np.maximum(0.0, seeds.variance - deducted)
+    beyond = beyond_rest(seeds, items, freedom)
     total = known + beyond
     mean = np.where(total > 0, (known * many**2 + beyond * few**2) / np.where(total > 0, total, 1.0), many**2) ** 0.5
     return total, np.interp(-mean, -_QUANTILES, _FREEDOMS)
+
+
+def beyond_rest(seeds: Level, items: float | np.ndarray, freedom: float) -> np.ndarray:
+    """What of the seeds' variance is left to the few seeds, as in `combined_known`."""
+    known = np.maximum(items, seeds.rest)
+    few, many = _quantile(seeds.freedom), _quantile(freedom)
+    deducted = seeds.rest * (many / np.maximum(few, many)) ** (seeds.rest / np.where(known > 0, known, 1.0))
+    return np.maximum(0.0, seeds.variance - deducted)
 
 
 def _quantile(freedom: float | np.ndarray) -> np.ndarray:
