@@ -14,19 +14,36 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
+import harness
 from harness import units
-from harness.config import CONF
+from harness.config import CONF, ROOT
 from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import app, planner
 from harness.sweep.cells import from_config
 from harness.sweep.planner import Impossible, Planned
 
+RESULTS = ROOT / "results"
 TARGET = Path(__file__).with_name("methods.md")
 MODEL, RANK = "smollm2_135m", 16
 DTYPE = "model.dtype!=bfloat16"  # of methods that train weights in bf16
+STUDY = "reference/study_skill"  # whose records say what the core methods take
+CORE = {  # the methods that a newcomer compares: what each adapts, and when to take it
+    "full": ("all weights", "memory is no limit, or as the reference for all others"),
+    "lora": ("a low-rank sum beside each linear layer", "first: little memory, fast, one small file to keep"),
+    "qlora": ("as LoRA, on a base of 4 bits", "the 16-bit base does not fit, or a larger model is wanted"),
+    "dora": ("as LoRA, and the length of each weight row", "LoRA falls short and slower steps are no matter"),
+    "galore": ("all weights, by low-rank gradients", "all weights are to be trained and AdamW does not fit"),
+}
 HEAD = f"""\
 # Methods
+
+Compare these five first. Memory and speed are those of the study
+[a skill](studies.md#a-skill) (SmolLM2-135M on 2 CPU cores, five seeds), as ratios to LoRA: on a GPU, and on a larger
+model, `harness plan` and your own sweep say more.
+
+{{core}}
+## All methods
 
 Made from `conf/method/` by `make publish`. *Trains* and *keeps* are what `harness plan` counts for
 `model={MODEL} rank={RANK}` (with `model.dtype=bfloat16` where a method requires it): the weights that are trained,
@@ -95,11 +112,22 @@ def _prediction(point: Planned | Impossible) -> dict[str, Any]:
     return {"impossible": point.reason} if isinstance(point, Impossible) else point.prediction
 
 
+def core_table() -> str:
+    """The core methods: what each adapts, what it takes by the records of STUDY, and when to take it."""
+    best = harness.read(RESULTS / STUDY).best().set_index("method")
+    memory, speed = best["train_allocated_peak"], best["tokens_per_second_steady"]
+    rows = ["| Method | Trains | Memory | Tokens/s | Take it when |", "| --- | --- | --- | --- | --- |"]
+    for name, (adapts, when) in CORE.items():
+        ratios = [f"{values[name] / values['lora']:.2f}×" for values in (memory, speed)]
+        rows.append(f"| [{name}](#{name}) | {adapts} | {' | '.join(ratios)} | {when} |")
+    return "\n".join(rows) + "\n"
+
+
 def catalogue() -> str:
     found = entries()
     planned = planner.make([(entry.name, entry.cell) for entry in found], {}, None, None).points
     sections = [section(entry, _prediction(point)) for entry, point in zip(found, planned, strict=True)]
-    return "\n".join([HEAD, *sections])
+    return "\n".join([HEAD.format(core=core_table()), *sections])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ PLUGIN = Plugin(
     doc_blocks={
         "claims": "harness.plugins.articles.decided:claims",
         "decided": "harness.plugins.articles.decided:table",
+        "headline": "harness.plugins.articles.decided:headline",
         "said": "harness.plugins.articles.decided:said",
         "summary": "harness.plugins.articles.decided:summary",
         "article": "harness.plugins.articles.decided:article_table",

@@ -29,6 +29,8 @@ RESULTS = ROOT / "results"
 REFERENCE = RESULTS / "reference"
 MODEL = "smollm2-135m"  # and what is made of it, as smollm2-135m-instruct
 
+HEADLINE = {"beyond_lora": ("qlora-memory", "dora-task", "rank-capacity", "lr-ratio")}  # memory, method, rank, rate
+
 
 @functools.cache  # of each article the same
 def published() -> list[tuple[list[Record], Path]]:
@@ -76,6 +78,17 @@ def summary(article: str) -> str:
         lines += [f"- **{head}**"] if alike else []
         lines += [_line(merged, whole=texts[_without_brackets(merged)] > 1) for merged in alike]
     lines += [f"- **Not judged**, since cells are missing: {not_judged_text(judged)}"] if judged.not_judged else []
+    return "\n".join(lines) + "\n"
+
+
+def headline(article: str) -> str:
+    """How many claims have which verdict, and those of `HEADLINE` in words: what a reader asks first."""
+    judged = verdicts(article)
+    by_name = {merged.claim.name: merged for merged in judged.judged}
+    missing = f", {len(judged.not_judged)} not judged" if judged.not_judged else ""
+    lines = [f"{_split(article)} Verdicts: {tally(judged.judged)}{missing}. Four of them:", ""]
+    for merged in (by_name[name] for name in HEADLINE[article]):
+        lines.append(f"- {_without_brackets(merged)}: **{merged.decision}**, {effect_text(merged)}.")
     return "\n".join(lines) + "\n"
 
 

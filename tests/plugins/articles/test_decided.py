@@ -69,7 +69,7 @@ def test_the_committed_report_has_the_verdicts():
     assert part.findall(shown) == part.findall(expected)
 
 
-def test_the_list_of_the_readme_is_what_the_command_says_of_the_same_records(tmp_path, capsys):
+def test_the_list_of_all_claims_is_what_the_command_says_of_the_same_records(tmp_path, capsys):
     """`harness claims` over the published studies on SmolLM2-135M: as many claims, with these verdicts and effects."""
     for _, folder in decided.published():
         copy = tmp_path / "results" / folder.name
@@ -80,8 +80,7 @@ def test_the_list_of_the_readme_is_what_the_command_says_of_the_same_records(tmp
     rows = re.findall(r"^\| ([\w-]+) +\| ([\w ]+?) +\| +([^|]+?) +\|", capsys.readouterr().out, re.MULTILINE)[1:]
     assert len(rows) > 20
     claims = find("beyond_lora").claims
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = next(found[0] for found in published.BLOCK.finditer(text) if found[2] == "summary")
+    shown = _block(ROOT / "docs" / "verdicts.md", "summary")
     _, *parts = re.split(r"^- \*\*([\w ]+)\*\*", shown, flags=re.MULTILINE)
     listed = dict(zip(parts[::2], parts[1::2], strict=True))
     heads = {"depends": "Depends on the setting"}
@@ -91,6 +90,14 @@ def test_the_list_of_the_readme_is_what_the_command_says_of_the_same_records(tmp
         pattern = re.sub(r"(\\ \\\([^)]*\\\))", r"(?:\1)?", whole)  # what is in brackets may be left out
         assert [line for line in lines if re.match(rf" +- {pattern}: {re.escape(effect)}, ", line)], name
     assert sum(part.count("\n    - ") for part in listed.values()) == len(rows)
+    bullets = re.findall(r"^- (.+): \*\*([\w ]+)\*\*, (.+)\.$", _block(ROOT / "README.md", "headline"), re.MULTILINE)
+    verdicts = {claims[name].text.partition(" (")[0]: (verdict, effect) for name, verdict, effect in rows}
+    assert len(bullets) == 4
+    assert {text: (verdict, effect) for text, verdict, effect in bullets}.items() <= verdicts.items()
+
+
+def _block(page: Path, kind: str) -> str:
+    return next(block[0] for block in published.BLOCK.finditer(page.read_text(encoding="utf-8")) if block[2] == kind)
 
 
 def test_every_claim_is_decided_by_a_sweep_that_is_there_or_has_a_reason():
