@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from bitsandbytes.nn import Linear4bit
 from hydra.utils import instantiate
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -33,6 +32,7 @@ from harness.job.training import (
     loss,
     objectives,
     probe,
+    shards,
 )
 from harness.protocol import CardRates
 from harness.record import Cell, Probe
@@ -132,9 +132,7 @@ class FakeProbe:
         if self._settings.fast:
             with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
                 loss.enable(net, self._device.kernels)  # before it is sharded, as in a run
-        for layer in (module for module in net.modules() if isinstance(module, Linear4bit)):
-            weight: Any = layer.weight
-            weight.quant_state = None  # accelerate needs a state_dict, which needs its values
+        shards.forget_scales(net)
         return accelerator.prepare_model(net)
 
     def _materialise(self, net: nn.Module, accelerator: Accelerator) -> None:

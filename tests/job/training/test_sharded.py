@@ -1,0 +1,152 @@
+"""A model that no device can hold: the first rank reads it, each gets a share, and nothing else is ever held.
+
+A device is a process here, whose memory is limited to less than the model's.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import resource
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from job_helpers import no_peak, tiny  # noqa: F401
+from several_devices import go, short
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from harness.job.models import embedded
+from harness.job.run_cell import run_cell
+from harness.job.training import distributed, launch, sharded_checkpoints
+from harness.protocol import Progress, RunCell
+from harness.record import Precautions, Record, read
+
+on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="its devices are a CPU's")
+LIMITED = ("rank=4", "train.batch_size=4", "train.max_steps=2", "train.validate_every=null", "infer.repeats=0")
+NO_SCORES = ("eval.tasks=[]", "train.gradient_checkpointing=true")
+MARGIN = 0.9  # of the model, which a process may take above what it has at its start
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """The folder of a model of 242 MB."""
+    folder, tiny_one = tmp_path_factory.mktemp("large"), embedded.folder("tiny")
+    config = AutoConfig.from_pretrained(tiny_one)
+    for name, value in {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 20}.items():
+        setattr(config, name, value)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 8, 4, 64
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_one).save_pretrained(folder)
+    return folder
+
+
+def memory(kind: str) -> int:
+    """Bytes of this process, by Linux: VmData, RssAnon."""
+    return 1024 * int(re.search(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def limited(request: RunCell, report: Callable[[dict[str, Any]], None], rank: distributed.LaunchedRank) -> None:
+    """Run the cell in a process that can't hold its model.
+
+    The first maps the model's file as well, which takes no memory that the system can't have back. What it holds until
+    training has ended is looked at instead. Then it has the whole model, as a CPU is one device.
+    """
+    folder = Path(request.path).parent
+    weights = next(Path(request.cell.settings.model.path).glob("*.safetensors")).stat().st_size
+    before, peaks, ended = memory("RssAnon"), [0], threading.Event()
+    mapped = weights if rank.number == 0 else 0
+    limit = memory("VmData") + int(MARGIN * weights) + mapped
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+
+    def look() -> None:
+        while not ended.wait(0.01):
+            peaks[0] = max(peaks[0], memory("RssAnon") - before)
+
+    def watched(event: dict[str, Any]) -> None:
+        if event.get("phase") == "gather":
+            end()
+        report(event)
+
+    def end() -> None:
+        if not ended.is_set():
+            ended.set()
+            (folder / f"rank-{rank.number}").write_text(json.dumps(peaks[0] / weights))
+            resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    threading.Thread(target=look, daemon=True).start()
+    run_cell(request, watched, rank)
+    end()
+
+
+def run_limited(folder: Path, model: Path, devices: int, *overrides: str) -> tuple[Record, list[float]]:
+    """The record of a cell on so many limited processes, and of each its peak, in parts of the model."""
+    folder.mkdir()
+    cell = tiny(f"model.path={model}", *LIMITED, *NO_SCORES, f"train.devices={devices}", *overrides)
+    path = folder / f"{cell.name}.json"
+    launch.run(devices, limited, RunCell(cell, "test", str(path)), lambda event: None)
+    return read(path), [json.loads(each.read_text()) for each in sorted(folder.glob("rank-*"))]
+
+
+@pytest.mark.slow
+@on_cpu
+def test_processes_that_can_not_hold_the_model_train_it_together(tmp_path, large):
+    alone, _ = run_limited(tmp_path / "ddp", large, 2, "method=lora", "train.parallel=ddp")
+    assert (alone.status, alone.failure.phase) == ("oom", "load"), alone.failure
+    two, peaks = run_limited(tmp_path / "two", large, 2, "method=lora", "train.parallel=fsdp")
+    assert two.status == "ok", two.failure
+    assert len(peaks) == 2
+    assert max(peaks) < 0.9
+    four, fewer = run_limited(tmp_path / "four", large, 4, "method=lora", "train.parallel=fsdp")
+    assert four.status == "ok", four.failure
+    assert len(fewer) == 4
+    assert max(fewer) < 0.9
+    losses = [[point.loss for point in record.train.loss] for record in (two, four)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+# Checkpoints
+
+SHARDED = ("train.devices=2", "train.parallel=fsdp", "eval.tasks=[]")
+
+
+@pytest.mark.slow
+@on_cpu
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method=lora", "method.adapt.lora_dropout=0.3"),
+        pytest.param(("method=full", "model.dtype=bfloat16"), marks=pytest.mark.long),  # with masters in its state
+        pytest.param(("method=muon",), marks=pytest.mark.long),  # two optimizers as one
+    ],
+    ids=["lora", "masters", "muon"],
+)
+def test_a_sharded_cell_comes_to_the_same_losses_from_its_checkpoint(tmp_path, settings):
+    cell, careful = short(*settings, *SHARDED), Precautions(save_every=2)
+    unbroken = go(tmp_path / "unbroken", cell)
+
+    def stop(event: Progress) -> None:
+        if event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "broken", cell, stop, precautions=careful)
+    saved = sorted(path.name for path in (tmp_path / "broken").rglob("step-2/*"))
+    assert saved == ["about.json", "rank-0.pt", "rank-1.pt", "shares"]
+    resumed = go(tmp_path / "broken", cell, precautions=careful)
+    assert (unbroken.status, resumed.status) == ("ok", "ok"), resumed.failure
+    assert resumed.train.resumed_at == [2]
+    assert resumed.train.loss == unbroken.train.loss
+    assert resumed.validation == unbroken.validation
+    assert resumed.merge.max_logit_difference == unbroken.merge.max_logit_difference
+    assert not list((tmp_path / "broken").rglob("step-*"))
+
+
+def test_a_list_of_tensors_can_bring_in_no_code(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(print))
+    with pytest.raises(pickle.UnpicklingError, match=r"names builtins\.print"):
+        sharded_checkpoints._Reader(tmp_path).read_metadata()
