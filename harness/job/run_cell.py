@@ -56,7 +56,7 @@ def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None)
                     return result  # the first goes on alone
                 if cell.sharded:
                     del model  # before there is a whole one
-                    model = gather(cell, weights, loaded.layout)
+                    model, loaded = gather(cell, weights, loaded)
             trained.raise_if_ended()
         else:
             result.probe = probe_forward(cell, model, loaded)

@@ -28,7 +28,7 @@ class Loaded:
     """What follows from the loaded and adapted model.
 
     adapters: names of the parameters that the method added. layout: of batches. validation: the batches of the
-    validation loss. guess: the loss of a uniform guess over the vocabulary, in nats.
+    validation loss. guess: the loss of a uniform guess over the vocabulary, in nats. size: bytes of the whole weights.
     """
 
     parameters: Parameters
@@ -36,6 +36,7 @@ class Loaded:
     layout: Layout
     validation: list[Batch]
     guess: float
+    size: int
 
 
 def load(cell: LocalCell, result: Record) -> tuple[nn.Module, Loaded]:
@@ -61,7 +62,8 @@ def load(cell: LocalCell, result: Record) -> tuple[nn.Module, Loaded]:
     guess = cell.objective.of_a_guess(config.get_text_config().vocab_size)
     validation = cell.objective.batches(layout, cell.inputs.held_out, cell.batch_size)
     result.held_out = cell.inputs.answers
-    return model, Loaded(parameters, adapters, layout, validation, guess)
+    size = sum(p.nbytes for p in model.parameters())
+    return model, Loaded(parameters, adapters, layout, validation, guess, size)
 
 
 def _base_adapted(cell: LocalCell, on: torch.device) -> tuple[nn.Module, frozenset[str]]:
@@ -94,10 +96,15 @@ def _valueless() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def adapted_model(cell: LocalCell, phase: str, on: torch.device) -> tuple[nn.Module, frozenset[str]]:
-    """The model, loaded on the device `on` and adapted, and the names of the parameters that the method added."""
+def adapted_model(
+    cell: LocalCell, phase: str, on: torch.device, over: dict[int, int] | None = None
+) -> tuple[nn.Module, frozenset[str]]:
+    """The model, loaded on the device `on` and adapted, and the names of the parameters that the method added.
+
+    over: of one that is divided over devices, bytes that each may get.
+    """
     with cell.entered(phase) as see:
-        return _adapted(cell, loading.load(cell.cell, on), see)
+        return _adapted(cell, loading.load(cell.cell, on, over), see)
 
 
 def _adapted(cell: LocalCell, base: PreTrainedModel, see: Callable[[Any], None]) -> tuple[nn.Module, frozenset[str]]:

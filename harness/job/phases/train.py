@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,10 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from harness.job.data.batching import Layout
 from harness.job.ended import CellEnded
 from harness.job.local_cell import LocalCell
-from harness.job.models import adapting, structure
+from harness.job.models import adapting, placement, structure
 from harness.job.phases.load import Loaded, adapted_model
 from harness.job.phases.prepare import TrainingPlan
 from harness.job.training import attention, compiled, distributed, early_stop, loop
@@ -136,11 +135,20 @@ def _tuned(cell: LocalCell, model: nn.Module, loaded: Loaded) -> set[str]:
     return {name for name, p in model.named_parameters() if p.requires_grad or name in loaded.adapters}
 
 
-def gather(cell: LocalCell, weights: dict[str, torch.Tensor], layout: Layout) -> nn.Module:
-    """The whole model with its tuned `weights`, which are used up, on one device."""
+def gather(cell: LocalCell, weights: dict[str, torch.Tensor], loaded: Loaded) -> tuple[nn.Module, Loaded]:
+    """The whole model with its tuned `weights`, which are used up, and what follows from it.
+
+    It is on one device, or, if that can't hold it, divided over those of this machine, layer by layer. A divided model
+    computes on padded batches, and writes answers as lm-eval does: what is faster keeps its rows on one device.
+    """
     gc.collect()
-    model, _ = adapted_model(cell, "gather", cell.accelerator.device)
+    copied = cell.bf16 and cell.settings.model.dtype == "float32"  # as it infers and scores: see linear_weights
+    over = placement.over(loaded.size + copied * loaded.size // 2, placement.devices())
+    model, _ = adapted_model(cell, "gather", cell.accelerator.device, over)
     distributed.restore(model, weights)
-    if layout.flat:
+    if over is not None:
+        cell.divided_over = len(over)
+        return model, replace(loaded, layout=replace(loaded.layout, flat=False))
+    if loaded.layout.flat:
         attention.enable(model)
-    return model
+    return model, loaded

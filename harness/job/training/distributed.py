@@ -149,7 +149,9 @@ def work(job: Callable[..., Any], request: RunCell, links: list[Connection], mom
         sys.stderr.flush()
         os._exit(1)  # the launcher ends the others
     gc.collect()
-    heap.give_back()  # this process stays until the first rank is done
+    heap.give_back()  # this process stays until the first rank is done, which may need its device
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

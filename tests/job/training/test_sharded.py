@@ -16,15 +16,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from job_helpers import no_peak, tiny  # noqa: F401
 from several_devices import go, short
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from harness.job.models import embedded
+from harness.job.models import embedded, loading, placement
 from harness.job.run_cell import run_cell
 from harness.job.training import distributed, launch, sharded_checkpoints
 from harness.protocol import Progress, RunCell
-from harness.record import Precautions, Record, read
+from harness.record import Cell, Precautions, Record, read
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="its devices are a CPU's")
 LIMITED = ("rank=4", "train.batch_size=4", "train.max_steps=2", "train.validate_every=null", "infer.repeats=0")
@@ -144,6 +145,72 @@ def test_a_sharded_cell_comes_to_the_same_losses_from_its_checkpoint(tmp_path, s
     assert resumed.validation == unbroken.validation
     assert resumed.merge.max_logit_difference == unbroken.merge.max_logit_difference
     assert not list((tmp_path / "broken").rglob("step-*"))
+
+
+# After training
+
+
+@pytest.mark.slow
+@on_cpu
+def test_a_model_that_one_device_can_not_hold_is_divided_after_training(tmp_path, monkeypatch):
+    """Over two devices that are one CPU here: with accelerate's hooks, as on GPUs."""
+    cell = short("method=lora", "train.devices=2", "train.parallel=fsdp", "infer.repeats=1")
+    whole = launched(tmp_path / "whole", cell)
+    assert "divided_over" not in whole.environment
+    load, places = loading.load, []
+
+    def divided(cell: Cell, on: torch.device, over: dict[int, int] | None = None) -> torch.nn.Module:
+        model = load(cell, on)
+        if over is None:
+            return model
+        places.append(over)
+        parts = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu"}
+        parts |= dict.fromkeys(("model.norm", "model.rotary_emb", "lm_head"), "cpu")
+        return dispatch_model(model, parts, main_device="cpu", force_hooks=True)
+
+    monkeypatch.setattr(loading, "load", divided)
+    monkeypatch.setattr(placement, "devices", lambda: [2**20, 2**20])
+    record = launched(tmp_path / "divided", cell)
+    assert record.environment["divided_over"] == 2
+    assert [p.loss for p in record.train.loss] == [p.loss for p in whole.train.loss]
+    assert record.inference.keys() == whole.inference.keys()
+    assert record.merge.merged
+    assert record.merge.max_logit_difference == pytest.approx(whole.merge.max_logit_difference, abs=1e-5)
+    assert [(s.task, s.n) for s in record.scores] == [(s.task, s.n) for s in whole.scores]
+    assert [s.value for s in record.scores] == pytest.approx([s.value for s in whole.scores], abs=1e-5)
+
+
+def launched(folder: Path, cell: Cell) -> Record:
+    """The record of `cell` on processes that this one starts."""
+    folder.mkdir()
+    path = folder / f"{cell.name}.json"
+    assert launch.run(2, run_cell, RunCell(cell, "test", str(path)), lambda event: None) == 0
+    found = read(path)
+    assert found.status == "ok", found.failure
+    return found
+
+
+def test_weights_go_to_one_device_or_over_all_or_nowhere():
+    gib = 2**30
+    assert placement.over(70 * gib, []) is None
+    assert placement.over(70 * gib, [100 * gib] * 2) is None
+    assert placement.over(80 * gib, [100 * gib] * 2) == {0: 75 * gib, 1: 75 * gib}
+    with pytest.raises(MemoryError, match=r"takes 160.* GiB; 2 devices of the first machine have room for 150.* GiB"):
+        placement.over(160 * gib, [100 * gib] * 2)
+
+
+@on_cpu
+def test_the_first_of_sharded_ranks_sees_all_devices_of_the_cell(monkeypatch):
+    sharded, replicated = (
+        RunCell(short("train.devices=2", f"train.parallel={way}"), "s", "r") for way in ("fsdp", "ddp")
+    )
+    assert launch._visible(2, sharded) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert launch._visible(2, sharded) == "4,5"
+    assert launch._visible(2, replicated) is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert launch._visible(2, sharded) == "0,1"
 
 
 def test_a_list_of_tensors_can_bring_in_no_code(tmp_path):
