@@ -6,7 +6,9 @@ import torch
 
 from harness import units
 
-ROOM = 0.75  # of a device's memory, for weights; the rest is for caches, activations, and what merging takes beside
+# Parts of a device's memory that weights may take. The rest is for caches, activations, and what merging takes beside.
+ROOM = 0.75  # if one device has them all
+ROOM_DIVIDED = 0.9  # at most, if there is no other way
 
 
 def over(size: int, memory: list[int]) -> dict[int, int] | None:
@@ -14,9 +16,9 @@ def over(size: int, memory: list[int]) -> dict[int, int] | None:
 
     memory: bytes of each device. Raises MemoryError if all together are too few.
     """
-    room = [int(ROOM * each) for each in memory]
-    if not room or size <= room[0]:
+    if not memory or size <= ROOM * memory[0]:
         return None
+    room = [int(ROOM_DIVIDED * each) for each in memory]
     if size > sum(room):
         raise MemoryError(
             f"The whole model, which is merged, timed and scored, takes {units.size(size)}; {len(memory)} devices of "

@@ -53,7 +53,9 @@ def devices(
     whole, parts = figures["whole_bytes"] * (1.5 if copied else 1), 1
     if budget is not None and whole > placement.ROOM * budget:
         parts = train.devices
-    held = whole if parts == 1 else whole / parts + figures["layer_bytes"]  # layers are not cut
+    held = whole
+    if parts > 1:  # layers are not cut
+        held = max(whole / parts + figures["layer_bytes"], whole / parts / placement.ROOM_DIVIDED)
     taken = {"load": share + figures["tensor_bytes"], "train": peak}
     if infer.repeats:
         timed = infer.timed()

@@ -194,9 +194,9 @@ def test_weights_go_to_one_device_or_over_all_or_nowhere():
     gib = 2**30
     assert placement.over(70 * gib, []) is None
     assert placement.over(70 * gib, [100 * gib] * 2) is None
-    assert placement.over(80 * gib, [100 * gib] * 2) == {0: 75 * gib, 1: 75 * gib}
-    with pytest.raises(MemoryError, match=r"takes 160.* GiB; 2 devices of the first machine have room for 150.* GiB"):
-        placement.over(160 * gib, [100 * gib] * 2)
+    assert placement.over(80 * gib, [100 * gib] * 2) == {0: 90 * gib, 1: 90 * gib}
+    with pytest.raises(MemoryError, match=r"takes 190.* GiB; 2 devices of the first machine have room for 180.* GiB"):
+        placement.over(190 * gib, [100 * gib] * 2)
 
 
 @on_cpu
