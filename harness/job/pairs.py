@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from harness.job.data.batching import Layout
@@ -16,34 +13,14 @@ from harness.job.training.objectives import PairObjective
 
 
 def refer_to(cell: LocalCell, objective: PairObjective, base: nn.Module) -> None:
-    """Have `objective` take what it needs of `base`, before the method changes it.
-
-    Of a model that is to be sharded one device has the base, and tells the others.
-    """
+    """Have `objective` take what it needs of `base`, before the method changes it."""
     cell.reporter.enter("refer")
-    asked = _asked_of_base(cell)
-    layout, _ = attention.layout(base, cell.settings.speedups, cell.inputs.tokenizer.pad_token_id)
-    with cell.meter.window("refer"):
-        objective.refer_to(base, asked, cell.batch_size, layout, cell.accelerator)
-        if cell.sharded:
-            broadcast_object_list([[objective.reference.get(id(pair)) for pair in asked]])
-
-
-def receive_references(cell: LocalCell, objective: PairObjective) -> None:
-    """Have `objective` take what the device that has the base tells."""
-    cell.reporter.enter("refer")
-    asked = _asked_of_base(cell)
-    with cell.meter.window("refer"):
-        received: list[Any] = [None]
-        broadcast_object_list(received)
-        references = zip(asked, received[0], strict=True)
-        objective.reference |= {id(pair): both for pair, both in references if both is not None}
-
-
-def _asked_of_base(cell: LocalCell) -> list[Pair]:
     trained = (drawn for step in cell.inputs.steps for micro in step for drawn in micro)
     everything = (*trained, *cell.inputs.held_out, *cell.inputs.rewarded)
-    return [drawn for drawn in everything if isinstance(drawn, Pair)]  # as all are
+    pairs = [drawn for drawn in everything if isinstance(drawn, Pair)]  # as all are
+    layout, _ = attention.layout(base, cell.settings.speedups, cell.inputs.tokenizer.pad_token_id)
+    with cell.meter.window("refer"):
+        objective.refer_to(base, pairs, cell.batch_size, layout, cell.accelerator)
 
 
 def given_rewards(

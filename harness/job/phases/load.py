@@ -84,8 +84,6 @@ def _without_weights(cell: LocalCell) -> tuple[nn.Module, frozenset[str]]:
             model, adapters = empty_weights.shell(cell.cell, loading.config_of(cell.settings.model))
     except empty_weights.NeedsValues:
         return _base_adapted(cell, HOST)
-    if isinstance(cell.objective, PairObjective):
-        pairs.receive_references(cell, cell.objective)
     cell.model_facts.update(structure.describe(model))
     cell.holders.set_model(model)
     return model, frozenset(adapters)

@@ -2,7 +2,8 @@
 
 launch.py starts them. They train by accelerate: each with the whole model, averaging gradients (ddp), or each with a
 share of it (fsdp). After the last step all ranks but the first are done; the first merges, times and scores the whole
-model alone. No rank waits for it in a collective, so none can time out in a long evaluation.
+model alone, on its device, or, if that can't hold it, on all of its machine. No rank waits for it in a collective, so
+none can time out in a long evaluation.
 
 A rank that raises leaves the record, and the others are killed, as they could wait for it forever.
 """

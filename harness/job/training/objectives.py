@@ -125,7 +125,7 @@ class DirectPreference(PairObjective):
             if not layout.every:  # else speed-ups are off
                 stack.enter_context(loss.enabled(base))
             for some in batches:
-                logs = log_probabilities(base, self.batch(layout, some).to(next(base.parameters()).device))
+                logs = log_probabilities(base, self.batch(layout, some).to(accelerator.device))
                 self.reference |= {id(pair): tuple(both) for pair, both in zip(some, logs.tolist(), strict=True)}
 
 

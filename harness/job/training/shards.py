@@ -44,13 +44,16 @@ def distribute(model: nn.Module, values: dict[str, Tensor], first: bool, on: tor
     values: of the `first` rank, as `tensors` has them before sharding. The model of the others is on "meta". Random
     numbers of all go on as those of the first, which drew new adapters. Raises RuntimeError if the models differ.
     """
-    if not first:
+    if first:  # FSDP moves parameters and buffers alone
+        for _, store, key in [*_unregistered(model)]:
+            store[key] = store[key].to(on)
+    else:
         _allocate(model, on)
     mine = tensors(model)
     _check_alike(mine)
     with torch.no_grad():
         for name, tensor in mine.items():
-            whole = values.pop(name) if first else torch.empty(tensor.shape, dtype=tensor.dtype)
+            whole = values.pop(name) if first else torch.empty(tensor.shape, dtype=tensor.dtype, device=on)
             whole = whole.to(on).contiguous()
             torch.distributed.broadcast(whole, src=0)
             if not first:
