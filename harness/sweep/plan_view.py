@@ -134,8 +134,8 @@ def outside(plan: Plan) -> list[str]:
 
 
 def _fit(plan: Plan, point: Planned) -> str:
-    if (misfit := plan.misfit(point)) is not None:
-        return f"no: {misfit.phase}" if "phases" in point.prediction else "no"
+    if (shortage := plan.shortage(point)) is not None:
+        return f"no: {shortage.phase}" if "phases" in point.prediction else "no"
     return "yes" if max(phases_of(point).values()) + BESIDE <= TIGHT * plan.budget else "tight"
 
 
@@ -186,14 +186,16 @@ def _notes(plan: Plan, times: Times) -> list[str]:
 
 def _phase_note(plan: Plan, point: Planned) -> str:
     """What each phase of a sharded cell takes of a device, and the cell of its machines, and which has too little."""
-    taken = ", ".join(f"{name} {units.size(size)}" for name, size in phases_of(point).items())
-    host, misfit = point.prediction["host"], plan.misfit(point)
+    sizes = ", ".join(f"{name} {units.size(size)}" for name, size in phases_of(point).items())
+    host, shortage = point.prediction["host"], plan.shortage(point)
     others = f", {units.size(host['others'])} on each other one" if point.cell.settings.train.nodes > 1 else ""
-    told = f"{point.name}, by phase: {taken} a device; {units.size(host['first'])} on its first machine's host{others}."
-    if misfit is None:
-        return told
-    place = "That host has" if misfit.phase == "host" else f"The phase {misfit.phase} does not fit: a device has"
-    return f"{told} {place} {units.size(misfit.budget)}."
+    sentence = (
+        f"{point.name}, by phase: {sizes} a device; {units.size(host['first'])} on its first machine's host{others}."
+    )
+    if shortage is None:
+        return sentence
+    place = "That host has" if shortage.phase == "host" else f"The phase {shortage.phase} does not fit: a device has"
+    return f"{sentence} {place} {units.size(shortage.budget)}."
 
 
 def time_notes(plan: Plan, times: Times) -> list[str]:

@@ -44,7 +44,7 @@ class Impossible:
 
 
 @dataclass(frozen=True)
-class Misfit:
+class PhaseShortage:
     """Why a cell does not fit: bytes that its `phase` takes, and has. The phase `host` is a machine's own memory."""
 
     phase: str
@@ -77,16 +77,16 @@ class Plan:
 
     def fits(self, point: Planned) -> bool:
         """Whether the point fits the budget. A point that can't be predicted counts as fitting."""
-        return "unknown" in point.prediction or self.misfit(point) is None
+        return "unknown" in point.prediction or self.shortage(point) is None
 
-    def misfit(self, point: Planned) -> Misfit | None:
+    def shortage(self, point: Planned) -> PhaseShortage | None:
         """The first phase in which the predicted `point` takes more than there is, if one does."""
         for phase, size in phases_of(point).items():
             if size + BESIDE > self.budget:
-                return Misfit(phase, size, self.budget)
+                return PhaseShortage(phase, size, self.budget)
         host = point.prediction.get("host")
         if host is not None and self.host is not None and host["first"] > self.host:
-            return Misfit("host", host["first"], self.host)
+            return PhaseShortage("host", host["first"], self.host)
         return None
 
 
@@ -97,16 +97,16 @@ def phases_of(point: Planned) -> dict[str, int]:
 
 def refusal(plan: Plan, point: Planned) -> str:
     """The sentence on a cell that does not fit, for its record."""
-    misfit = plan.misfit(point) or Misfit("train", point.peak, plan.budget)
-    if misfit.phase == "host":
+    shortage = plan.shortage(point) or PhaseShortage("train", point.peak, plan.budget)
+    if shortage.phase == "host":
         return (
-            f"Its first machine reads {units.size(misfit.size)} of weights, which exceeds that machine's memory of "
-            f"{units.size(misfit.budget)}."
+            f"Its first machine reads {units.size(shortage.size)} of weights, which exceeds that machine's memory of "
+            f"{units.size(shortage.budget)}."
         )
-    after = "" if misfit.phase == "train" else f" in the phase {misfit.phase}"
+    after = "" if shortage.phase == "train" else f" in the phase {shortage.phase}"
     return (
-        f"Its predicted peak{after}, {units.size(misfit.size)} of tensors and {units.size(BESIDE)} of overhead, "
-        f"exceeds the budget of {units.size(misfit.budget)}."
+        f"Its predicted peak{after}, {units.size(shortage.size)} of tensors and {units.size(BESIDE)} of overhead, "
+        f"exceeds the budget of {units.size(shortage.budget)}."
     )
 
 

@@ -19,15 +19,15 @@ from harness.record import Cell
 def sizes(cell: Cell, net: nn.Module, config: PretrainedConfig, added: set[str]) -> dict[str, int]:
     """Bytes of `net` before it is sharded, each linear in the number of layers: of the whole model, of what is gathered
     after training, of a layer and of the largest tensor. added: names of the adapters' parameters."""
-    held = sum(p.nbytes for p in net.parameters())
+    weights = sum(p.nbytes for p in net.parameters())
     scales = sum(_scales(module) for module in net.modules())
     if adapting.changes_base(cell) or scales:
-        gathered = held
+        gathered = weights
     else:
         gathered = sum(p.nbytes for name, p in net.named_parameters() if p.requires_grad or name in added)
     layers = structure.decoder_layers(net, config) or [net]
     return {
-        "whole_bytes": held + scales,
+        "whole_bytes": weights + scales,
         "gathered_bytes": gathered,
         "layer_bytes": max(sum(p.nbytes for p in layer.parameters()) for layer in layers),
         "tensor_bytes": max(p.nbytes for p in net.parameters()),
@@ -53,20 +53,20 @@ def devices(
     whole, parts = figures["whole_bytes"] * (1.5 if copied else 1), 1
     if budget is not None and whole > placement.ROOM * budget:
         parts = train.devices
-    held = whole
+    weights = whole
     if parts > 1:  # layers are not cut
-        held = max(whole / parts + figures["layer_bytes"], whole / parts / placement.ROOM_DIVIDED)
-    taken = {"load": share + figures["tensor_bytes"], "train": peak}
+        weights = max(whole / parts + figures["layer_bytes"], whole / parts / placement.ROOM_DIVIDED)
+    by_phase = {"load": share + figures["tensor_bytes"], "train": peak}
     if infer.repeats:
         timed = infer.timed()
         rows = max(timed.batch_size, timed.large_batch_size or 0)
         tokens = rows * (timed.prompt_tokens + timed.new_tokens)
-        taken["infer"] = held + tokens * _cache_bytes(config, 2 if train.precision == "bf16" else 4) / parts
+        by_phase["infer"] = weights + tokens * _cache_bytes(config, 2 if train.precision == "bf16" else 4) / parts
     if cell.settings.method.adapt is not None:
-        taken["merge"] = held + 2 * figures["tensor_bytes"]  # the merged weight beside it, and its difference
+        by_phase["merge"] = weights + 2 * figures["tensor_bytes"]  # the merged weight beside it, and its difference
     if cell.settings.eval.tasks:
-        taken["score"] = held
-    return {name: round(value) for name, value in taken.items()}
+        by_phase["score"] = weights
+    return {name: round(value) for name, value in by_phase.items()}
 
 
 def _cache_bytes(config: PretrainedConfig, itemsize: int) -> int:
@@ -77,15 +77,15 @@ def _cache_bytes(config: PretrainedConfig, itemsize: int) -> int:
     return 2 * text.num_hidden_layers * heads * size * itemsize
 
 
-def hosts(cell: Cell, figures: dict[str, float], taken: dict[str, int], on_host: bool) -> dict[str, int]:
+def hosts(cell: Cell, figures: dict[str, float], by_phase: dict[str, int], on_host: bool) -> dict[str, int]:
     """Bytes that the sharded `cell` takes of the memory of its `first` machine and of each of its `others`, beside its
     processes. on_host: whether the devices are a CPU's processes, so that what they hold counts too."""
     devices = cell.settings.train.devices if on_host else 0
-    after = max((size for name, size in taken.items() if name not in ("load", "train")), default=0) if on_host else 0
+    after = max((size for name, size in by_phase.items() if name not in ("load", "train")), default=0) if on_host else 0
     first = max(
-        figures["whole_bytes"] + devices * taken["load"],
-        devices * taken["train"],
+        figures["whole_bytes"] + devices * by_phase["load"],
+        devices * by_phase["train"],
         figures["gathered_bytes"] + after,
     )
-    others = devices * max(taken["load"], taken["train"])
+    others = devices * max(by_phase["load"], by_phase["train"])
     return {"first": round(first), "others": round(others)}

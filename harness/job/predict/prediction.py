@@ -114,8 +114,11 @@ class Predictor:
     ) -> dict[str, Any]:
         """What each phase of a sharded cell takes of a device, and what the cell takes of its machines."""
         config, peak = self._config(cell, architecture)[0], sum(line.peak.values())
-        taken = phases.devices(cell, config, line.others, peak, budget)
-        return {"phases": taken, "host": phases.hosts(cell, line.others, taken, self._device.kernels == "cpu")}
+        of_devices = phases.devices(cell, config, line.others, peak, budget)
+        return {
+            "phases": of_devices,
+            "host": phases.hosts(cell, line.others, of_devices, self._device.kernels == "cpu"),
+        }
 
     def _fitting(
         self,

@@ -39,7 +39,7 @@ FORMAT = 1  # of the files
 SHARES = "shares"
 DIVIDED = "divided tensor"  # key of what stands for one in a rank's own file
 FAILURES = (OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, pickle.PickleError)
-METADATA = {  # what torch's own list of tensors is made of
+METADATA = {  # what torch's own list of tensors is complete of
     ("pathlib", "PosixPath"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
@@ -103,10 +103,10 @@ class ShardedCheckpoints(Checkpoints):
         (temporary / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         for path in (temporary / ABOUT, temporary / SHARES, temporary):
             checkpoints.sync(path)
-        made = temporary.rename(checkpoints.cleared(target))
+        complete = temporary.rename(checkpoints.cleared(target))
         checkpoints.sync(self.folder)
         for other in self._found():
-            if other != made:
+            if other != complete:
                 checkpoints.cleared(other)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any] | None:
@@ -144,8 +144,8 @@ class ShardedCheckpoints(Checkpoints):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             self._check_origin(about, FORMAT)
             own, files = _own_file(), about["sha256"]
-            read = files if torch.distributed.get_rank() == 0 else {own: files[own]}  # the first reads them all
-            if (_hashes(folder) if read is files else {own: _hash(folder / own)}) != read:
+            verified = files if torch.distributed.get_rank() == 0 else {own: files[own]}  # the first reads them all
+            if (_hashes(folder) if verified is files else {own: _hash(folder / own)}) != verified:
                 raise Unusable("its files do not match their hashes")
             state = torch.load(folder / own, weights_only=True)
             saved = {name: tuple(p[DIVIDED]["shape"]) for name, p in state["parameters"].items()}
@@ -166,7 +166,7 @@ def _together(part: Callable[[], Any]) -> tuple[Any, str | None]:
         result = part()
     except (*FAILURES, Unusable) as error:
         reason = first_line(error)
-    return result, next((told for told in gather_object([reason]) if told is not None), None)
+    return result, next((why for why in gather_object([reason]) if why is not None), None)
 
 
 def _first_alone(part: Callable[[], Any]) -> None:
@@ -176,9 +176,9 @@ def _first_alone(part: Callable[[], Any]) -> None:
 
 def _of_first(names: list[str]) -> list[str]:
     """The first rank's `names`."""
-    told = [names]
-    broadcast_object_list(told)
-    return told[0]
+    listing = [names]
+    broadcast_object_list(listing)
+    return listing[0]
 
 
 def _quietly(part: Callable[[], Any]) -> None:

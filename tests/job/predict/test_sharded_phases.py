@@ -46,8 +46,8 @@ def test_the_phase_that_does_not_fit_is_named():
     budget = 25 * GIB
     alone = planned(budget, "train.devices=4", "train.nodes=2")  # 8 devices train, the first 4 of them score
     plan = plan_of(alone, budget + BESIDE)
-    misfit = plan.misfit(alone)
-    assert (misfit.phase, misfit.size) == ("infer", alone.prediction["phases"]["infer"])
+    shortage = plan.shortage(alone)
+    assert (shortage.phase, shortage.size) == ("infer", alone.prediction["phases"]["infer"])
     assert plan_view._fit(plan, alone) == "no: infer"
     assert "The phase infer does not fit: a device has 26.00 GiB" in plan_view._phase_note(plan, alone)
     assert planner.refusal(plan, alone).startswith("Its predicted peak in the phase infer, ")
