@@ -233,6 +233,4 @@ def _sharding_refused(config: DictConfig, method: str) -> dict[str, Any]:
         f"{ddp}": config.model.upcast,
         "train.activation_offload=true can't be combined with train.parallel=fsdp: weights that are gathered for a "
         f"layer would be moved with its activations; {ddp}": train.activation_offload,
-        f"train.save_every={train.save_every} can't be combined with train.parallel=fsdp: a checkpoint holds whole "
-        f"weights; leave it out, or {ddp}": train.save_every is not None,
     }

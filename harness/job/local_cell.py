@@ -29,7 +29,8 @@ class LocalCell:
     several devices.
 
     batch_size: sequences, pairs or packs of one device's micro-batch. model_facts, speedups, device_facts: what the
-    phases learn for the record's environment; speedups by name, "on", or "off: " and the reason.
+    phases learn for the record's environment; speedups by name, "on", or "off: " and the reason. divided_over: how many
+    devices the whole model lies on after it was trained; null for one.
     """
 
     def __init__(self, request: RunCell, report: Report, weights: Path, rank: distributed.LaunchedRank | None):
@@ -54,6 +55,7 @@ class LocalCell:
         self.gpu = GpuSampler(on, nvml.watts(on) if on.type == "cuda" else None)
         self.model_facts: dict[str, Any] = {}
         self.speedups: dict[str, str] = {}
+        self.divided_over: int | None = None
         self.device_facts: dict[str, Any] = {"matmul_flops_per_second": None}
 
     @property
@@ -90,6 +92,8 @@ class LocalCell:
         result.environment["precision"] = self.precision
         result.environment["device"] |= self.device_facts
         result.environment |= self.model_facts | {"speedups": self.speedups}
+        if self.divided_over is not None:
+            result.environment["divided_over"] = self.divided_over
 
     def shortage(self) -> Shortage:
         """What the device holds. Ask while the exception still holds what was in use."""

@@ -51,12 +51,12 @@ def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None)
             model = cell.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             free_training(cell)
             if rank is not None:
-                weights = leave(cell, rank, model, result.probe, result)
+                weights = leave(cell, rank, model, loaded, result)
                 if rank.number > 0:
                     return result  # the first goes on alone
                 if cell.sharded:
                     del model  # before there is a whole one
-                    model = gather(cell, weights, loaded.layout)
+                    model, loaded = gather(cell, weights, loaded)
             trained.raise_if_ended()
         else:
             result.probe = probe_forward(cell, model, loaded)

@@ -21,6 +21,7 @@ from harness.record import Shortage
 # caching allocator has a class of exceptions for it.
 MESSAGES = re.compile(
     r"can't allocate memory"  # torch's allocator on a CPU
+    r"|: Cannot allocate memory \(12\)"  # torch, of a file that can't be mapped
     r"|\b(CUDA|HIP)( driver)? error: out of memory"  # torch, for any call of the runtime or the driver
     r"|\bCUDA (ran )?out of memory"  # within a message of torch.compile; cuDNN, for kernels that it compiles
     r"|\bTriton Error \[(CUDA|HIP)\]: out of memory"

@@ -19,8 +19,8 @@ def enable(
     pad: token id that pads. by_token: as in harness.job.training.loss.enable.
     """
     layout, states = attention.layout(model, switch, pad)
-    if layout.flat:
-        attention.enable(model)
+    if layout.flat:  # one that is to be sharded is not yet on the device
+        attention.enable(model, accelerator.device.type)
     if switch == "off":
         return layout, states | dict.fromkeys(("fused_loss", "kept_memory"), attention.OFF)
     with accelerator.autocast():

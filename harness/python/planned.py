@@ -83,8 +83,9 @@ def frame(plan: Plan, times: Times) -> pd.DataFrame:
     max_length                          tokens at which a sequence is cut
     fits                                whether peak and overhead are within the budget; null if they are not known
     tight                               whether it fits, but with so little room that fragmentation may decide
-    limited_by                          text: of a cell that does not fit the kind of memory that takes most; `settings`
-                                        of one that can't run; else null
+    limited_by                          text: of a cell that does not fit the kind of memory that takes most; of one
+                                        sharded that lacks it elsewhere than in training the phase, or `host`,
+                                        a machine's own memory; `settings` of one that can't run; else null
     reason                              text: why a cell can't run, or can't be predicted
     largest_batch                       the largest batch_size that fits
 
@@ -115,7 +116,7 @@ def frame(plan: Plan, times: Times) -> pd.DataFrame:
 
 
 def _row(plan: Plan, times: Times, point: Planned | Impossible) -> dict[str, Any]:
-    from harness.sweep.planner import Impossible
+    from harness.sweep.planner import Impossible, phases_of
     from harness.sweep.runner import BESIDE, TIGHT
 
     row = {"cell": point.name, "overhead": BESIDE, "budget": plan.budget}
@@ -134,11 +135,12 @@ def _row(plan: Plan, times: Times, point: Planned | Impossible) -> dict[str, Any
 
         taken = micro_batch.planned(point.cell, found)
         row |= {"batch_size": taken.batch_size, "grad_accum": taken.grad_accum}
-    fits = plan.fits(point)
+    shortage = plan.shortage(point)
+    limit = None if shortage is None else shortage.phase
     return row | {
-        "fits": fits,
-        "tight": fits and point.peak + BESIDE > TIGHT * plan.budget,
-        "limited_by": None if fits else max(KINDS, key=lambda kind: found["peak"][kind]),
+        "fits": shortage is None,
+        "tight": shortage is None and max(phases_of(point).values()) + BESIDE > TIGHT * plan.budget,
+        "limited_by": max(KINDS, key=lambda kind: found["peak"][kind]) if limit == "train" else limit,
         "largest_batch": found["largest_batch"],
         "peak": point.peak,
         **{f"peak_{kind}": found["peak"][kind] for kind in KINDS},

@@ -12,7 +12,7 @@ from harness.sweep import micro_batch
 from harness.sweep.cell_status import duration
 from harness.sweep.estimates.card import Card
 from harness.sweep.estimates.times import SLOWER, SLOWER_FROM, SLOWER_TO, Times
-from harness.sweep.planner import Impossible, Plan, Planned
+from harness.sweep.planner import Impossible, Plan, Planned, phases_of
 from harness.sweep.runner import BESIDE, TIGHT
 from harness.terminal import FittedColumn
 
@@ -134,9 +134,9 @@ def outside(plan: Plan) -> list[str]:
 
 
 def _fit(plan: Plan, point: Planned) -> str:
-    if not plan.fits(point):
-        return "no"
-    return "yes" if point.peak + BESIDE <= TIGHT * plan.budget else "tight"
+    if (shortage := plan.shortage(point)) is not None:
+        return f"no: {shortage.phase}" if "phases" in point.prediction else "no"
+    return "yes" if max(phases_of(point).values()) + BESIDE <= TIGHT * plan.budget else "tight"
 
 
 def _batch(point: Planned) -> str:
@@ -179,8 +179,23 @@ def _notes(plan: Plan, times: Times) -> list[str]:
             )
         if any(p.prediction["reference_flops"] for p in possible):
             notes.append("FLOPs and time of train.objective=dpo include a forward pass of the base over all pairs.")
+        notes += [_phase_note(plan, point) for point in possible if "phases" in point.prediction]
         notes += [*time_notes(plan, times), *_grid(plan, times)]
     return notes
+
+
+def _phase_note(plan: Plan, point: Planned) -> str:
+    """What each phase of a sharded cell takes of a device, and the cell of its machines, and which has too little."""
+    sizes = ", ".join(f"{name} {units.size(size)}" for name, size in phases_of(point).items())
+    host, shortage = point.prediction["host"], plan.shortage(point)
+    others = f", {units.size(host['others'])} on each other one" if point.cell.settings.train.nodes > 1 else ""
+    sentence = (
+        f"{point.name}, by phase: {sizes} a device; {units.size(host['first'])} on its first machine's host{others}."
+    )
+    if shortage is None:
+        return sentence
+    place = "That host has" if shortage.phase == "host" else f"The phase {shortage.phase} does not fit: a device has"
+    return f"{sentence} {place} {units.size(shortage.budget)}."
 
 
 def time_notes(plan: Plan, times: Times) -> list[str]:

@@ -43,13 +43,23 @@ class Impossible:
     cell: Cell | None = None
 
 
+@dataclass(frozen=True)
+class PhaseShortage:
+    """Why a cell does not fit: bytes that its `phase` takes, and has. The phase `host` is a machine's own memory."""
+
+    phase: str
+    size: int
+    budget: int
+
+
 @dataclass
 class Plan:
     """The planned points of a grid.
 
     budget: bytes of memory that each cell must fit in. environment: this machine's, as in a record. kernels: whose
     kernels the prediction assumes, ``cpu`` or ``cuda``. card: that the plan is for (null: this machine's device, or a
-    card of which no more is known). remedies: where nothing fits, a sentence on each cell.
+    card of which no more is known). remedies: where nothing fits, a sentence on each cell. host: bytes of a machine's
+    own memory (null: not known, as the plan is for another).
     """
 
     points: list[Planned | Impossible]
@@ -58,6 +68,7 @@ class Plan:
     kernels: str
     card: Card | None = None
     remedies: list[str] = field(default_factory=list)
+    host: int | None = None
 
     @property
     def predicted(self) -> list[Planned]:
@@ -66,14 +77,36 @@ class Plan:
 
     def fits(self, point: Planned) -> bool:
         """Whether the point fits the budget. A point that can't be predicted counts as fitting."""
-        return "unknown" in point.prediction or point.peak + BESIDE <= self.budget
+        return "unknown" in point.prediction or self.shortage(point) is None
+
+    def shortage(self, point: Planned) -> PhaseShortage | None:
+        """The first phase in which the predicted `point` takes more than there is, if one does."""
+        for phase, size in phases_of(point).items():
+            if size + BESIDE > self.budget:
+                return PhaseShortage(phase, size, self.budget)
+        host = point.prediction.get("host")
+        if host is not None and self.host is not None and host["first"] > self.host:
+            return PhaseShortage("host", host["first"], self.host)
+        return None
+
+
+def phases_of(point: Planned) -> dict[str, int]:
+    """Bytes that the phases of `point` take of a device; one that is not sharded takes most in training."""
+    return point.prediction.get("phases") or {"train": point.peak}
 
 
 def refusal(plan: Plan, point: Planned) -> str:
     """The sentence on a cell that does not fit, for its record."""
+    shortage = plan.shortage(point) or PhaseShortage("train", point.peak, plan.budget)
+    if shortage.phase == "host":
+        return (
+            f"Its first machine reads {units.size(shortage.size)} of weights, which exceeds that machine's memory of "
+            f"{units.size(shortage.budget)}."
+        )
+    after = "" if shortage.phase == "train" else f" in the phase {shortage.phase}"
     return (
-        f"Its predicted peak, {units.size(point.peak)} of tensors and {units.size(BESIDE)} of overhead, "
-        f"exceeds the budget of {units.size(plan.budget)}."
+        f"Its predicted peak{after}, {units.size(shortage.size)} of tensors and {units.size(BESIDE)} of overhead, "
+        f"exceeds the budget of {units.size(shortage.budget)}."
     )
 
 
@@ -93,7 +126,7 @@ def make(
     ``cpu`` or ``cuda`` (None: CUDA's if the budget is a GPU's). card: one that need not be here (None: none).
     remedies: whether the plan says what would fit where nothing does.
     """
-    rates = None
+    rates, here = None, card is None and budget is None
     if card is not None:
         points = [(name, _refused(cell, card) or cell) for name, cell in points]
         budget, device, rates = budget or card.memory, "cuda", card.rates
@@ -106,6 +139,7 @@ def make(
         for name, cell in points
     ]
     plan = Plan(planned, answer["budget"], answer["environment"], answer["kernels"], card)
+    plan.host = answer["environment"]["cpu"]["memory_bytes"] if here else None
     if remedies and plan.predicted and not any(map(plan.fits, plan.predicted)):
         plan.remedies = _remedies(plan, architectures, data_root)
     return plan

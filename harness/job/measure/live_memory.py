@@ -234,7 +234,8 @@ class LiveBytes(TorchDispatchMode):
         """Update the sizes of resized storages: nothing else tells when one was freed that way."""
         if self._sharded:
             for key, (size, _, _) in list(self._live.items()):
-                storage = self._storages[key]()
+                reference = self._storages.get(key)  # null of one that ends meanwhile, when Python collects garbage
+                storage = None if reference is None else reference()
                 if storage is not None and storage.nbytes() != size:
                     self._resize(key, storage.nbytes())
 

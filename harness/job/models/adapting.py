@@ -63,6 +63,17 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
     return net
 
 
+def changes_base(cell: Cell) -> bool:
+    """Whether the method's `adapt` slot may leave other weights in the base than were loaded, as PiSSA does."""
+    if cell.settings.method.adapt is None:
+        return False
+    change = instantiate(cell.settings.method.adapt, _convert_="all")
+    if not isinstance(change, peft.PeftConfig):
+        return True
+    start = getattr(change, "init_lora_weights", True)
+    return isinstance(start, str) and start not in ("gaussian", "orthogonal")
+
+
 @contextmanager
 def _compilers_kept() -> Iterator[None]:
     """Puts CC and CXX back as they were.

@@ -61,8 +61,10 @@ def tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load(cell: Cell, on: torch.device) -> PreTrainedModel:
-    """The base model on the device `on`, loaded by the method's `load` slot.
+def load(cell: Cell, on: torch.device, over: dict[int, int] | None = None) -> PreTrainedModel:
+    """The base model on the device `on`, or divided `over` devices, loaded by the method's `load` slot.
+
+    over: bytes of weights that each CUDA device may get. Layers lie on one after another, and so they compute.
 
     Raises UserError if the model is missing, gated or out of reach.
     """
@@ -71,7 +73,7 @@ def load(cell: Cell, on: torch.device) -> PreTrainedModel:
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             path,
-            device_map={"": on},
+            **({"device_map": {"": on}} if over is None else {"device_map": "balanced", "max_memory": over}),
             use_safetensors=model.use_safetensors,
             **load_slot(cell),
             **which(model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -93,6 +94,17 @@ def _pack_matrix(module: Linear4bit, dtype: torch.dtype) -> None:
         bnb_quantized=True,
         module=module,
     )
+
+
+def quant_states(of: torch.Tensor | nn.Module) -> Iterator[QuantState]:
+    """The quantisation state of a 4-bit parameter or layer, and with double quantisation the state of that.
+
+    Of a sharded parameter only the layer has it.
+    """
+    state = getattr(of, "quant_state", None)
+    while state is not None:
+        yield state
+        state = getattr(state, "state2", None)
 
 
 def check_packed(net: nn.Module) -> None:

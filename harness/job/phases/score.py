@@ -38,7 +38,7 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
             tasks,
             settings.batch_size,
             torch.bfloat16 if cell.bf16 else None,
-            speedups=cell.settings.fast,
+            speedups=cell.settings.fast and cell.divided_over is None,
             tell_batch=partial(cell.model_facts.__setitem__, "eval_batch_size"),
             answered_so_far=cell.reporter.answered,
             writer=writer,

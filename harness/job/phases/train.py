@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,15 +13,16 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from harness.job.data.batching import Layout
 from harness.job.ended import CellEnded
 from harness.job.local_cell import LocalCell
+from harness.job.models import adapting, placement, structure
 from harness.job.phases.load import Loaded, adapted_model
 from harness.job.phases.prepare import TrainingPlan
 from harness.job.training import attention, compiled, distributed, early_stop, loop
 from harness.job.training.checkpoints import Checkpoints
 from harness.job.training.divergence import Divergence, Validation
-from harness.record import Probe, Record, Train, ValidationPoint
+from harness.job.training.sharded_checkpoints import ShardedCheckpoints
+from harness.record import Record, Train, ValidationPoint
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def train(cell: LocalCell, model: nn.Module, loaded: Loaded, plan: TrainingPlan)
 def _checkpoints(cell: LocalCell) -> Checkpoints | None:
     of = {"cell": cell.cell.id, "batch_size": cell.batch_size, "fingerprints": cell.inputs.fingerprints}
     of |= {"precision": cell.precision, "speedups": dict(cell.speedups)}
-    return Checkpoints.asked_for(cell.request, of, cell.meter, cell.accelerator.device)
+    kind = ShardedCheckpoints if cell.sharded else Checkpoints
+    return kind.asked_for(cell.request, of, cell.meter, cell.accelerator.device)
 
 
 def _history(
@@ -105,26 +107,48 @@ def free_training(cell: LocalCell) -> None:
 
 
 def leave(
-    cell: LocalCell, rank: distributed.LaunchedRank, model: nn.Module, probed: Probe, result: Record
+    cell: LocalCell, rank: distributed.LaunchedRank, model: nn.Module, loaded: Loaded, result: Record
 ) -> dict[str, torch.Tensor]:
     """Leave the other devices, with the figures of all in `result`.
 
-    Returns the whole weights of a sharded model by name, in the first process.
+    Returns the tuned weights of a sharded model by name, in the first process.
     """
-    weights = distributed.weights(model, cell.accelerator, cell.sharded)
+    names = _tuned(cell, model, loaded) if cell.sharded else None
+    weights = distributed.weights(model, cell.accelerator, names)
     result.gpus = gather_object(cell.gpu.states())
-    result.probe, gpu_ids = distributed.combine(probed, cell.meter.phases, cell.accelerator.device)
+    assert result.probe is not None  # a tuned cell's was taken before it was trained
+    result.probe, gpu_ids = distributed.combine(result.probe, cell.meter.phases, cell.accelerator.device)
     if gpu_ids is not None:
         cell.device_facts["id"] = gpu_ids
     cell.leave(rank)
     return weights
 
 
-def gather(cell: LocalCell, weights: dict[str, torch.Tensor], layout: Layout) -> nn.Module:
-    """The whole model with its tuned `weights`, which are used up, on one device."""
+def _tuned(cell: LocalCell, model: nn.Module, loaded: Loaded) -> set[str]:
+    """Names of the weights of `model` that its base, when it is loaded again, may lack or have other values of.
+
+    Adapters that are not trained count, as some are drawn. A packed base counts, since another device may pack it with
+    other roundings.
+    """
+    if adapting.changes_base(cell.cell) or getattr(structure.inner(model), "is_quantized", False):
+        return {name for name, _ in model.named_parameters()}
+    return {name for name, p in model.named_parameters() if p.requires_grad or name in loaded.adapters}
+
+
+def gather(cell: LocalCell, weights: dict[str, torch.Tensor], loaded: Loaded) -> tuple[nn.Module, Loaded]:
+    """The whole model with its tuned `weights`, which are used up, and what follows from it.
+
+    It is on one device, or, if that can't hold it, divided over those of this machine, layer by layer. A divided model
+    computes on padded batches, and writes answers as lm-eval does: what is faster keeps its rows on one device.
+    """
     gc.collect()
-    model, _ = adapted_model(cell, "gather", cell.accelerator.device)
+    copied = cell.bf16 and cell.settings.model.dtype == "float32"  # as it infers and scores: see linear_weights
+    over = placement.over(loaded.size + copied * loaded.size // 2, placement.devices())
+    model, _ = adapted_model(cell, "gather", cell.accelerator.device, over)
     distributed.restore(model, weights)
-    if layout.flat:
+    if over is not None:
+        cell.divided_over = len(over)
+        return model, replace(loaded, layout=replace(loaded.layout, flat=False))
+    if loaded.layout.flat:
         attention.enable(model)
-    return model
+    return model, loaded

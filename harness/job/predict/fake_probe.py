@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from bitsandbytes.nn import Linear4bit
 from hydra.utils import instantiate
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,6 +19,7 @@ from harness.job.data.batching import Batch, Layout
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.workspaces import WORKSPACES
 from harness.job.models import empty_weights, structure
+from harness.job.predict import phases
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
 from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
@@ -33,6 +33,7 @@ from harness.job.training import (
     loss,
     objectives,
     probe,
+    shards,
 )
 from harness.protocol import CardRates
 from harness.record import Cell, Probe
@@ -72,6 +73,7 @@ class FakeProbe:
         """The figures on micro-batches `times` as large as those of `shape`."""
         net, added = self._model()
         total = structure.count(net)
+        whole = phases.sizes(self._cell, net, self._config, added) if self._train.sharded else {}
         AcceleratorState._reset_state(True)  # accelerate keeps one precision for a process
         with self._ranks() as rank:
             accelerator = self._accelerator(rank)
@@ -94,7 +96,7 @@ class FakeProbe:
             count_buckets(figures, buckets, self._live, len(micro) > 1)
         flops = figures.flops_per_token + figures.recomputed_flops_per_token  # recomputation takes time too
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(figures.resident).items()}
-        others = resident | {"total": total, "trainable": trainable, "flops_per_token": flops}
+        others = resident | whole | {"total": total, "trainable": trainable, "flops_per_token": flops}
         others |= self._seconds(sum(batch.padded for batch in micro))
         windows = peaks_by_window(self._live, self._config.num_hidden_layers, figures.resident.optimizer)
         return Line(windows, others)
@@ -132,9 +134,7 @@ class FakeProbe:
         if self._settings.fast:
             with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
                 loss.enable(net, self._device.kernels)  # before it is sharded, as in a run
-        for layer in (module for module in net.modules() if isinstance(module, Linear4bit)):
-            weight: Any = layer.weight
-            weight.quant_state = None  # accelerate needs a state_dict, which needs its values
+        shards.forget_scales(net)
         return accelerator.prepare_model(net)
 
     def _materialise(self, net: nn.Module, accelerator: Accelerator) -> None:

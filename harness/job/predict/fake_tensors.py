@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.models.empty_weights import NeedsValues
-from harness.job.training import probe
+from harness.job.models.quantisation import quant_states
 
 NUMBER = torch.ops.aten._local_scalar_dense.default  # the value of a tensor with one element
 
@@ -86,7 +86,7 @@ def materialise(net: nn.Module, on: torch.device) -> None:
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
             if (state := getattr(tensor, "quant_state", None)) is not None:
                 new.__class__, new.quant_state = Params4bit, state
-                for level in probe.quant_states(tensor):
+                for level in quant_states(tensor):
                     vars(level).update({k: moved(v) for k, v in vars(level).items() if isinstance(v, torch.Tensor)})
             if isinstance(tensor, Int8Params):
                 new.CB = new.SCB = None  # its layer has them
@@ -110,7 +110,7 @@ def materialise_shares(net: nn.Module, on: torch.device) -> None:
 
     net.to_empty(device=on)
     for module in net.modules():
-        for level in probe.quant_states(module):
+        for level in quant_states(module):
             vars(level).update(
                 {k: torch.empty_like(v, device=on) for k, v in vars(level).items() if isinstance(v, torch.Tensor)}
             )

@@ -21,7 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 from harness.errors import UserError
 from harness.job.data import batching
 from harness.job.models import empty_weights, loading
-from harness.job.predict import examples
+from harness.job.predict import examples, phases
 from harness.job.predict.extrapolation import Line
 from harness.job.predict.fake_probe import CPU, FakeProbe, PredictedDevice
 from harness.job.predict.shapes import Shape, assumed_shape, even_parts
@@ -68,7 +68,8 @@ class Predictor:
         device; null: the budget. Raises UserError if the cell does not work, and NeedsValues if the method depends on
         values of weights or gradients.
 
-        With several devices the figures are of the one with the largest share of the batch.
+        With several devices the figures are of the one with the largest share of the batch. A sharded cell has figures
+        of each of its phases, and of its machines' own memory, too.
         """
         cell = replace(cell, settings=_decided(cell.settings, self._auto))
         train = cell.settings.train.validated()
@@ -86,7 +87,8 @@ class Predictor:
         largest = None
         if budget is not None and not chosen:
             largest = self._largest(cell, shape, layout, line, architecture, budget)
-        return {
+        by_phase = self._by_phase(cell, architecture, line, budget) if train.sharded else {}
+        return by_phase | {
             "peak": {kind: round(value) for kind, value in line.peak.items()},
             "resident": {k.partition(":")[2]: round(v) for k, v in line.others.items() if k.startswith("resident:")},
             "total": round(line.others["total"]),
@@ -105,6 +107,17 @@ class Predictor:
             "precision": cell.settings.train.precision,
             "micro_batch": size * devices if chosen else None,
             "largest_batch": largest,
+        }
+
+    def _by_phase(
+        self, cell: Cell, architecture: dict[str, Any] | None, line: Line, budget: int | None
+    ) -> dict[str, Any]:
+        """What each phase of a sharded cell takes of a device, and what the cell takes of its machines."""
+        config, peak = self._config(cell, architecture)[0], sum(line.peak.values())
+        of_devices = phases.devices(cell, config, line.others, peak, budget)
+        return {
+            "phases": of_devices,
+            "host": phases.hosts(cell, line.others, of_devices, self._device.kernels == "cpu"),
         }
 
     def _fitting(

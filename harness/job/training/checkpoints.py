@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from pickle import PickleError
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ STEP = "step-"
 JOB = Path(__file__).parents[1]
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """Why training can't resume from a checkpoint, as the end of a sentence."""
 
 
@@ -56,13 +56,15 @@ class Checkpoints:
     JSON has it. meter: its open window resumes too.
     """
 
+    by_all_ranks: ClassVar[bool] = False  # or by the first alone
+
     folder: Path
     every: int
     of: dict[str, Any]
     meter: Meter
 
     @classmethod
-    def asked_for(cls, request: RunCell, of: dict[str, Any], meter: Meter, device: torch.device) -> Checkpoints | None:
+    def asked_for(cls, request: RunCell, of: dict[str, Any], meter: Meter, device: torch.device) -> Self | None:
         """Those that `request` asks for, if it does. of: as above, but for machine and code. device: that trains."""
         folder, every = request.checkpoints, request.precautions.save_every
         if folder is None or every is None:
@@ -81,40 +83,37 @@ class Checkpoints:
         If that fails, the log says so, the older one stays, and training continues.
         """
         with self.meter.aside():
-            parameters = {name: p.detach() for name, p in _trainable(model)}
+            parameters = {name: p.detach() for name, p in trainable(model)}
             state = {
-                "optimizer": _optimizer_state(optimizer),
+                "optimizer": optimizer_state(optimizer),
                 "schedule": schedule.state_dict(),
-                "random": _random_state(),
+                "random": random_state(),
                 "measured": measured,
                 "phase": dataclasses.asdict(self.meter.so_far()),
             }
             temporary = self.folder / f".{STEP}{step}.tmp"
             try:
                 self._write(temporary, parameters, state)
-                made = temporary.rename(_cleared(self.folder / f"{STEP}{step}"))
-                _sync(self.folder)
+                made = temporary.rename(cleared(self.folder / f"{STEP}{step}"))
+                sync(self.folder)
             except (OSError, RuntimeError, ValueError, PickleError) as error:
-                _cleared(temporary)
-                _say(f"The checkpoint of step {step} was not saved ({first_line(error)}); training continues.")
+                cleared(temporary)
+                say(f"The checkpoint of step {step} was not saved ({first_line(error)}); training continues.")
                 return
             for other in self._found():
                 if other != made:
-                    _cleared(other)
+                    cleared(other)
 
     def _write(self, folder: Path, parameters: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint to the new `folder`, synced to disk. Raises ValueError if it could not be read back."""
-        _cleared(folder).mkdir(parents=True)
+        cleared(folder).mkdir(parents=True)
         torch.save(parameters, folder / PARAMETERS)
         torch.save(state, folder / STATE)
-        with torch.serialization.safe_globals(_projectors()):
-            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(folder / STATE)
-        if unknown:
-            raise ValueError(f"the optimizer keeps {', '.join(sorted(unknown))}, which can't be read back safely")
+        check_readable(folder / STATE)
         about = {"format": FORMAT, "of": self.of, "sha256": _hashes(folder)}
         (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         for path in (*folder.iterdir(), folder):
-            _sync(path)
+            sync(path)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any] | None:
         """Restore the last checkpoint, and return what was measured by then.
@@ -123,22 +122,25 @@ class Checkpoints:
         processes are removed.
         """
         with self.meter.aside():
-            for torn in self.folder.glob(f".{STEP}*.tmp"):
-                _cleared(torn)
+            self._clear_unfinished()
             for folder in self._found():
                 try:
                     state = self._read(folder)
-                    _load_parameters(folder / PARAMETERS, dict(_trainable(model)))
-                except _Unusable as why:
-                    _say(f"The checkpoint {folder.name} is not used: {why}.")
+                    _load_parameters(folder / PARAMETERS, dict(trainable(model)))
+                except Unusable as why:
+                    say(f"The checkpoint {folder.name} is not used: {why}.")
                     continue
-                _load_optimizer(optimizer, state["optimizer"])
+                load_optimizer(optimizer, state["optimizer"])
                 schedule.load_state_dict(state["schedule"])
                 self.meter.go_on_from(record.decode(Phase, state["phase"]))
-                _load_random(state["random"])
-                _say(f"Resuming from the checkpoint {folder.name}.")
+                load_random(state["random"])
+                say(f"Resuming from the checkpoint {folder.name}.")
                 return state["measured"]
         return None
+
+    def _clear_unfinished(self) -> None:
+        for torn in self.folder.glob(f".{STEP}*.tmp"):
+            cleared(torn)
 
     def _found(self) -> list[Path]:
         """The checkpoints in the folder, the last step first."""
@@ -146,22 +148,33 @@ class Checkpoints:
         return sorted(found, key=lambda path: -int(path.name.removeprefix(STEP)))
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        """The state in `folder`, after all files were checked. Raises _Unusable."""
+        """The state in `folder`, after all files were checked. Raises Unusable."""
         try:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            if about["format"] != FORMAT:
-                raise _Unusable("another version of the harness wrote it")
-            was = about["of"]
-            other = [name for name in self.of.keys() | was.keys() if self.of.get(name) != was.get(name)]
-            if other:
-                raise _Unusable(f"it differs in {', '.join(sorted(other))}")
+            self._check_origin(about, FORMAT)
             if about["sha256"] != _hashes(folder):
-                raise _Unusable("its files do not match their hashes")
+                raise Unusable("its files do not match their hashes")
             # Each tensor returns to its device, and as the view that it was.
             with torch.serialization.safe_globals(_projectors()):
                 return torch.load(folder / STATE, weights_only=True)
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, PickleError) as error:
-            raise _Unusable(f"it can't be read ({first_line(error)})") from None
+            raise Unusable(f"it can't be read ({first_line(error)})") from None
+
+    def _check_origin(self, about: dict[str, Any], form: int) -> None:
+        """Raise Unusable if the checkpoint `about` is of another cell or machine, or not of the format `form`."""
+        if about["format"] != form:
+            raise Unusable("another version of the harness wrote it")
+        was = about["of"]
+        if other := [name for name in self.of.keys() | was.keys() if self.of.get(name) != was.get(name)]:
+            raise Unusable(f"it differs in {', '.join(sorted(other))}")
+
+
+def check_readable(path: Path) -> None:
+    """Raise ValueError if the file `path`, which torch has saved, could not be read back without running code."""
+    with torch.serialization.safe_globals(_projectors()):
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if unknown:
+        raise ValueError(f"the optimizer keeps {', '.join(sorted(unknown))}, which can't be read back safely")
 
 
 def origin(device: torch.device) -> dict[str, Any]:
@@ -188,27 +201,27 @@ def _projectors() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     return [*PROJECTORS, *([apollo.GradientProjector] if apollo else [])]
 
 
-def _cleared(folder: Path) -> Path:
+def cleared(folder: Path) -> Path:
     """`folder`, removed if it existed."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
-def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 @torch.no_grad()
 def _load_parameters(path: Path, parameters: dict[str, nn.Parameter]) -> None:
-    """Copy the file's tensors into `parameters`. Raises _Unusable, and copies none, if names or shapes differ."""
+    """Copy the file's tensors into `parameters`. Raises Unusable, and copies none, if names or shapes differ."""
     saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     if {name: p.shape for name, p in saved.items()} != {name: p.shape for name, p in parameters.items()}:
-        raise _Unusable("its weights have other names or shapes")
+        raise Unusable("its weights have other names or shapes")
     for name, p in parameters.items():
         p.copy_(saved[name])
 
 
-def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
     """The optimizer's state by parameter (some optimizers have state by name too), and its settings by group.
 
     Its state_dict is not used, because loading that casts states to the parameters' dtype; 8-bit and fp32 states must
@@ -222,7 +235,7 @@ def _optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
-def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update(settings)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -231,7 +244,7 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     optimizer.state.update(saved["named"])
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
     """The states of all random number generators: torch's, those of CUDA devices, python's and numpy's."""
     numpy = np.random.get_state(legacy=False)
     return {
@@ -242,7 +255,7 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _load_random(saved: dict[str, Any]) -> None:
+def load_random(saved: dict[str, Any]) -> None:
     torch.set_rng_state(saved["torch"])
     if saved["cuda"]:
         torch.cuda.set_rng_state_all(saved["cuda"])
@@ -259,7 +272,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -267,5 +280,5 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _say(sentence: str) -> None:
+def say(sentence: str) -> None:
     print(sentence, file=sys.stderr)  # the cell's log

@@ -2,7 +2,8 @@
 
 launch.py starts them. They train by accelerate: each with the whole model, averaging gradients (ddp), or each with a
 share of it (fsdp). After the last step all ranks but the first are done; the first merges, times and scores the whole
-model alone. No rank waits for it in a collective, so none can time out in a long evaluation.
+model alone, on its device, or, if that can't hold it, on all of its machine. No rank waits for it in a collective, so
+none can time out in a long evaluation.
 
 A rank that raises leaves the record, and the others are killed, as they could wait for it forever.
 """
@@ -37,6 +38,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 
 from harness.errors import UserError
 from harness.job.measure import device, heap
+from harness.job.training import shards
 from harness.protocol import RunCell
 from harness.record import COMPLETE, Memory, Phase, Probe
 
@@ -148,7 +150,9 @@ def work(job: Callable[..., Any], request: RunCell, links: list[Connection], mom
         sys.stderr.flush()
         os._exit(1)  # the launcher ends the others
     gc.collect()
-    heap.give_back()  # this process stays until the first rank is done
+    heap.give_back()  # this process stays until the first rank is done, which may need its device
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -192,8 +196,19 @@ class Sharding(Accelerator):
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Shard `model`. Build its optimizer after that."""
-        return fsdp2_prepare_model(self, model)
+        """Shard `model`, which the first rank has read and the others have on "meta". Build its optimizer after that.
+
+        In a prediction the first is on "meta" too, and stays there.
+        """
+        first = self.is_main_process
+        if first and any(p.is_meta for p in model.parameters()):
+            return fsdp2_prepare_model(self, model)
+        values = shards.tensors(model) if first else {}
+        if not first:
+            shards.forget_scales(model)
+        model = fsdp2_prepare_model(self, model)
+        shards.distribute(model, values, first, self.device)
+        return model
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
         """All-reduce gradients after every micro-batch: whole ones would take the memory that sharding saves."""
@@ -258,28 +273,29 @@ def same(net: nn.Module) -> bool:
     return len(set(sums)) == 1
 
 
-def weights(net: nn.Module, accelerator: Accelerator, sharded: bool) -> dict[str, torch.Tensor]:
-    """The trained weights that the devices have together: of a sharded model by name, else none, as each has them all.
+def weights(net: nn.Module, accelerator: Accelerator, names: set[str] | None) -> dict[str, torch.Tensor]:
+    """The weights `names` of a sharded model, as `whole`; of one that is not (null), none, as each device has them all.
 
     Raises RuntimeError if each has others.
     """
-    if sharded:
-        return whole(net, accelerator)
+    if names is not None:
+        return whole(net, accelerator, names)
     if not same(net):
         raise RuntimeError("The devices' weights differ: the optimizer took another step on each.")
     return {}
 
 
-def whole(net: nn.Module, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """All weights of a sharded model, whole, by name and on the CPU; in the first process alone.
-
-    Weights that were not trained are among them: loading and adapting the model anew would draw some of them anew.
+def whole(net: nn.Module, accelerator: Accelerator, names: set[str]) -> dict[str, torch.Tensor]:
+    """The weights `names` of a sharded model, put together of all shares, by name and on the host; in the first process
+    alone, which never holds another weight whole.
     """
     for part in net.modules():
         if isinstance(part, FSDPModule):
             part.reshard()  # a pass without gradients leaves some whole
     kept = {}
     for name, p in net.named_parameters():
+        if name not in names:
+            continue
         gathered = p.detach()
         if isinstance(gathered, DTensor):
             gathered = gathered.full_tensor()
@@ -291,5 +307,5 @@ def whole(net: nn.Module, accelerator: Accelerator) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def restore(net: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Copy `weights`, which are used up, into `net`."""
-    for name, p in net.named_parameters():
-        p.copy_(weights.pop(name))
+    for name in list(weights):
+        net.get_parameter(name).copy_(weights.pop(name))

@@ -106,7 +106,9 @@ def run(devices: int, job: Callable[..., Any], request: RunCell, report: Report,
         )
         watch.start()
         try:
-            elastic_launch(config, rank_process.start)(pickle.dumps((job, request)), list(theirs), moment)
+            elastic_launch(config, rank_process.start)(
+                pickle.dumps((job, request)), list(theirs), moment, _visible(devices, request)
+            )
         except ChildFailedError as error:
             watch.stop()  # what that rank said first counts
             watch.end(_failure(error, rendezvous))
@@ -117,6 +119,14 @@ def run(devices: int, job: Callable[..., Any], request: RunCell, report: Report,
         finally:
             watch.stop()
     return _exit_status(watch, rendezvous, report)
+
+
+def _visible(devices: int, request: RunCell) -> str | None:
+    """The CUDA devices of a cell whose model is sharded, as CUDA_VISIBLE_DEVICES names them; null of another."""
+    if not (torch.cuda.is_available() and isinstance(request, RunCell) and request.cell.settings.train.sharded):
+        return None
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices))))
+    return ",".join(named.split(",")[:devices])
 
 
 def _exit_status(watch: Watch, rendezvous: Rendezvous, report: Report) -> int:

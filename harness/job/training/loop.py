@@ -242,7 +242,9 @@ def train(
             model.train()
         if early_stop is not None and early_stop.stops(step, history.validations, accelerator):
             break
-        if checkpoints is not None and accelerator.is_main_process and checkpoints.due(step, len(steps)):
+        if checkpoints is None or not (checkpoints.by_all_ranks or accelerator.is_main_process):
+            continue
+        if checkpoints.due(step, len(steps)):
             checkpoints.save(step, model, optimizer, schedule, asdict(history))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Linear8bitLt
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -23,6 +22,7 @@ from harness.job.data.batching import Batch
 from harness.job.measure.busy import measure as measure_busy
 from harness.job.measure.live_memory import Kind, LiveBytes
 from harness.job.methods import optimizers
+from harness.job.models.quantisation import quant_states
 from harness.job.training import loop
 from harness.job.training.loop import AnyObjective
 from harness.record import Probe
@@ -188,14 +188,3 @@ def _tensors(parameter: nn.Parameter) -> Iterator[Tensor]:
     yield parameter
     if (scales := getattr(parameter, "SCB", None)) is not None:
         yield scales
-
-
-def quant_states(of: Tensor | nn.Module) -> Iterator[QuantState]:
-    """The quantisation state of a 4-bit parameter or layer, and with double quantisation the state of that.
-
-    Of a sharded parameter only the layer has it.
-    """
-    state = getattr(of, "quant_state", None)
-    while state is not None:
-        yield state
-        state = getattr(state, "state2", None)
