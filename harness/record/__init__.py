@@ -5,6 +5,14 @@ items that were scored (``NAME.items.parquet``), the full log (``NAME.log``) and
 weights (``NAME/``). Standard library and orjson only, so that tables can be made on a machine without torch.
 """
 
+from harness.record.calibration import (
+    Calibration,
+    TimedKernel,
+    calibration_path,
+    calibrations,
+    device_of,
+    write_calibration,
+)
 from harness.record.clusters import cluster_numbers, clustered_error, subject_weights
 from harness.record.codec import (
     decode,

@@ -1,4 +1,4 @@
-"""Options of run, sweep and plan."""
+"""Options of run, sweep, plan and calibrate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shown(command: str) -> list[str | Line]:
     ]
 
 
-@lines(*shown("run"), *shown("sweep"), *shown("plan"))
+@lines(*shown("run"), *shown("sweep"), *shown("plan"), *shown("calibrate"))
 def test_configurations_are_shown_and_nothing_is_run(run, tmp_path):
     run()
     assert list(tmp_path.iterdir()) == []
@@ -32,6 +32,7 @@ def test_configurations_are_shown_and_nothing_is_run(run, tmp_path):
     Line("run model=theirs --config-dir {folder}/mine --cfg job", said="path: somewhere"),
     Line("sweep named --config-dir {folder}/mine --cfg job", said="study: named"),
     Line("plan named --config-dir {folder}/mine", said="lora-r3"),
+    Line("calibrate named --config-dir {folder}/mine", said=r"lora-r3.* \(1 of 1\)"),
 )
 def test_another_folder_adds_choices_and_sweeps(run, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)

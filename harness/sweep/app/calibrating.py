@@ -1,0 +1,56 @@
+"""`calibrate`: times the kernels of a grid's cells on this machine's device, for `plan` to use from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import record, units
+from harness.errors import UserError
+from harness.protocol import PlannedCell, Progress
+from harness.record import Calibration
+from harness.sweep import runner
+from harness.sweep.app.point import Point, architectures, point_of
+from harness.sweep.app.predicting import Compose
+
+
+def calibrate(requested: Sequence[list[str]], compose: Compose) -> None:
+    """Time the kernels of the `requested` cells, write them beside the records, and print what was found.
+
+    Raises UserError if a cell can't work, is not trained here, or if earlier calibrations are damaged.
+    """
+    points: dict[str, Point] = {}
+    for overrides in requested:
+        composed, applicable = compose(overrides)
+        point = point_of(composed, applicable)
+        if not point.is_local or not point.cell.settings.method.tuned:
+            raise UserError(f"calibrate requires methods that train here, got method={point.cell.method}.")
+        points.setdefault(point.cell.id, point)
+    results = Path(composed.results_dir).expanduser()
+    earlier = record.calibrations(results)
+    of = architectures(list(points.values()))
+    cells = [PlannedCell(point.cell, of.get(point.cell.model)) for point in points.values()]
+    found = runner.calibrate(cells, _tell)
+    same = next((calibration for calibration in earlier if calibration.device == found.device), None)
+    united = found.united(same)
+    path = record.write_calibration(united, results)
+    print("\n".join(lines(united, path)))
+
+
+def lines(calibration: Calibration, path: Path) -> list[str]:
+    """What a calibration says, with its best rates."""
+    products = [kernel.flops / kernel.seconds for kernel in calibration.kernels if kernel.flops]
+    others = [kernel.moved / kernel.seconds for kernel in calibration.kernels if not kernel.flops]
+    rates = [f"products up to {max(products) / 1e12:.3g} TFLOP/s"] if products else []
+    rates += [f"memory up to {max(others) / 1e9:.3g} GB/s"] if others else []
+    rates += [f"{calibration.launch * 1e6:.3g} µs of the host for an operation"]
+    name = " ".join(map(str, calibration.device[1:2]))
+    return [
+        f"{name}: {units.plural(len(calibration.kernels), 'kernel')} timed; {', '.join(rates)}.",
+        f"Written to {path}. `plan` estimates times from it.",
+    ]
+
+
+def _tell(progress: Progress) -> None:
+    if progress.reason is not None:
+        print(f"Timing the kernels of {progress.reason} ({progress.step} of {progress.of}).", flush=True)
