@@ -52,10 +52,10 @@ def measure(root: Path) -> dict[str, list[dict[str, Any]]]:
                 work[key] = _work(row)
                 print(row, file=sys.stderr)
             compared.append(_record(row, work[key]))
-    for row in [row for row in compared if row["utilisation"] > 1]:
-        compared.remove(row)
-        reason = f"it would be {row['utilisation']:.0%} of the card's FLOP/s"
-        left_out.append(asdict(LeftOut(row["source"], f"{row['card']} {row['model']} {row['method']}", reason)))
+    for known in [known for known in compared if known["utilisation"] > 1]:
+        compared.remove(known)
+        reason = f"it would be {known['utilisation']:.0%} of the card's FLOP/s"
+        left_out.append(asdict(LeftOut(known["source"], f"{known['card']} {known['model']} {known['method']}", reason)))
     return {"compared": compared, "left_out": left_out}
 
 
@@ -125,7 +125,7 @@ def page(record: dict[str, list[dict[str, Any]]], before: str) -> str:
         "program",
         "run",
         "settings",
-        "published tokens/s",
+        "tokens/s",
         "estimated",
         "time",
         "of peak",
@@ -143,8 +143,8 @@ def page(record: dict[str, list[dict[str, Any]]], before: str) -> str:
             "Made by `python benchmarks/cards.py --data-root ../shared/data --write`; the record is",
             "`benchmarks/measured/card_times.json`. The rows were split by source before a constant was chosen",
             "(`benchmarks/published_speed.py`): constants come from the sources of *develop*, *check* was looked at",
-            "afterwards. *time* is by how much the estimated time is longer; *of peak* is the published run's FLOPs over",
-            "the card's bf16 rate.",
+            "afterwards. *time* is by how much the estimated time is longer; *of peak* is the published run's FLOPs",
+            "over the card's bf16 rate.",
             "",
             f"- All: {summary(compared)}.",
             *(f"- {name}: {summary(rows)}." for name, rows in of.items()),

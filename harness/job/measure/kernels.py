@@ -1,4 +1,4 @@
-"""Names the kernels that a step's operations start, with the work of each, and times them on the device that is here."""
+"""Names the kernels that a step's operations start, with the work of each, and times them on this machine."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def _shallow(planned: PlannedCell, folder: Path) -> Cell:
         raise UserError("calibrate requires train.objective=sft: others train on pairs.")
     config = empty_weights.with_depth(_config(planned), DEPTH)
     set_seed(0)
-    net = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, cell.settings.model.dtype, None))
+    net = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, loading.load_slot(cell)["dtype"]))
     with suppress(ValueError):  # of numbers for generation, which are not used
         net.save_pretrained(folder)
     model = replace(cell.settings.model, path=str(folder), revision=None, use_safetensors=True)

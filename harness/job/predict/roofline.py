@@ -12,7 +12,7 @@ uses is not moved; what is used later is written once.
 from __future__ import annotations
 
 import weakref
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -34,8 +34,8 @@ class Roofline:
     """Adds up the work of operations by part of a step: ``step`` is forward and backward, ``optimizer`` the rest.
 
     rates: of a card, for seconds of products, attention and of what is moved, as if each reached its rate, and
-    launches (null: launches alone). calibration: for the seconds of the device's own kernels, as ``timed`` (null: none).
-    compiled: whether neighbouring operations on single numbers are one kernel.
+    launches (null: launches alone). calibration: for the seconds of the device's own kernels, as ``timed`` (null:
+    none). compiled: whether neighbouring operations on single numbers are one kernel.
     """
 
     def __init__(self, rates: CardRates | None, calibration: Calibration | None = None, compiled: bool = False):
@@ -45,8 +45,8 @@ class Roofline:
         self.reset()
 
     def reset(self) -> None:
-        self.work: dict[str, Counter[str]] = {"step": Counter(), "optimizer": Counter()}
-        self._part: Counter[str] = Counter()
+        self.work: dict[str, defaultdict[str, float]] = {name: defaultdict(float) for name in ("step", "optimizer")}
+        self._part: defaultdict[str, float] = defaultdict(float)
 
     def add(self, operation: Any, given: Any, out: Any, flops: int) -> None:
         """Count an `operation` with the arguments `given` and the result `out`."""
@@ -84,8 +84,10 @@ class Roofline:
 
     def lap(self, part: str) -> None:
         """End the part `part` of a step, as `harness.job.training.loop.PARTS` has them; parts of one name add up."""
-        self.work["optimizer" if part == "optimizer" else "step"].update(self._part)
-        self._part = Counter()
+        of = self.work["optimizer" if part == "optimizer" else "step"]
+        for kind, amount in self._part.items():
+            of[kind] += amount
+        self._part.clear()
 
 
 class _Chain:

@@ -33,7 +33,9 @@ def _group(cell: Cell) -> str:
 
 
 def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
-    """Yields ``budget``, ``kernels``, ``environment`` and the ``calibration`` that is used, then a ``prediction`` for each cell."""
+    """Yields ``budget``, ``kernels``, ``environment`` and the ``calibration`` that is used, then a ``prediction`` for
+    each cell.
+    """
     cells, budget = request.cells, request.budget
     # Cells that take the same are one task, so that no two processes compute the same.
     groups: dict[str, list[int]] = {}

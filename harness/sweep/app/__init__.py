@@ -38,8 +38,8 @@ PLACES = {"study", "results_dir", "data_root"}  # settings that say where, and n
 class Arguments:
     """What is typed for Hydra.
 
-    command: ``run``, ``sweep``, ``plan`` or ``calibrate``. settings: overrides; the first may be the name of a sweep instead.
-    hydra: options of Hydra's, as typed. config_dir: a further folder of configs (null: none).
+    command: ``run``, ``sweep``, ``plan`` or ``calibrate``. settings: overrides; the first may be the name of a sweep
+    instead. hydra: options of Hydra's, as typed. config_dir: a further folder of configs (null: none).
     """
 
     command: str

@@ -53,9 +53,10 @@ class Estimate:
 class Times:
     """Training times and their price, estimated from records of the same device that ran undisturbed.
 
-    Without such records, from the calibration of the device, or from the rates of a card. The device is that of `card`, or this machine's as in
-    `environment`. kernels: of the planned cells; those of another kind than the device have no time. throughput: raw
-    tokens/s to assume for every cell. price: dollars for a device and hour (None: the card's, or unknown).
+    Without such records, from the calibration of the device, or from the rates of a card. The device is that of `card`,
+    or this machine's as in `environment`. kernels: of the planned cells; those of another kind than the device have no
+    time. throughput: raw tokens/s to assume for every cell. price: dollars for a device and hour (None: the card's, or
+    unknown).
     """
 
     def __init__(
