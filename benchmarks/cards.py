@@ -34,6 +34,7 @@ from harness.sweep.estimates import rates
 RECORD = ROOT / "benchmarks" / "measured" / "card_times.json"
 PAGE = ROOT / "docs" / "cards.md"
 HEAD = "## Against published runs"  # what of the page is made
+ENOUGH = 5  # rows of a card that make a range of its own
 NEAR = 0.35  # within which nine of ten rows should be
 
 
@@ -86,12 +87,12 @@ def errors(rows: list[dict[str, Any]]) -> list[float]:
 
 
 def spreads(rows: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """By card, and as "" over all, the least and the most times that published runs took of their estimate."""
+    """By card with ENOUGH rows, and as "" over all, the least and the most times that runs took of their estimate."""
     ratios: dict[str, list[float]] = {}
     for row in rows:
         for key in (row["card"], ""):
             ratios.setdefault(key, []).append(estimated(row) / row["published"])
-    return {card: (round(min(of), 2), round(max(of), 2)) for card, of in ratios.items()}
+    return {card: (round(min(of), 2), round(max(of), 2)) for card, of in ratios.items() if len(of) >= ENOUGH}
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -148,7 +149,8 @@ def page(record: dict[str, list[dict[str, Any]]], before: str) -> str:
             "",
             f"- All: {summary(compared)}.",
             *(f"- {name}: {summary(rows)}." for name, rows in of.items()),
-            f"- Published time over the estimate, which `plan` tells as a range: {between}.",
+            "- Published time over the estimate, which `plan` tells as a range, of cards with five rows or more:",
+            f"  {between}.",
             "",
             "No row is of this harness. The programs are others', with our cell's operations: *plain* runs them one",
             "after another as the harness does, the others fuse neighbouring ones as `train.compile` does.",

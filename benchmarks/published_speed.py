@@ -33,6 +33,7 @@ NATIVE_LAUNCH = 5e-6  # of one that begins them from C++ or from compiled code
 QKVO = "method.adapt.target_modules=[q_proj,k_proj,v_proj,o_proj]"
 QV = "method.adapt.target_modules=[q_proj,v_proj]"
 MLP = "method.adapt.target_modules=[gate_proj,up_proj,down_proj]"
+QV_MLP = "method.adapt.target_modules=[q_proj,v_proj,gate_proj,up_proj,down_proj]"
 QVO_MLP = "method.adapt.target_modules=[q_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]"
 FMS = "foundation-model-stack/fms-acceleration scripts/benchmarks/refs/a100_80gb.csv"
 QWEN_2_5_7B = {  # from its config
@@ -87,6 +88,14 @@ FMS_ROWS = {
     ("qlora", "NF4, no upcasts"): ("plain", ["method=qlora", "rank=16", QKVO]),
     ("qlora", "accelerated-peft-bnb-foak (fused kernels)"): ("fused kernels", ["method=qlora", "rank=16", QKVO]),
 }
+# Of torchtune's table of one technique after another, on an A100: the engine, and what makes our cell the same.
+TUNE_3B = {
+    "cumulative: + packed rows": ("plain", ["method=full_bf16"]),
+    "cumulative: + compile": ("torchtune", ["method=full_bf16"]),
+    "cumulative: + chunked cross-entropy": ("torchtune", ["method=full_bf16"]),
+    "cumulative: + gradient checkpointing": ("torchtune", ["method=full_bf16"]),
+    "all of the above": ("torchtune", ["rank=64", QV_MLP]),
+}
 PEFT_FILES = {  # by file: the method as a reader knows it, and what makes our cell the same
     "lora--llama-3.2-3B-rank32": ("lora", ["method=lora", "rank=32", QV]),
     "lora--llama-3.2-3B-rank32-dora": ("dora", ["method=dora", "rank=32", QV]),
@@ -124,6 +133,7 @@ def rows(root: Path) -> Iterator[PublishedRow | LeftOut]:
         for row in csv.DictReader(file):
             yield _speed_row(row)
     yield from _fms(root / "published_memory" / "training_memory.csv")
+    yield from _torchtune_3b(root / "published_memory" / "training_memory.csv")
     yield from _peft(root / "peft_results")
 
 
@@ -182,6 +192,25 @@ def _fms(path: Path) -> Iterator[PublishedRow]:
             yield PublishedRow(
                 FMS.partition(" ")[0], "a100_80", "Mistral-7B", row["method"], engine, about, speed, overrides + shape
             )
+
+
+def _torchtune_3b(path: Path) -> Iterator[PublishedRow | LeftOut]:
+    source = "torchtune README"
+    with path.open(encoding="utf-8") as file:
+        found = [row for row in csv.DictReader(file) if row["source"].startswith("pytorch/torchtune")]
+    for row in found:
+        if (of := TUNE_3B.get(row["notes"])) is None:
+            why = "its rows' lengths are unknown" if "baseline" in row["notes"] else "no method here does the same"
+            yield LeftOut(source, f"a100_80 Llama-3.2-3B {row['method']}, {row['notes']}", why)
+            continue
+        engine, overrides = of
+        again = row["gradient_checkpointing"]
+        overrides = [*overrides, *([] if row["method"] == "full" else [f"method={row['method']}"])]
+        shape = [f"train.batch_size={row['micro_batch']}", f"train.max_length={row['tokens_per_row']}"]
+        shape += ["model=llama_3_2_3b", f"train.gradient_checkpointing={again}"]
+        about = f"{row['micro_batch']} × {row['tokens_per_row']} tokens, {row['notes']}"
+        speed = float(row["tokens_per_second"])
+        yield PublishedRow(source, "a100_80", "Llama-3.2-3B", row["method"], engine, about, speed, overrides + shape)
 
 
 def _peft(folder: Path) -> Iterator[PublishedRow]:
