@@ -4,8 +4,8 @@
     python benchmarks/calibration.py --write    # and benchmarks/CALIBRATION.md
 
 Run it where nothing else runs. Three kinds of cells are calibrated, in one shape; the ten that run differ from it in
-method, rank, batch, length or checkpointing. Each runs twice, and its faster run counts: what disturbs a run makes it
-longer. A step's time is the median of the steady ones. Exit status 1 if a cell is more than 15% off.
+method, rank, batch, length or checkpointing. Each runs three times on the same batches, and each step's least time
+counts: what disturbs a step makes it longer. Exit status 1 if a cell is more than 15% off.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.record import calibrations
 
 PAGE = ROOT / "benchmarks" / "CALIBRATION.md"
 WITHIN = 0.15
-RUNS = 2
+RUNS = 3
 Settings = dict[str, Any]
 COMMON: Settings = {"model": "smollm2_135m", "data": "wordmath", "eval.tasks": [], "infer.repeats": 0}
 COMMON |= {"train.max_steps": 8, "train.validation_items": 2}
@@ -66,10 +66,7 @@ def compare(folder: Path, common: Settings, calibrated: Settings, cells: Sequenc
     typed = [f"{name}={value}" for name, value in (common | calibrated | calibrating).items()]
     subprocess.run([sys.executable, "-m", "harness", "calibrate", *typed], check=True)
     planned = [_planned(common | cell | calibrating) for cell in cells]
-    measured = [
-        min(_measured(common | cell | {"results_dir": str(folder / f"run{number}")}) for number in range(RUNS))
-        for cell in cells
-    ]
+    measured = [_measured(common | cell, folder) for cell in cells]
     names = [" ".join(f"{name}={value}" for name, value in cell.items()) for cell in cells]
     return [Compared(*of) for of in zip(names, planned, measured, strict=True)]
 
@@ -79,12 +76,15 @@ def _planned(settings: Settings) -> float:
     return float(row["seconds"]) / settings["train.max_steps"]
 
 
-def _measured(settings: Settings) -> float:
-    """Seconds of a step of a run: its tokens at the steady rate."""
-    train = harness.run(settings=settings, quiet=True).train
-    if train is None or train.tokens_per_second_steady is None:
-        raise RuntimeError(f"{settings} has no steady steps")
-    return train.tokens.raw / train.steps / train.tokens_per_second_steady
+def _measured(settings: Settings, folder: Path) -> float:
+    """Seconds of a step: the mean over the steady ones, each the least of RUNS runs on the same batches."""
+    runs = []
+    for number in range(RUNS):
+        train = harness.run(settings=settings | {"results_dir": str(folder / f"run{number}")}, quiet=True).train
+        if train is None:
+            raise RuntimeError(f"{settings} was not trained")
+        runs.append([train.step_seconds[step] for step in train.steady_steps()])
+    return statistics.mean(map(min, zip(*runs, strict=True)))
 
 
 def page(rows: list[Compared], device: str) -> str:
@@ -96,8 +96,8 @@ def page(rows: list[Compared], device: str) -> str:
             "# Times by calibration",
             "",
             f"Made by `python benchmarks/calibration.py --write` on {device}: SmolLM2-135M, calibrated in 4 × 256",
-            f"tokens of lora, full and dora. {within} of {len(rows)} cells are within {WITHIN:.0%}; the median error is",
-            f"{statistics.median(found):.0%}. Seconds are of a step; measured is the faster of {RUNS} runs.",
+            f"tokens of lora, full and dora. {within} of {len(rows)} cells are within {WITHIN:.0%}, the median error",
+            f"is {statistics.median(found):.0%}. Seconds are of a step, each the least of {RUNS} runs.",
             "",
             tabulate(cells, ["cell", "planned", "measured", "error"], "pipe", disable_numparse=True),
             "",

@@ -87,8 +87,8 @@ class Calibration:
         """This one, and what only an `earlier` one of the same device and torch has timed."""
         if earlier is None or (earlier.device, earlier.torch) != (self.device, self.torch):
             return self
-        known = {_key(kernel) for kernel in self.kernels}
-        return replace(self, kernels=[*self.kernels, *(k for k in earlier.kernels if _key(k) not in known)])
+        keys = {_key(kernel) for kernel in self.kernels}
+        return replace(self, kernels=[*self.kernels, *(k for k in earlier.kernels if _key(k) not in keys)])
 
     @cached_property
     def _groups(self) -> dict[Any, list[_Comparable]]:
@@ -155,13 +155,14 @@ def _read(path: Path, results: Path) -> Calibration:
     again = "remove it, and run `harness calibrate` again"
     try:
         head, *kernels = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = decode(Calibration, head | {"kernels": kernels})
-        sound = bool(kernels) and all(k.seconds > 0 and k.work > 0 for k in found.kernels) and found.launch >= 0
+        calibration = decode(Calibration, head | {"kernels": kernels})
+        sound = bool(kernels) and all(kernel.seconds > 0 and kernel.work > 0 for kernel in calibration.kernels)
+        sound = sound and calibration.launch >= 0
     except (ValueError, TypeError, AttributeError, Misfit):
         sound = False
     if not sound:
         raise UserError(f"{path} is no calibration; {again}.")
-    if path != calibration_path(results, found.device):
-        of = " ".join(map(str, found.device[1:]))
+    if path != calibration_path(results, calibration.device):
+        of = " ".join(map(str, calibration.device[1:]))
         raise UserError(f"{path} is a calibration of another device, {of}; {again}.")
-    return found
+    return calibration

@@ -30,19 +30,19 @@ class Kernel:
     moved: int
 
 
-def kernel_of(operation: Any, given: Any, out: Any, flops: int) -> Kernel | None:
-    """The kernel of an `operation` with the arguments `given` and the result `out`; None if it starts none."""
+def kernel_of(operation: Any, arguments: Any, out: Any, flops: int) -> Kernel | None:
+    """The kernel of an `operation` with the `arguments` and the result `out`; None if it starts none."""
     name = operation._schema.name.partition("::")[2]
     if operation.is_view or name in NO_KERNEL:
         return None
-    read = list(tensors_in(given))
-    written = list(tensors_in(out))
-    moved = 2 * _bytes(written) if name in ROWS else _bytes(read) + _bytes(written)
+    inputs = list(tensors_in(arguments))
+    outputs = list(tensors_in(out))
+    moved = 2 * _bytes(outputs) if name in ROWS else _bytes(inputs) + _bytes(outputs)
     if not moved:
         return None
-    numbers = next((t for t in (*read, *written) if t.is_floating_point()), (*read, *written)[0])
-    result = (written or read)[0].dtype
-    order = "".join("c" if tensor.is_contiguous() else "s" for tensor in read[:3])
+    numbers = next((t for t in (*inputs, *outputs) if t.is_floating_point()), (*inputs, *outputs)[0])
+    result = (outputs or inputs)[0].dtype
+    order = "".join("c" if tensor.is_contiguous() else "s" for tensor in inputs[:3])
     return Kernel(name, f"{_short(numbers.dtype)} {_short(result)} {order}", flops, moved)
 
 

@@ -48,7 +48,7 @@ Call = tuple[Kernel, float]
 
 
 @dataclass
-class Timed:
+class Timings:
     """The kernels of steps, and the host's seconds for an operation by each cell."""
 
     kernels: dict[Kernel, list[float]]
@@ -61,7 +61,7 @@ def answer(request: CalibrateDevice, report: Callable[[dict[str, Any]], None]) -
     report: told of each. Raises UserError if none can be timed.
     """
     on = device.here()
-    timed = Timed({}, [])
+    timed = Timings({}, [])
     kinds = list({_kind(planned.cell): planned for planned in request.cells}.values())
     for number, planned in enumerate(kinds, start=1):
         report({"phase": "calibrate", "step": number, "of": len(kinds), "reason": planned.cell.name})
@@ -83,7 +83,7 @@ def _kind(cell: Cell) -> str:
     return repr([plain(cell.settings.method), plain(cell.settings.model), plain(train), cell.settings.speedups])
 
 
-def _time(planned: PlannedCell, on: torch.device, timed: Timed) -> None:
+def _time(planned: PlannedCell, on: torch.device, timed: Timings) -> None:
     """Add to `timed` what the steps of a cell take."""
     with tempfile.TemporaryDirectory() as folder:
         cell = _shallow(planned, Path(folder))

@@ -61,18 +61,18 @@ class Roofline:
         if self._rates is not None:
             self._add_least(self._rates, operation, kernel, given, out)
 
-    def _add_least(self, rates: CardRates, operation: Any, kernel: Kernel, given: Any, out: Any) -> None:
+    def _add_least(self, rates: CardRates, operation: Any, kernel: Kernel, arguments: Any, out: Any) -> None:
         moved = kernel.moved
         if self._compiled:
             fuses = torch.Tag.pointwise in operation.tags or kernel.name in FUSED
-            moved = self._chain.moved(list(tensors_in(given)), list(tensors_in(out)), fuses, kernel.moved)
+            moved = self._chain.moved(list(tensors_in(arguments)), list(tensors_in(out)), fuses, kernel.moved)
             if fuses and self._chain.length > 1:
                 self._part["launches"] -= 1
         seconds = moved / rates.bandwidth
         if not kernel.flops:
             self._part["moved"] += seconds
             return
-        first = next(tensor for tensor in tensors_in(given) if tensor.is_floating_point())
+        first = next(tensor for tensor in tensors_in(arguments) if tensor.is_floating_point())
         rate = (first.dtype in SIXTEEN and rates.bf16) or rates.fp32
         if kernel.name in ATTENTION:
             masked = kernel.name.removesuffix("_backward") in MASKED
@@ -84,6 +84,8 @@ class Roofline:
 
     def lap(self, part: str) -> None:
         """End the part `part` of a step, as `harness.job.training.loop.PARTS` has them; parts of one name add up."""
+        if self._compiled and self._rates is not None:
+            self._part["moved"] += self._chain.end() / self._rates.bandwidth
         of = self.work["optimizer" if part == "optimizer" else "step"]
         for kind, amount in self._part.items():
             of[kind] += amount
@@ -101,26 +103,34 @@ class _Chain:
         self._inside: set[int] = set()  # storages that the present chain has read or made
         self._unwritten: dict[int, int] = {}  # bytes of storages that a chain made and nothing outside has used yet
 
-    def moved(self, read: list[torch.Tensor], written: list[torch.Tensor], fuses: bool, alone: int) -> int:
+    def moved(self, inputs: list[torch.Tensor], outputs: list[torch.Tensor], fuses: bool, alone: int) -> int:
         """Bytes that an operation moves. alone: those of it outside of a chain; fuses: whether it may be in one."""
         if not fuses:
             self.length = 0
             self._inside.clear()
-            return alone + sum(self._write(_key(tensor)) for tensor in read)
+            return alone + sum(self._write(_key(tensor)) for tensor in inputs)
         self.length += 1
         total = 0
-        for tensor in read:
+        for tensor in inputs:
             key = _key(tensor)
             if key not in self._inside:
                 total += _size(tensor)
                 total += self._write(key)
                 self._inside.add(key)
-        for tensor in written:
+        for tensor in outputs:
             key = _key(tensor)
             if key not in self._inside:
                 weakref.finalize(tensor.untyped_storage(), self._forget, key)
             self._inside.add(key)
             self._unwritten[key] = _size(tensor)
+        return total
+
+    def end(self) -> int:
+        """Bytes of what is kept of the chains until now and was not written yet."""
+        self.length = 0
+        self._inside.clear()
+        total = sum(self._unwritten.values())
+        self._unwritten.clear()
         return total
 
     def _write(self, key: int) -> int:

@@ -77,8 +77,8 @@ def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
 
 def _calibration(request: PlanCells, here: list[Any], kernels: str) -> Calibration | None:
     """The newest that applies: without a card, of the device `here` and its kernels."""
-    found = [c for c in request.calibrations if request.rates is not None or c.device == here]
-    return max((c for c in found if c.device[0] == kernels), key=lambda c: c.created, default=None)
+    candidates = [c for c in request.calibrations if request.rates is not None or c.device == here]
+    return max((c for c in candidates if c.device[0] == kernels), key=lambda c: c.created, default=None)
 
 
 def _end_with_parent() -> None:

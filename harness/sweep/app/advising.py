@@ -79,9 +79,9 @@ def advise(requested: Sequence[list[str]], compose: Compose, options: Options, c
     points = [variant.point for variant in variants]
     asked = [(point.cell.name, point.cell) for point in points]
     of, root = architectures(points), composed.data_root
-    found = record.calibrations(results_of(composed))
+    timed = record.calibrations(results_of(composed))
     plan = planner.make(
-        asked, of, root, options.memory, options.device, options.card, remedies=False, calibrations=found
+        asked, of, root, options.memory, options.device, options.card, remedies=False, calibrations=timed
     )
     times, planned = times_of(plan, composed, options), iter(plan.points)
     tried = [[(variant, next(planned)) for variant in group] for group in groups]

@@ -15,7 +15,7 @@ from harness.sweep.app.predicting import Compose
 
 
 def calibrate(requested: Sequence[list[str]], compose: Compose) -> None:
-    """Time the kernels of the `requested` cells, write them beside the records, and print what was found.
+    """Time the kernels of the `requested` cells, write them beside the records, and print their rates.
 
     Raises UserError if a cell can't work, is not trained here, or if earlier calibrations are damaged.
     """
@@ -30,9 +30,9 @@ def calibrate(requested: Sequence[list[str]], compose: Compose) -> None:
     earlier = record.calibrations(results)
     of = architectures(list(points.values()))
     cells = [PlannedCell(point.cell, of.get(point.cell.model)) for point in points.values()]
-    found = runner.calibrate(cells, _tell)
-    same = next((calibration for calibration in earlier if calibration.device == found.device), None)
-    united = found.united(same)
+    calibration = runner.calibrate(cells, _tell)
+    same = next((one for one in earlier if one.device == calibration.device), None)
+    united = calibration.united(same)
     path = record.write_calibration(united, results)
     print("\n".join(lines(united, path)))
 

@@ -85,6 +85,12 @@ def test_what_a_chain_makes_for_later_is_written_once():
     assert fused["moved"] - ends["moved"] == pytest.approx((4000 + 4000 + 4000) / 1e6)  # read, written, read again
 
 
+def test_what_a_chain_changes_in_place_is_written_at_the_end_of_a_part():
+    weight, gradient = torch.ones(1000), torch.ones(1000)
+    found = work(lambda: weight.add_(gradient.mul(0.1)), part="optimizer", compiled=True)
+    assert found["moved"] == pytest.approx(3 * 4000 / 1e6)
+
+
 def test_the_work_of_the_optimizer_is_apart():
     a = torch.ones(1000)
     assert work(lambda: a + 1, part="optimizer")["moved"] == pytest.approx(8000 / 1e6)
