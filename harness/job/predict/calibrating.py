@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from hydra.utils import instantiate
 from torch import nn
@@ -64,7 +65,7 @@ def answer(request: CalibrateDevice, report: Callable[[dict[str, Any]], None]) -
     timed = Timings({}, [])
     kinds = list({_kind(planned.cell): planned for planned in request.cells}.values())
     for number, planned in enumerate(kinds, start=1):
-        report({"phase": "calibrate", "step": number, "of": len(kinds), "reason": planned.cell.name})
+        report({"phase": "calibrate", "step": number, "of": len(kinds), "other": {"cell": planned.cell.name}})
         _time(planned, on, timed)
     environment = env.describe() | device.describe(on)
     return Calibration(
@@ -132,6 +133,7 @@ class _Step:
     def __init__(self, cell: Cell, on: torch.device):
         self._train = cell.settings.train.tuned()
         bf16 = device.compute_dtype(self._train.precision) is torch.bfloat16
+        AcceleratorState._reset_state(True)  # accelerate keeps one precision for a process
         self._accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=on.type == "cpu")
         self._objective, self._on = objectives.of(self._train), on
         net: nn.Module = adapting.adapt(loading.load(cell, on), cell)

@@ -38,19 +38,20 @@ def calibrate(requested: Sequence[list[str]], compose: Compose) -> None:
 
 
 def lines(calibration: Calibration, path: Path) -> list[str]:
-    """What a calibration says, with its best rates."""
+    """What a calibration says: the rate of the fastest product, of what moves most, and the host's."""
     products = [kernel.flops / kernel.seconds for kernel in calibration.kernels if kernel.flops]
-    others = [kernel.moved / kernel.seconds for kernel in calibration.kernels if not kernel.flops]
-    rates = [f"products up to {max(products) / 1e12:.3g} TFLOP/s"] if products else []
-    rates += [f"memory up to {max(others) / 1e9:.3g} GB/s"] if others else []
-    rates += [f"{calibration.launch * 1e6:.3g} µs of the host for an operation"]
-    name = " ".join(map(str, calibration.device[1:2]))
+    others = [kernel for kernel in calibration.kernels if not kernel.flops]
+    parts = [f"products up to {max(products) / 1e12:.3g} TFLOP/s"] if products else []
+    if others:
+        largest = max(others, key=lambda kernel: kernel.moved)
+        parts.append(f"memory {largest.moved / largest.seconds / 1e9:.3g} GB/s in the largest operation")
+    parts.append(f"{calibration.launch * 1e6:.3g} µs of the host for an operation")
     return [
-        f"{name}: {units.plural(len(calibration.kernels), 'kernel')} timed; {', '.join(rates)}.",
+        f"{calibration.device[1]}: {units.plural(len(calibration.kernels), 'kernel')} timed; {', '.join(parts)}.",
         f"Written to {path}. `plan` estimates times from it.",
     ]
 
 
 def _tell(progress: Progress) -> None:
-    if progress.reason is not None:
-        print(f"Timing the kernels of {progress.reason} ({progress.step} of {progress.of}).", flush=True)
+    if progress.other is not None:
+        print(f"Timing the kernels of {progress.other['cell']} ({progress.step} of {progress.of}).", flush=True)

@@ -60,6 +60,27 @@ def test_a_sweep_fits_repeats_and_confirms(run, tmp_path):
     assert "is skipped." in small.stderr
 
 
+@lines(
+    Line("plan model=tiny data=facts results_dir={folder}/damaged", 2, said="is no calibration; remove it"),
+    Line("calibrate model=tiny data=facts results_dir={folder}/damaged", 2, said="is no calibration; remove it"),
+    Line("calibrate model=tiny data=facts method=base", 2, said="requires methods that train here, got method=base"),
+    Line("plan model=tiny data=facts --device rtx_9090", 2, said="rtx_9090"),
+)
+def test_a_damaged_calibration_is_named_before_anything_runs(run, tmp_path):
+    (tmp_path / "damaged" / "calibration").mkdir(parents=True)
+    (tmp_path / "damaged" / "calibration" / "cpu-x-1.jsonl").write_text("{}\n")
+    run()
+
+
+@lines(
+    "calibrate model=tiny data=facts train.max_length=64 train.batch_size=2",
+    Line("plan model=tiny data=facts train.max_length=64 train.max_steps=3", said="from kernels that were timed on"),
+)
+def test_a_calibration_gives_plan_its_times(run, tmp_path):
+    run()
+    assert [path.suffix for path in (tmp_path / "results" / "calibration").iterdir()] == [".jsonl"]
+
+
 GRID = "plan model=llama_3_2_1b method=full,lora data=facts eval.tasks=[] train.max_steps=5"
 
 

@@ -85,3 +85,35 @@ def test_a_kernel_is_told_by_its_operation_its_formats_and_its_order():
     assert seconds > 0
     assert (cast.name, cast.formats, cast.flops, cast.moved) == ("_to_copy", "bfloat16 float32 c", 0, 4 * 8 * 6)
     assert kernel_of(torch.ops.aten.t.default, (a,), a.t(), 0) is None
+
+
+def test_on_cuda_a_kernel_is_timed_in_the_stream_while_the_host_is_ahead(monkeypatch):
+    """The device is kept busy until both events and the kernel are queued, so that it waits for no host."""
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("event")
+
+        def synchronize(self) -> None:
+            order.append("wait")
+
+        def elapsed_time(self, end: object) -> float:
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("sleep"), raising=False)
+    with KernelTimes(torch.device("cuda")) as times:
+        _ = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert order == ["sleep", "event", "event", "wait"] * len(order[::4])
+    assert {seconds for _, seconds in times.calls} == {0.002}
+
+
+def test_cells_of_different_precision_are_timed_one_after_another():
+    settings = ("method=lora", *SMALL, "train.batch_size=1", "train.max_length=32")
+    cells = [PlannedCell(tiny(*settings, f"train.precision={precision}")) for precision in ("fp32", "bf16")]
+    found = calibrating.answer(CalibrateDevice(cells), lambda report: None)
+    assert {"float32", "bfloat16"} <= {k.formats.split()[0] for k in found.kernels if k.name == "mm"}
