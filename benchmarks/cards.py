@@ -153,7 +153,7 @@ def page(record: dict[str, list[dict[str, Any]]], before: str) -> str:
             f"  {between}.",
             "",
             "The first estimates, with constants from others' measurements alone, were seen beside both parts. Those",
-            "of the host, of GeForce cards and of B200 were then set by *develop*. That of A100, which others measured,",
+            "of the host, of GeForce cards and of B200 were then set by *develop*. That of A100, measured by others,",
             "was added last, after a look at *check*: its median error was 21% before.",
             "",
             "No row is of this harness. The programs are others', with our cell's operations: *plain* runs them one",
