@@ -18,6 +18,7 @@ from harness.errors import UserError
 from harness.record.codec import Misfit, decode
 from harness.record.files import replacing
 
+FAR = math.log(8)  # the rate of a kernel tells nothing of one that is so many times larger or smaller
 FOLDER = "calibration"  # below the results folder
 
 
@@ -60,13 +61,13 @@ class Calibration:
     def seconds(self, name: str, formats: str, flops: int, moved: int) -> float:
         """Of a kernel that may not have been timed: its work at the rate of the nearest ones.
 
-        Nearest are those of the same operation and formats, else of the same operation, else all that have FLOPs, or
-        none, as this one. Between two sizes the rate is interpolated.
+        Nearest are those of the same operation and formats, else of the same operation, if one is of a like size, else
+        all that have FLOPs, or none, as this one. Between two sizes the rate is interpolated.
         """
         work = flops or moved
         if not work:
             return 0.0
-        near = sorted((_distance(kernel, flops, moved), kernel) for kernel in self._like(name, formats, flops))[:2]
+        near = self._near(name, formats, flops, moved)
         if near[0][0] < 1e-9 or len(near) == 1:
             return near[0][1].seconds * work / near[0][1].work
         weights = [1 / distance for distance, _ in near]
@@ -98,11 +99,15 @@ class Calibration:
                 groups.setdefault(key, []).append(_Comparable(**asdict(kernel)))
         return groups
 
-    def _like(self, name: str, formats: str, flops: int) -> list[_Comparable]:
+    def _near(self, name: str, formats: str, flops: int, moved: int) -> list[tuple[float, _Comparable]]:
+        """The two kernels whose rates tell that of another one, with their distances from it."""
+        near: list[tuple[float, _Comparable]] = []
         for key in ((name, formats), name, flops > 0):
-            if kernels := [k for k in self._groups.get(key, []) if (k.flops > 0) == (flops > 0)]:
-                return kernels
-        return self._groups[False]
+            alike = [kernel for kernel in self._groups.get(key, []) if (kernel.flops > 0) == (flops > 0)]
+            near = sorted((_distance(kernel, flops, moved), kernel) for kernel in alike)[:2]
+            if near and near[0][0] <= FAR:
+                return near
+        return near or [(1.0, kernel) for group in self._groups.values() for kernel in group][:1]
 
 
 class _Comparable(TimedKernel):

@@ -183,7 +183,7 @@ def _notes(plan: Plan, times: Times) -> list[str]:
         if any(p.cell.settings.train.compile for p in possible):
             notes.append(
                 "Cells with train.compile=true are counted as uncompiled: torch.compile may change their activations "
-                "and their time."
+                "and their time. At a card's rates, neighbouring operations take the time of one kernel."
             )
         if any(p.cell.settings.method.paged for p in possible):
             notes.append(

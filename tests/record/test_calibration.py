@@ -98,3 +98,10 @@ def test_the_file_has_a_line_for_each_kernel(tmp_path):
     head, kernel = write_calibration(calibration(), tmp_path).read_text().splitlines()
     assert json.loads(head)["device"] == GPU
     assert json.loads(kernel)["name"] == "add"
+
+
+def test_a_small_kernel_does_not_tell_the_time_of_a_large_one():
+    """A norm of 100 bytes takes as long as one of 10,000: the time is that of other operations of its size."""
+    found = calibration(TimedKernel("norm", "f c", 0, 100, 1e-5), TimedKernel("add", "f c", 0, 100_000, 2e-5))
+    assert found.seconds("norm", "f c", 0, 100_000) == pytest.approx(2e-5)
+    assert found.seconds("norm", "f c", 0, 200) == pytest.approx(2e-5)
