@@ -19,13 +19,13 @@ LAUNCH = 17e-6  # seconds in which the host begins an operation of an eager step
 # By card the least and the most times that published runs took of their estimate, where it has five or more, and over
 # all cards. From `benchmarks/cards.py`.
 SPREADS: dict[str, tuple[float, float]] = {
-    "a100_80": (0.81, 1.32),
+    "a100_80": (0.8, 1.32),
     "b200": (1.03, 1.15),
     "h100": (0.88, 1.15),
     "h200": (0.9, 1.1),
-    "rtx_5090": (0.71, 0.96),
+    "rtx_5090": (0.7, 0.96),
 }
-SPREAD = (0.71, 1.41)
+SPREAD = (0.7, 1.41)
 
 
 def seconds(work: Mapping[str, float], reached: float | None = None, launch: float = LAUNCH) -> float:
