@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from harness import plugin
 from harness.record import (
+    Calibration,
     Cell,
     Precautions,
     Record,
@@ -178,8 +179,9 @@ class PlanCells(Request):
 
     budget: bytes of a card, which need not be here; null for all memory of this machine's device. beside: bytes of the
     budget that tensors don't get. tight: share of the budget that train.batch_size=auto may use. kernels: whose kernels
-    compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here. rates: of the card, for the least
-    time of a step; null if it is not asked for.
+    compute, ``cpu`` or ``cuda``; null for CUDA's if there is a budget, or a GPU here. rates: of the card, for the work
+    of a step; null if it is not asked for. calibrations: of that card; without rates, of any device, of which that of
+    this machine's counts.
     """
 
     target: ClassVar[str] = "harness.job.services:plan"
@@ -191,6 +193,17 @@ class PlanCells(Request):
     tight: float
     kernels: str | None
     rates: CardRates | None = None
+    calibrations: list[Calibration] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CalibrateDevice(Request):
+    """Time the kernels of `cells` on this machine's device. warn: whether to warn if others use it."""
+
+    target: ClassVar[str] = "harness.job.services:calibrate"
+
+    cells: list[PlannedCell]
+    warn: bool = False
 
 
 @dataclass(frozen=True)
@@ -315,7 +328,7 @@ def decode_request(text: str | bytes) -> Request:
 @functools.cache
 def request_kinds() -> tuple[type[Request], ...]:
     """All classes of requests: those above, and those of plug-ins."""
-    own: list[type[Request]] = [RunCell, CheckCells, PlanCells, ExamineMachine, CheckTasks, Rescore]
+    own: list[type[Request]] = [RunCell, CheckCells, PlanCells, CalibrateDevice, ExamineMachine, CheckTasks, Rescore]
     added = [plugin.load(target) for part in plugin.installed() for target in part.requests]
     return (*own, *added)
 

@@ -83,6 +83,17 @@ def add(command_line: CommandLine) -> None:
     )
     _add_hydra(parser)
 
+    parser = group.add(
+        calibrate,
+        "calibrate",
+        "Time the kernels of a grid's cells on this machine, for `plan`. Takes about a minute a method.",
+        "model=llama_3_1_8b method=lora,qlora,full",
+        _settings,
+        after="plan",
+    )
+    _add_settings(parser, "NAME|KEY=A,B,C")
+    _add_hydra(parser)
+
 
 def run(options: argparse.Namespace) -> int:
     """Run one cell; 1 if it did not end as ok."""
@@ -146,6 +157,21 @@ def plan(options: argparse.Namespace) -> int:
     names = ("device", "throughput", "price", "advise")
     given = {name: getattr(options, name) for name in names}
     return app.main(*_requested("plan", options, plan=True, **given)).exit_status
+
+
+def calibrate(options: argparse.Namespace) -> int:
+    """Time kernels, and write them beside the records."""
+    from harness.sweep import app
+
+    asked = requested(
+        "calibrate",
+        options.settings,
+        hydra=options.hydra,
+        config_dir=options.config_dir,
+        typed=options.arguments,
+        calibrate=True,
+    )
+    return app.main(*asked).exit_status
 
 
 def _requested(command: str, options: argparse.Namespace, **more: Any) -> tuple[Arguments, Options]:

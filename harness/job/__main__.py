@@ -16,7 +16,7 @@ from typing import Any
 from harness import cell_runner, plugin, redact
 from harness.errors import UserError
 from harness.job.services import Report, Send, progress
-from harness.protocol import JobEvent, Refused, Request, RunCell, Warned, encode
+from harness.protocol import CheckCells, JobEvent, Refused, Request, RunCell, Warned, encode
 from harness.record import Record
 
 
@@ -73,7 +73,8 @@ def warn_of_others(request: Request, send: Send) -> None:
 
     from harness.job.measure import device
 
-    cells = [request.cell] if isinstance(request, RunCell) else getattr(request, "cells", [])
+    cells = [request.cell] if isinstance(request, RunCell) else []
+    cells = request.cells if isinstance(request, CheckCells) else cells
     count = max((cell.settings.train.devices for cell in cells), default=1)
     for number in range(min(count, torch.cuda.device_count())):
         if words := device.busy(number):

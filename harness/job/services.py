@@ -14,6 +14,7 @@ from typing import Any
 from harness import cell_runner
 from harness.errors import UserError
 from harness.protocol import (
+    CalibrateDevice,
     CheckCells,
     CheckTasks,
     ExamineMachine,
@@ -25,6 +26,7 @@ from harness.protocol import (
     RunCell,
     Warned,
 )
+from harness.record import encode
 from harness.settings import DataSettings
 
 Send = Callable[[JobEvent], None]
@@ -52,6 +54,12 @@ def plan(request: PlanCells, send: Send) -> None:
 
     for answer in workers.answer(request):
         send(Result(answer))
+
+
+def calibrate(request: CalibrateDevice, send: Send) -> None:
+    from harness.job.predict import calibrating
+
+    send(Result(encode(calibrating.answer(request, progress(send)))))
 
 
 def examine(request: ExamineMachine, send: Send) -> None:

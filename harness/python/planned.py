@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OPTIONS = ("model", "methods", "sweep", "budget", "device", "throughput", "price", *SETTINGS)
 TEXTS = ("cell", "method", "setting", "model", "data", "limited_by", "reason")
 FLAGS = ("fits", "tight")
-NUMBERS = ("alpha", "lr", "seconds", "dollars", "flops")
+NUMBERS = ("alpha", "lr", "seconds", "seconds_least", "seconds_most", "dollars", "flops")
 KINDS = ("weights", "adapters", "gradients", "optimizer", "activations")
 COLUMNS = ["cell", "method", "setting", "model", "data", "rank", "alpha", "lr", "seed", "batch_size"]
 COLUMNS += [
@@ -38,7 +38,7 @@ COLUMNS += [
     "budget",
 ]
 COLUMNS += [f"peak_{kind}" for kind in KINDS]
-COLUMNS += ["resident", "trainable", "total", "flops", "seconds", "dollars"]
+COLUMNS += ["resident", "trainable", "total", "flops", "seconds", "seconds_least", "seconds_most", "dollars"]
 
 
 def plan(
@@ -102,8 +102,9 @@ def frame(plan: Plan, times: Times) -> pd.DataFrame:
 
     trainable, total                    how many weights are trained, and how many there are
     flops                               FLOPs of all training steps
-    seconds                             seconds of all training steps; null without records of the device or rates of
-                                        the card
+    seconds                             seconds of all training steps; null without records or a calibration of the
+                                        device, or rates of the card
+    seconds_least, seconds_most         the range of published runs, where they rest on the rates of a card; else null
     dollars                             dollars for that time on all devices; null without a price
     """
     composed = [point.cell for point in plan.points if point.cell is not None]
@@ -149,6 +150,7 @@ def _row(plan: Plan, times: Times, point: Planned | Impossible) -> dict[str, Any
         "total": found["total"],
         "flops": found["flops"] + found["reference_flops"],
         "seconds": times.seconds(point),
+        **dict(zip(("seconds_least", "seconds_most"), times.range(point) or (None, None), strict=True)),
         "dollars": times.dollars(point),
     }
 

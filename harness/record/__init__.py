@@ -5,6 +5,14 @@ items that were scored (``NAME.items.parquet``), the full log (``NAME.log``) and
 weights (``NAME/``). Standard library and orjson only, so that tables can be made on a machine without torch.
 """
 
+from harness.record.calibration import (
+    Calibration,
+    TimedKernel,
+    calibration_path,
+    calibrations,
+    device_of,
+    write_calibration,
+)
 from harness.record.clusters import cluster_numbers, clustered_error, subject_weights
 from harness.record.codec import (
     decode,
@@ -104,6 +112,7 @@ __all__ = [
     "SCHEMA",
     "STUDY_NAME",
     "ApiUsage",
+    "Calibration",
     "Cell",
     "ComparedGroup",
     "Contamination",
@@ -138,6 +147,7 @@ __all__ = [
     "Status",
     "StopRule",
     "StudyPlan",
+    "TimedKernel",
     "Tokens",
     "TrackerName",
     "Train",
@@ -148,11 +158,14 @@ __all__ = [
     "add_plans",
     "awaits_scoring",
     "beginnings",
+    "calibration_path",
+    "calibrations",
     "cell_name",
     "cluster_numbers",
     "clustered_error",
     "decode",
     "decode_tagged",
+    "device_of",
     "encode",
     "encode_tagged",
     "group_of",
@@ -188,5 +201,6 @@ __all__ = [
     "temporary",
     "train_memory",
     "write",
+    "write_calibration",
     "write_json",
 ]

@@ -10,8 +10,9 @@ from tabulate import tabulate
 from harness import terminal, units
 from harness.sweep import micro_batch
 from harness.sweep.cell_status import duration
+from harness.sweep.estimates import rates
 from harness.sweep.estimates.card import Card
-from harness.sweep.estimates.times import SLOWER, SLOWER_FROM, SLOWER_TO, Times
+from harness.sweep.estimates.times import Times
 from harness.sweep.planner import Impossible, Plan, Planned, phases_of
 from harness.sweep.runner import BESIDE, TIGHT
 from harness.terminal import FittedColumn
@@ -37,6 +38,7 @@ COLUMNS = (
     FittedColumn("batch ≤", 4, right=True),
 )
 BAR = FittedColumn("memory", 2)
+LEFT_OUT = "Decompositions and what devices send each other are left out."
 WIDTHS = (48, 24, 12)  # of bars; the widest that leaves room for what is more important
 KINDS = {"weights": ("█", "blue"), "adapters": ("▓", "magenta"), "optimizer": ("▒", "yellow")}
 KINDS |= {"gradients": ("░", "red"), "activations": ("▪", "green"), "overhead": ("·", "dim")}
@@ -115,11 +117,22 @@ def _row(plan: Plan, point: Planned, times: Times) -> list[str]:
         units.size(point.peak),
         " / ".join(_short(p["peak"][kind]) for kind in PASSING),
         units.count(p["flops"] + p["reference_flops"]),
-        "–" if seconds is None else duration(seconds),
+        "–" if seconds is None else told_time(seconds, times.range(point)),
         "–" if cost is None else units.dollars(cost),
         _fit(plan, point),
         _batch(point),
     ]
+
+
+def told_time(seconds: float, between: tuple[float, float] | None) -> str:
+    """A time; where it is known as a range, that: 3 to 5 h."""
+    if between is None:
+        return duration(seconds)
+    least, most = map(duration, between)
+    if least == most:
+        return least
+    number, _, unit = least.partition(" ")
+    return f"{number} to {most}" if most.endswith(f" {unit}") else f"{least} to {most}"
 
 
 def outside(plan: Plan) -> list[str]:
@@ -170,7 +183,7 @@ def _notes(plan: Plan, times: Times) -> list[str]:
         if any(p.cell.settings.train.compile for p in possible):
             notes.append(
                 "Cells with train.compile=true are counted as uncompiled: torch.compile may change their activations "
-                "and their time."
+                "and their time. At a card's rates, neighbouring operations take the time of one kernel."
             )
         if any(p.cell.settings.method.paged for p in possible):
             notes.append(
@@ -208,16 +221,22 @@ def time_notes(plan: Plan, times: Times) -> list[str]:
             f"Time: training steps, estimated from {units.plural(len(times.used), 'record')} of this device that ran "
             "alone, of a like size."
         )
+    others = " of other cells" * bool(times.used)
+    if times.calibrated and plan.calibration is not None:
+        notes.append(
+            f"Time{others}: training steps, estimated from kernels that were timed on "
+            f"{plan.calibration['device'][1]} on {plan.calibration['created'][:10]}. {LEFT_OUT}"
+        )
     if times.by_rates and plan.card is not None:
         notes.append(
-            f"Time{' of other cells' * bool(times.used)}: training steps, estimated. Each operation at the published "
-            f"rates of {plan.card.name} ({_rates(plan.card)}), × {SLOWER:g}, as published runs took {SLOWER_FROM:g} to "
-            f"{SLOWER_TO:g} times that. Decompositions and what devices send each other are left out."
+            f"Time{others}: training steps, estimated from the rates of {plan.card.name} ({_rates(plan.card)}). It is "
+            f"the range in which {_published(plan.card)} lie around such estimates; `harness calibrate` on the card "
+            f"gives one time. {LEFT_OUT}"
         )
-    if times.throughput is None and not times.used and not times.by_rates:
+    if times.throughput is None and not (times.used or times.by_rates or times.calibrated):
         notes.append(
-            "Time: unknown without records of this device that ran alone and are of a like size; --throughput sets "
-            "a rate, --device a card with published rates."
+            "Time: unknown without records of this device that ran alone and are of a like size; `harness calibrate` "
+            "times its kernels, --throughput sets a rate, --device a card with published rates."
         )
     if times.price is not None:
         notes.append(
@@ -227,6 +246,10 @@ def time_notes(plan: Plan, times: Times) -> list[str]:
     elif plan.card is not None:
         notes.append(f"Cost: unknown without a price; --price sets dollars an hour for one {plan.card.name}.")
     return notes
+
+
+def _published(card: Card) -> str:
+    return f"published runs of {card.name}" if card.name in rates.SPREADS else "published runs of other cards"
 
 
 def _rates(card: Card) -> str:
@@ -243,7 +266,10 @@ def _grid(plan: Plan, times: Times) -> list[str]:
     costs = [cost for point in fitting if (cost := times.dollars(point)) is not None]
     price = f", {units.dollars(sum(costs))}" if costs else ""
     unknown = f"; the time of {len(fitting) - len(known)} is unknown" if len(known) < len(fitting) else ""
-    train = f"They train {duration(sum(known))} in all{price}{unknown}."
+    ranges = [times.range(point) or (seconds, seconds) for point in fitting if (seconds := times.seconds(point))]
+    least, most = (sum(ends) for ends in zip(*ranges, strict=True))
+    in_all = told_time(sum(known), (least, most) if least < most else None)
+    train = f"They train {in_all} in all{price}{unknown}."
     return [f"Grid: {len(fitting)} of {len(plan.points)} cells fit. {train}"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import units
 from harness.protocol import PlannedCell
-from harness.record import Cell
+from harness.record import Calibration, Cell
 from harness.sweep import runner
 from harness.sweep.estimates.card import Card
 from harness.sweep.runner import BESIDE
@@ -59,7 +59,8 @@ class Plan:
     budget: bytes of memory that each cell must fit in. environment: this machine's, as in a record. kernels: whose
     kernels the prediction assumes, ``cpu`` or ``cuda``. card: that the plan is for (null: this machine's device, or a
     card of which no more is known). remedies: where nothing fits, a sentence on each cell. host: bytes of a machine's
-    own memory (null: not known, as the plan is for another).
+    own memory (null: not known, as the plan is for another). calibration: device and date of the one that times rest
+    on (null: none).
     """
 
     points: list[Planned | Impossible]
@@ -69,6 +70,7 @@ class Plan:
     card: Card | None = None
     remedies: list[str] = field(default_factory=list)
     host: int | None = None
+    calibration: dict[str, Any] | None = None
 
     @property
     def predicted(self) -> list[Planned]:
@@ -118,21 +120,24 @@ def make(
     device: str | None = None,
     card: Card | None = None,
     remedies: bool = True,
+    calibrations: Sequence[Calibration] = (),
 ) -> Plan:
     """Predict each of `points`: a name with a cell, or with the reason why there is none.
 
     architectures: dimensions by model name, of models whose own config need not be loaded. budget: bytes, also of a
     card in another machine (None: the memory of `card`, or of this machine's device). device: whose kernels to assume,
     ``cpu`` or ``cuda`` (None: CUDA's if the budget is a GPU's). card: one that need not be here (None: none).
-    remedies: whether the plan says what would fit where nothing does.
+    remedies: whether the plan says what would fit where nothing does. calibrations: of devices, of which that of the
+    card or of this machine's device counts.
     """
     rates, here = None, card is None and budget is None
     if card is not None:
         points = [(name, _refused(cell, card) or cell) for name, cell in points]
         budget, device, rates = budget or card.memory, "cuda", card.rates
+        calibrations = [c for c in calibrations if c.device[0] == "cuda" and c.device[1] in card.devices]
     cells = [cell for _, cell in points if isinstance(cell, Cell)]
     asked = [PlannedCell(cell, architectures.get(cell.model)) for cell in cells]
-    answer = runner.plan(asked, data_root, budget, device, rates)
+    answer = runner.plan(asked, data_root, budget, device, rates, calibrations)
     predictions = iter(answer["predictions"])
     planned = [
         _planned(name, cell, next(predictions)) if isinstance(cell, Cell) else Impossible(name, cell)
@@ -140,6 +145,7 @@ def make(
     ]
     plan = Plan(planned, answer["budget"], answer["environment"], answer["kernels"], card)
     plan.host = answer["environment"]["cpu"]["memory_bytes"] if here else None
+    plan.calibration = answer["calibration"]
     if remedies and plan.predicted and not any(map(plan.fits, plan.predicted)):
         plan.remedies = _remedies(plan, architectures, data_root)
     return plan

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from harness import env, record, redact, units
 from harness.errors import UserError
 from harness.protocol import (
     NO_PATHS,
+    CalibrateDevice,
     CardRates,
     CheckCells,
     CheckTasks,
@@ -37,7 +38,7 @@ from harness.protocol import (
     RunCell,
     facts,
 )
-from harness.record import Cell, Failure, Record, SmallerBatches
+from harness.record import Calibration, Cell, Failure, Record, SmallerBatches
 from harness.settings import DataSettings, EvalSettings
 from harness.sweep import micro_batch
 from harness.sweep.conversation import Conversation, Overdue, warn
@@ -87,14 +88,26 @@ def plan(
     budget: int | None = None,
     kernels: str | None = None,
     rates: CardRates | None = None,
+    calibrations: Sequence[Calibration] = (),
 ) -> dict[str, Any]:
     """A job's predictions for `cells`: ``harness/job/predict/``. Without budget, kernels and rates: for this machine.
 
-    Returns predictions, in order; budget, in bytes, of this machine's device if none was given; kernels; environment.
+    Returns predictions, in order; budget, in bytes, of this machine's device if none was given; kernels; environment;
+    device and date of the calibration that is used, if one of `calibrations` applies.
     """
-    request = PlanCells(cells, _absolute(data_root), budget, BESIDE, TIGHT, kernels, rates)
+    request = PlanCells(cells, _absolute(data_root), budget, BESIDE, TIGHT, kernels, rates, [*calibrations])
     first, *others = _ask("The job that predicts memory", request)
     return {"predictions": [answer["prediction"] for answer in others]} | first
+
+
+def calibrate(cells: list[PlannedCell], on_event: OnEvent) -> Calibration:
+    """Have a job time the kernels of `cells` on this machine's device.
+
+    Raises UserError if a cell can't be timed; warns as `check` does.
+    """
+    _warn_of_load()
+    answer = _ask("The job that times kernels", CalibrateDevice(cells, warn=True), on_event)[-1]
+    return record.decode(Calibration, answer)
 
 
 def check_tasks(settings: EvalSettings, data: DataSettings, data_root: str | None, local: LocalPaths) -> None:

@@ -36,9 +36,10 @@ from harness.job.training import (
     shards,
 )
 from harness.protocol import CardRates
-from harness.record import Cell, Probe
+from harness.record import Calibration, Cell, Probe
 
 CPU = torch.device("cpu")
+WORK = ("products", "attention", "moved", "timed")  # kinds of work, as Roofline counts them
 ELSEWHERE = torch.device("meta")  # stands for the host's memory, which is not counted
 
 
@@ -47,12 +48,19 @@ class PredictedDevice:
     """The device that a cell is predicted for.
 
     kernels: whose kernels compute there, ``cpu`` or ``cuda``. on: device of the tensors without storage. For a GPU
-    torch must be built with CUDA. rates: of the card, for the least time of the training (null: it is not predicted).
+    torch must be built with CUDA. rates: of the card, for the work of the training (null: it is not predicted).
+    calibration: of the device, for the time of its kernels (null: it is not predicted).
     """
 
     kernels: str
     on: torch.device
     rates: CardRates | None
+    calibration: Calibration | None = None
+
+    def roofline(self, compiled: bool) -> Roofline | None:
+        if self.rates is None and self.calibration is None:
+            return None
+        return Roofline(self.rates, self.calibration, compiled)
 
 
 class FakeProbe:
@@ -66,7 +74,7 @@ class FakeProbe:
         self._settings, self._train = cell.settings, cell.settings.train
         self._bf16 = self._train.precision == "bf16"
         self._objective = objectives.of(self._train, valued=False)
-        self._roofline = None if device.rates is None else Roofline(device.rates)
+        self._roofline = device.roofline(self._train.compile)
         self._live = LiveBytes(device.on, WORKSPACES if device.kernels == "cuda" else None, self._roofline)
 
     def line(self, shape: Shape, times: int) -> Line:
@@ -97,7 +105,7 @@ class FakeProbe:
         flops = figures.flops_per_token + figures.recomputed_flops_per_token  # recomputation takes time too
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(figures.resident).items()}
         others = resident | whole | {"total": total, "trainable": trainable, "flops_per_token": flops}
-        others |= self._seconds(sum(batch.padded for batch in micro))
+        others |= self._work(sum(batch.padded for batch in micro), len(micro))
         windows = peaks_by_window(self._live, self._config.num_hidden_layers, figures.resident.optimizer)
         return Line(windows, others)
 
@@ -165,12 +173,14 @@ class FakeProbe:
             net, adapters, build, micro, norm, accelerator, self._live, count=count, objective=self._objective
         )
 
-    def _seconds(self, padded: int) -> dict[str, float]:
-        """Least seconds of a step at the card's rates: of its optimizer, and for each of its `padded` tokens."""
+    def _work(self, padded: int, count: int) -> dict[str, float]:
+        """The work of a step by kind: of its optimizer, and for each of the `padded` tokens of `count` micro-batches.
+
+        Operations that the host begins are of a micro-batch, and of the optimizer.
+        """
         if self._roofline is None or not self._settings.method.tuned:
             return {}
-        laps = self._roofline.laps
-        return {
-            "seconds_per_step": laps["optimizer"],
-            "seconds_per_token": (laps["forward"] + laps["backward"]) / padded,
-        }
+        step, optimizer = self._roofline.work["step"], self._roofline.work["optimizer"]
+        work = {f"optimizer:{kind}": float(optimizer[kind]) for kind in (*WORK, "launches")}
+        work |= {f"token:{kind}": step[kind] / padded for kind in WORK}
+        return work | {"launches": step["launches"] / count}

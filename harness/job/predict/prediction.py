@@ -23,11 +23,11 @@ from harness.job.data import batching
 from harness.job.models import empty_weights, loading
 from harness.job.predict import examples, phases
 from harness.job.predict.extrapolation import Line
-from harness.job.predict.fake_probe import CPU, FakeProbe, PredictedDevice
+from harness.job.predict.fake_probe import CPU, WORK, FakeProbe, PredictedDevice
 from harness.job.predict.shapes import Shape, assumed_shape, even_parts
 from harness.job.training import attention, objectives
 from harness.protocol import CardRates
-from harness.record import Cell
+from harness.record import Calibration, Cell
 from harness.settings import AUTO, Settings, TrainSettings, plain
 
 LIMIT = 4096  # sequences (or packs) of the largest micro-batch that is looked for
@@ -39,7 +39,8 @@ class Predictor:
     auto: the precision that ``auto`` means on the predicted device, bf16 or fp32.
     kernels: whose kernels compute there, ``cpu`` or ``cuda``.
     on: device of the tensors without storage. For a GPU torch must be built with CUDA.
-    rates: of the card, for the least time of the training (null: it is not predicted).
+    rates: of the card, for the work of the training (null: it is not predicted).
+    calibration: of the device, for the time of its kernels (null: it is not predicted).
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Predictor:
         kernels: str = "cpu",
         on: torch.device = CPU,
         rates: CardRates | None = None,
+        calibration: Calibration | None = None,
     ):
-        self._data_root, self._auto, self._device = data_root, auto, PredictedDevice(kernels, on, rates)
+        self._data_root, self._auto = data_root, auto
+        self._device, self._calibration = PredictedDevice(kernels, on, rates, calibration), calibration
         self._drawn: dict[str, examples.DrawnExamples | None] = {}
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
@@ -95,7 +98,8 @@ class Predictor:
             "trainable": round(line.others["trainable"]),
             "flops": line.others["flops_per_token"] * shape.padded,
             "reference_flops": self._reference_flops(cell, shape, layout, architecture),
-            "least_seconds": _least_seconds(line, shape, devices),
+            "work": None if (work := _work(line, shape, devices)) is None or self._device.rates is None else work,
+            "calibrated_seconds": _calibrated(work, self._calibration),
             "shape": {
                 "sequences": shape.sequences,
                 "tokens": max(sum(n for n, _ in batch) for batch in shape.micro),
@@ -178,7 +182,7 @@ class Predictor:
         """The figures at the model's depth, for micro-batches `times` as large as those of `shape`."""
         settings, train = cell.settings, cell.settings.train
         taken = [without_rates(plain(settings.method)), plain(settings.model), architecture, train.precision]
-        taken += [_share(train), train.activation_offload, train.gradient_checkpointing, train.objective]
+        taken += [_share(train), train.activation_offload, train.gradient_checkpointing, train.objective, train.compile]
         key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
@@ -276,11 +280,25 @@ class Predictor:
         return self._drawn[key]
 
 
-def _least_seconds(line: Line, shape: Shape, devices: int) -> float | None:
-    """Of all training steps at the card's rates, without what devices send each other; None where it is not known."""
-    if "seconds_per_step" not in line.others or shape.steps is None:
+def _work(line: Line, shape: Shape, devices: int) -> dict[str, float] | None:
+    """Of all training steps on one device, by kind, without what devices send each other; None where it is not known.
+
+    Kinds are those of WORK, and operations that the host begins: in forward and backward passes ``launches``, and those
+    of the ``optimizer``.
+    """
+    if "launches" not in line.others or shape.steps is None:
         return None
-    return line.others["seconds_per_token"] * shape.padded / devices + line.others["seconds_per_step"] * shape.steps
+    of = line.others
+    work = {kind: of[f"token:{kind}"] * shape.padded / devices + of[f"optimizer:{kind}"] * shape.steps for kind in WORK}
+    launches = of["launches"] * len(shape.micro) * shape.steps
+    return work | {"launches": launches, "optimizer": of["optimizer:launches"] * shape.steps}
+
+
+def _calibrated(work: dict[str, float] | None, calibration: Calibration | None) -> float | None:
+    """Seconds of all training steps by the kernels that were timed."""
+    if work is None or calibration is None:
+        return None
+    return calibration.total(work["timed"], work["launches"], work["optimizer"])
 
 
 def _drawn_by(cell: Cell) -> list[Any]:

@@ -20,7 +20,7 @@ from harness.job.measure import device
 from harness.job.models.empty_weights import NeedsValues
 from harness.job.predict.prediction import Predictor, without_rates
 from harness.protocol import PlanCells, PlannedCell
-from harness.record import Cell
+from harness.record import Calibration, Cell, device_of
 from harness.settings import plain
 
 
@@ -33,7 +33,9 @@ def _group(cell: Cell) -> str:
 
 
 def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
-    """Yields ``budget``, ``kernels`` and ``environment``, then a ``prediction`` for each cell."""
+    """Yields ``budget``, ``kernels``, ``environment`` and the ``calibration`` that is used, then a ``prediction`` for
+    each cell.
+    """
     cells, budget = request.cells, request.budget
     # Cells that take the same are one task, so that no two processes compute the same.
     groups: dict[str, list[int]] = {}
@@ -54,7 +56,10 @@ def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
             bf16 = request.rates.bf16 is not None
         else:
             bf16 = elsewhere or device.compute_dtype("auto") is torch.bfloat16
-        predictor = Predictor(request.data_root, "bf16" if bf16 else "fp32", kernels, rates=request.rates)
+        calibration = _calibration(request, device_of(environment), kernels)
+        predictor = Predictor(
+            request.data_root, "bf16" if bf16 else "fp32", kernels, rates=request.rates, calibration=calibration
+        )
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
         room = budget - request.beside, int(request.tight * budget) - request.beside
         with device.seeing(""):  # each would use memory of the GPU
@@ -64,9 +69,16 @@ def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
         predictions: dict[int, dict[str, Any]] = {}
         for members, future in zip(groups.values(), asked, strict=True):
             predictions |= zip(members, future.result(), strict=True)
-    yield {"budget": budget, "kernels": kernels, "environment": environment}
+    used = None if calibration is None else {"device": calibration.device, "created": calibration.created}
+    yield {"budget": budget, "kernels": kernels, "environment": environment, "calibration": used}
     for i in range(len(cells)):
         yield {"prediction": predictions[i]}
+
+
+def _calibration(request: PlanCells, here: list[Any], kernels: str) -> Calibration | None:
+    """The newest that applies: without a card, of the device `here` and its kernels."""
+    candidates = [c for c in request.calibrations if request.rates is not None or c.device == here]
+    return max((c for c in candidates if c.device[0] == kernels), key=lambda c: c.created, default=None)
 
 
 def _end_with_parent() -> None:

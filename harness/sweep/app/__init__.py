@@ -1,4 +1,4 @@
-"""The Hydra app behind ``run``, ``sweep`` and ``plan``: composes cells, plans a grid, runs each cell.
+"""The Hydra app behind ``run``, ``sweep``, ``plan`` and ``calibrate``: composes cells, plans a grid, runs each cell.
 
 A named sweep is a config in ``sweeps/`` or its ``published/`` that extends ``conf/config.yaml``; its axes stand under
 ``hydra.sweeper.params``. The sweeper plans before it launches: every point is composed and checked, equal points
@@ -38,8 +38,8 @@ PLACES = {"study", "results_dir", "data_root"}  # settings that say where, and n
 class Arguments:
     """What is typed for Hydra.
 
-    command: ``run``, ``sweep`` or ``plan``. settings: overrides; the first may be the name of a sweep instead.
-    hydra: options of Hydra's, as typed. config_dir: a further folder of configs (null: none).
+    command: ``run``, ``sweep``, ``plan`` or ``calibrate``. settings: overrides; the first may be the name of a sweep
+    instead. hydra: options of Hydra's, as typed. config_dir: a further folder of configs (null: none).
     """
 
     command: str
@@ -49,7 +49,7 @@ class Arguments:
 
 
 def main(arguments: Arguments, options: Options) -> Session:
-    """Run ``run``, ``sweep`` or ``plan``; returns what became of it.
+    """Run ``run``, ``sweep``, ``plan`` or ``calibrate``; returns what became of it.
 
     Raises UserError for bad input, KeyboardInterrupt when stopped.
     """
@@ -63,7 +63,7 @@ def main(arguments: Arguments, options: Options) -> Session:
     name, overrides = _named_sweep(arguments)
     # Without these, Hydra would leave an app.log in the user's folder.
     defaults = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}
-    if options.plan:
+    if options.plan or options.calibrate:
         defaults["hydra/sweeper"] = "grid"
     given = _keys(overrides)
     overrides += [f"{group}={choice}" for group, choice in defaults.items() if group not in given]

@@ -11,14 +11,13 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness import terminal, units
+from harness import record, terminal, units
 from harness.errors import UserError
 from harness.program import PROGRAM
 from harness.sweep import plan_view, planner
 from harness.sweep.app.point import Point, architectures, point_of
-from harness.sweep.app.predicting import Compose, times_of
+from harness.sweep.app.predicting import Compose, results_of, times_of
 from harness.sweep.app.session import Options
-from harness.sweep.cell_status import duration
 from harness.sweep.estimates.times import Times
 from harness.sweep.planner import Impossible, Plan, Planned
 from harness.sweep.runner import BESIDE
@@ -80,7 +79,10 @@ def advise(requested: Sequence[list[str]], compose: Compose, options: Options, c
     points = [variant.point for variant in variants]
     asked = [(point.cell.name, point.cell) for point in points]
     of, root = architectures(points), composed.data_root
-    plan = planner.make(asked, of, root, options.memory, options.device, options.card, remedies=False)
+    timed = record.calibrations(results_of(composed))
+    plan = planner.make(
+        asked, of, root, options.memory, options.device, options.card, remedies=False, calibrations=timed
+    )
     times, planned = times_of(plan, composed, options), iter(plan.points)
     tried = [[(variant, next(planned)) for variant in group] for group in groups]
     best = [_best(pairs, plan, times) for pairs in tried]
@@ -193,6 +195,6 @@ def _row(one: Timed, times: Times) -> list[str]:
         f"{size} × {-(-step // size)}",
         "yes" if cell.settings.train.gradient_checkpointing else "no",
         units.size(one.planned.peak),
-        duration(one.seconds),
+        plan_view.told_time(one.seconds, times.range(one.planned)),
         "–" if cost is None else units.dollars(cost),
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from harness import terminal
+from harness import record, terminal
 from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import plan_view, planner
@@ -44,7 +44,15 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
     if not planned:
         return []
     of, root = architectures(local), composed.data_root
-    plan = planner.make(list(planned.values()), of, root, options.memory, options.device, options.card)
+    plan = planner.make(
+        list(planned.values()),
+        of,
+        root,
+        options.memory,
+        options.device,
+        options.card,
+        calibrations=record.calibrations(results_of(composed)),
+    )
     times = times_of(plan, composed, options)
     (options.show or _print)(plan, times)
     return [Outcome("impossible", None) for point in plan.points if isinstance(point, planner.Impossible)]
@@ -59,5 +67,8 @@ def _print(plan: planner.Plan, times: Times) -> None:
 
 
 def times_of(plan: planner.Plan, config: DictConfig, options: Options) -> Times:
-    results = Path(config.results_dir).expanduser()
-    return Times(results, plan.environment, plan.kernels, plan.card, options.throughput, options.price)
+    return Times(results_of(config), plan.environment, plan.kernels, plan.card, options.throughput, options.price)
+
+
+def results_of(config: DictConfig) -> Path:
+    return Path(config.results_dir).expanduser()

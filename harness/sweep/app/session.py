@@ -1,4 +1,4 @@
-"""The state of one `run`, `sweep` or `plan`: what was asked for, and what became of its cells."""
+"""The state of one `run`, `sweep`, `plan` or `calibrate`: what was asked for, and what became of its cells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Choose = Callable[[Sequence[Record]], list[Record]]  # of a study's records, one
 class Options:
     """What a command line asks for besides Hydra's settings.
 
-    plan: predict, and launch nothing. fit: skip cells that are predicted not to fit into memory.
+    plan: predict, and launch nothing. calibrate: time kernels, and launch nothing.
+    fit: skip cells that are predicted not to fit into memory.
     memory: budget in bytes (null: the memory of this machine's device). dollars: budget for cells that cost money, as
     plug-ins say (null: none). device: whose kernels are predicted, ``cpu`` or ``cuda`` (null: CUDA's if the budget is a
     GPU's).
@@ -45,6 +46,7 @@ class Options:
     throughput: float | None = None
     price: float | None = None
     advise: bool = False
+    calibrate: bool = False
     order: Order = "random"
     drift: int | None = None
     skip_impossible: bool = False

@@ -18,7 +18,7 @@ from harness import record, units, validate
 from harness.errors import UserError
 from harness.record import Failure, Record
 from harness.sweep import planner
-from harness.sweep.app import advising, messages, predicting
+from harness.sweep.app import advising, calibrating, messages, predicting
 from harness.sweep.app.checking import check
 from harness.sweep.app.composing import Composer
 from harness.sweep.app.confirmation import fresh_points
@@ -68,6 +68,9 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> list[Outcome | UserError]:
         requested = grid(self._params, self._candidates, arguments)
         options = self._session.options
+        if options.calibrate:
+            calibrating.calibrate(requested, self._composed)
+            return []
         if options.advise:
             advising.advise(requested, self._composed, options, self._config_name)
             return []

@@ -30,6 +30,8 @@ class Card:
     """10¹² FLOP/s in fp32; not in TF32, which torch does not use unless told to."""
     bandwidth_gb: float = MISSING
     """10⁹ bytes/s of its memory."""
+    reached: float | None = None
+    """Share of these FLOP/s that large products reach, where it was measured (null: 0.8, as of most)."""
     price: float | None = None
     """Dollars an hour (null: unknown). Prices change, so the shipped files have none."""
     source: str = MISSING
@@ -55,7 +57,7 @@ def load(name: str) -> Card:
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         raise UserError(f"conf/device/{name}.yaml is wrong: {first_line(error)}.") from None
     card.name = name
-    for key in ("memory_gib", "bf16_tflops", "fp32_tflops", "bandwidth_gb", "price"):
+    for key in ("memory_gib", "bf16_tflops", "fp32_tflops", "bandwidth_gb", "reached", "price"):
         if (value := getattr(card, key)) is not None and not value > 0:
             raise UserError(f"{key} in conf/device/{name}.yaml must be positive, got {value:g}.")
     return card

@@ -1,4 +1,4 @@
-"""How long a planned cell trains: by records of the same device, else by the rates of a card."""
+"""How long a planned cell trains: by records of the same device, its calibration, or the rates of a card."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
-from harness.record import Cell, Record, Train, read_study, studies
+from harness.record import Cell, Record, Train, device_of, read_study, studies
+from harness.sweep.estimates import rates
 from harness.sweep.estimates.card import Card
 from harness.sweep.planner import Planned
 
 LIKE = 4.0  # within this factor the sizes of models and of steps are alike enough to tell a time by
-# What training takes beyond the least time at a card's published rates (harness/job/predict/roofline.py): the mean of
-# two cards, and the ends of all published runs. From `benchmarks/cards.py`, see docs/cards.md.
-SLOWER, SLOWER_FROM, SLOWER_TO = 1.7, 1.3, 2.1
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,21 @@ class Timing:
         return flops * padded / self.record.cell.settings.train.total_devices
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds, and what they rest on."""
+
+    seconds: float
+    basis: Literal["throughput", "records", "calibration", "rates"]
+
+
 class Times:
     """Training times and their price, estimated from records of the same device that ran undisturbed.
 
-    Without such records, from the rates of a card. The device is that of `card`, or this machine's as in
-    `environment`. kernels: of the planned cells; those of another kind than the device have no time. throughput: raw
-    tokens/s to assume for every cell. price: dollars for a device and hour (None: the card's, or unknown).
+    Without such records, from the calibration of the device, or from the rates of a card. The device is that of `card`,
+    or this machine's as in `environment`. kernels: of the planned cells; those of another kind than the device have no
+    time. throughput: raw tokens/s to assume for every cell. price: dollars for a device and hour (None: the card's, or
+    unknown).
     """
 
     def __init__(
@@ -74,7 +81,9 @@ class Times:
             if id(record) not in crowded and not record.train.resumed_at and record.train.tokens_per_second_steady
         ]
         self.used: set[int] = set()  # the records that a time rests on, by identity
+        self._card = card
         self.by_rates = False  # whether a time rests on a card's rates
+        self.calibrated = False  # whether a time rests on the device's timed kernels
 
     def dollars(self, point: Planned) -> float | None:
         """The price of `seconds` on all devices; None if either is unknown."""
@@ -86,29 +95,44 @@ class Times:
     def seconds(self, point: Planned) -> float | None:
         """Seconds of a point's training steps, and of the pass of the base that its objective refers to, by its FLOPs.
 
-        None without records or a card's rates, or without trained weights.
+        None without records, a calibration or a card's rates, or without trained weights.
         """
         p, steps = point.prediction, self._steps(point)
-        return None if steps is None else steps * (1 + p["reference_flops"] / p["flops"])
+        return None if steps is None else steps.seconds * (1 + p["reference_flops"] / p["flops"])
 
-    def _steps(self, point: Planned) -> float | None:
-        """Seconds of the training steps alone.
+    def range(self, point: Planned) -> tuple[float, float] | None:
+        """Seconds between which published runs of the card lie, where `seconds` rests on its rates; None elsewhere."""
+        seconds, steps = self.seconds(point), self._steps(point)
+        if seconds is None or steps is None or steps.basis != "rates" or self._card is None:
+            return None
+        least, most = rates.spread(self._card.name)
+        return least * seconds, most * seconds
+
+    def _steps(self, point: Planned) -> Estimate | None:
+        """The time of the training steps alone.
 
         Tokens at the given throughput, else at the median rate of the same model, method and number of devices in steps
-        of a like size, else FLOPs at the median FLOP/s per device of models and steps of a like size, else the least
-        time at the card's rates × SLOWER.
+        of a like size, else by the kernels that were timed, else FLOPs at the median FLOP/s per device of models and
+        steps of a like size, else the work at what kernels reach of the card's rates.
         """
         p = point.prediction
         if not p["trainable"] or p["shape"]["steps"] is None:
             return None
         if self.throughput is not None:
-            return p["shape"]["raw"] / self.throughput
-        train = point.cell.settings.train
+            return Estimate(p["shape"]["raw"] / self.throughput, "throughput")
         step = p["shape"]["raw"] / p["shape"]["steps"]
         like = [timed for timed in self._timed if _alike(timed.step_tokens, step)]
         if same := [timed for timed in like if _kind(timed.record.cell) == _kind(point.cell)]:
             self.used |= {id(timed.record) for timed in same}
-            return p["shape"]["raw"] / median(timed.tokens_per_second for timed in same)
+            return Estimate(p["shape"]["raw"] / median(timed.tokens_per_second for timed in same), "records")
+        if p["calibrated_seconds"] is not None:
+            self.calibrated = True
+            return Estimate(p["calibrated_seconds"], "calibration")
+        return self._by_size(point, like) or self._by_rates(p)
+
+    def _by_size(self, point: Planned, like: list[Timing]) -> Estimate | None:
+        """By records of models of a like size. like: those with steps of a like size."""
+        p = point.prediction
         sized = [
             (timed, rate)
             for timed in like
@@ -116,13 +140,16 @@ class Times:
             if (rate := timed.flops_per_second) is not None
         ]
         self.used |= {id(timed.record) for timed, _ in sized}
-        rates = [rate for _, rate in sized]
-        if rates:
-            return p["flops"] / median(rates) / train.total_devices
-        if p["least_seconds"] is None:
+        if not sized:
+            return None
+        rate = median(rate for _, rate in sized)
+        return Estimate(p["flops"] / rate / point.cell.settings.train.total_devices, "records")
+
+    def _by_rates(self, prediction: dict[str, Any]) -> Estimate | None:
+        if prediction["work"] is None or self._card is None:
             return None
         self.by_rates = True
-        return SLOWER * p["least_seconds"]
+        return Estimate(rates.seconds(prediction["work"], self._card.reached), "rates")
 
 
 def _alike(a: float, b: float) -> bool:
@@ -154,6 +181,4 @@ def _kind(cell: Cell) -> tuple[str, str, int, int]:
 
 
 def _device(environment: dict[str, Any]) -> tuple[Any, ...]:
-    device, cpu = environment.get("device") or {}, environment.get("cpu") or {}
-    where = (cpu.get("name"), environment.get("threads")) if device.get("type") == "cpu" else (device.get("name"),)
-    return (device.get("type"), *where)
+    return tuple(device_of(environment))

@@ -1,4 +1,4 @@
-"""Options of run, sweep and plan."""
+"""Options of run, sweep, plan and calibrate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shown(command: str) -> list[str | Line]:
     ]
 
 
-@lines(*shown("run"), *shown("sweep"), *shown("plan"))
+@lines(*shown("run"), *shown("sweep"), *shown("plan"), *shown("calibrate"))
 def test_configurations_are_shown_and_nothing_is_run(run, tmp_path):
     run()
     assert list(tmp_path.iterdir()) == []
@@ -32,6 +32,7 @@ def test_configurations_are_shown_and_nothing_is_run(run, tmp_path):
     Line("run model=theirs --config-dir {folder}/mine --cfg job", said="path: somewhere"),
     Line("sweep named --config-dir {folder}/mine --cfg job", said="study: named"),
     Line("plan named --config-dir {folder}/mine", said="lora-r3"),
+    Line("calibrate named --config-dir {folder}/mine", said=r"lora-r3.* \(1 of 1\)"),
 )
 def test_another_folder_adds_choices_and_sweeps(run, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
@@ -57,6 +58,27 @@ def test_a_sweep_fits_repeats_and_confirms(run, tmp_path):
     assert sum(record.confirmation for record in fitted) == 1
     assert any(record.repeats for record in fitted)
     assert "is skipped." in small.stderr
+
+
+@lines(
+    Line("plan model=tiny data=facts results_dir={folder}/damaged", 2, said="is no calibration; remove it"),
+    Line("calibrate model=tiny data=facts results_dir={folder}/damaged", 2, said="is no calibration; remove it"),
+    Line("calibrate model=tiny data=facts method=base", 2, said="requires methods that train here, got method=base"),
+    Line("plan model=tiny data=facts --device rtx_9090", 2, said="rtx_9090"),
+)
+def test_a_damaged_calibration_is_named_before_anything_runs(run, tmp_path):
+    (tmp_path / "damaged" / "calibration").mkdir(parents=True)
+    (tmp_path / "damaged" / "calibration" / "cpu-x-1.jsonl").write_text("{}\n")
+    run()
+
+
+@lines(
+    "calibrate model=tiny data=facts train.max_length=64 train.batch_size=2",
+    Line("plan model=tiny data=facts train.max_length=64 train.max_steps=3", said="from kernels that were timed on"),
+)
+def test_a_calibration_gives_plan_its_times(run, tmp_path):
+    run()
+    assert [path.suffix for path in (tmp_path / "results" / "calibration").iterdir()] == [".jsonl"]
 
 
 GRID = "plan model=llama_3_2_1b method=full,lora data=facts eval.tasks=[] train.max_steps=5"

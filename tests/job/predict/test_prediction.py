@@ -26,14 +26,27 @@ from harness.config import CONF
 from harness.errors import UserError
 from harness.job.data import batching
 from harness.job.models import checks, empty_weights, loading
-from harness.job.predict import prediction, roofline, shapes, workers
+from harness.job.predict import prediction, shapes, workers
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.protocol import CardRates, PlanCells, PlannedCell
-from harness.record import Cell, Kinds, Parameters, Probe, Record, Source, Tokens, Train, read_study, write
+from harness.record import (
+    Calibration,
+    Cell,
+    Kinds,
+    Parameters,
+    Probe,
+    Record,
+    Source,
+    TimedKernel,
+    Tokens,
+    Train,
+    read_study,
+    write,
+)
 from harness.settings import Settings, TrainSettings
 from harness.sweep import plan_view
 from harness.sweep import planner as planning
-from harness.sweep.estimates import times
+from harness.sweep.estimates import rates, times
 from harness.sweep.estimates.card import Card
 from harness.units import count, parse_size
 
@@ -254,26 +267,39 @@ def test_the_steps_of_passes_are_known_where_the_data_is(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
-def test_the_least_time_of_products_alone_is_their_flops(monkeypatch, method):
-    monkeypatch.setattr(roofline, "LAUNCH", 0.0)
-    rates = CardRates(bf16=None, fp32=1e9, bandwidth=math.inf)
+def test_the_work_of_products_is_their_flops(method):
+    published = CardRates(bf16=None, fp32=1e9, bandwidth=math.inf)
     for shape in (("train.batch_size=2",), ("train.batch_size=1", "train.gradient_checkpointing=true")):
         cell = tiny(f"method={method}", "train.max_steps=3", *shape)
-        found = prediction.Predictor(None, "fp32", rates=rates).predict(cell, None)
-        assert found["least_seconds"] == pytest.approx(found["flops"] / 1e9)
+        found = prediction.Predictor(None, "fp32", rates=published).predict(cell, None)
+        work = found["work"]
+        assert work["products"] + 2 * work["attention"] == pytest.approx(found["flops"] / 1e9)
+        assert work["moved"] == 0
 
 
-def test_the_least_time_grows_with_launches_and_tokens(monkeypatch):
-    rates = CardRates(bf16=None, fp32=math.inf, bandwidth=math.inf)
+def test_operations_that_the_host_begins_are_of_a_micro_batch():
+    published = CardRates(bf16=None, fp32=math.inf, bandwidth=math.inf)
 
-    def least(*settings):
+    def work(*settings):
         cell = tiny("method=lora", "train.max_steps=3", *settings)
-        return prediction.Predictor(None, "fp32", rates=rates).predict(cell, None)["least_seconds"]
+        return prediction.Predictor(None, "fp32", rates=published).predict(cell, None)["work"]
 
-    once, twice = least("train.batch_size=2"), least("train.batch_size=1", "train.grad_accum=2")
-    assert once > 3 * 100 * roofline.LAUNCH  # that many kernels has a step of two layers
-    assert 1.5 * once < twice < 2.5 * once  # as many for each micro-batch
-    assert prediction.Predictor(None, "fp32").predict(tiny("method=lora"), None)["least_seconds"] is None
+    once, twice = work("train.batch_size=2"), work("train.batch_size=1", "train.grad_accum=2")
+    four = work("train.batch_size=1", "train.grad_accum=4")
+    assert once["launches"] > 3 * 100  # that many kernels has a step of two layers
+    assert 1.5 * once["launches"] < twice["launches"] < 2.5 * once["launches"]
+    assert four["launches"] == pytest.approx(2 * twice["launches"], rel=0.05)
+    assert work("train.compile=true")["launches"] < 0.7 * work()["launches"]
+    assert prediction.Predictor(None, "fp32").predict(tiny("method=lora"), None)["work"] is None
+
+
+def test_a_calibration_gives_the_time_of_kernels():
+    kernels = [TimedKernel("mm", "f", 10**9, 1, 1.0), TimedKernel("add", "f", 0, 10**9, 1e-9)]
+    timed = Calibration(["cpu", "x", 1], "now", "2", 0.0, False, kernels)
+    found = prediction.Predictor(None, "fp32", calibration=timed).predict(tiny("train.max_steps=3"), None)
+    assert found["work"] is None
+    assert found["calibrated_seconds"] == pytest.approx(found["flops"] / 1e9, rel=1e-6)
+    assert prediction.Predictor(None, "fp32").predict(tiny(), None)["calibrated_seconds"] is None
 
 
 def test_a_model_that_would_not_be_quantised_is_refused():
@@ -364,7 +390,7 @@ def test_time_is_by_records_of_the_same_device(tmp_path):
 
 def point(method: str, raw: int = 1000, total: int = 1000) -> planning.Planned:
     prediction = {"trainable": 1, "total": total, "shape": {"raw": raw, "steps": 10}, "flops": 5000.0}
-    prediction |= {"reference_flops": 0.0, "least_seconds": None}
+    prediction |= {"reference_flops": 0.0, "work": None, "calibrated_seconds": None}
     return planning.Planned(method, known(method, 1.0, {}).cell, prediction)
 
 
@@ -375,32 +401,53 @@ def test_a_gpus_time_is_not_by_records_of_the_cpu(tmp_path):
     assert found == [20.0, None]
 
 
+def work_of(seconds: float) -> dict[str, float]:
+    """Work that takes so many seconds on a card whose products reach what most reach."""
+    return {"products": seconds * rates.PRODUCTS, "attention": 0.0, "moved": 0.0, "launches": 0.0}
+
+
 def test_a_cards_time_is_by_its_records_else_by_its_rates(tmp_path):
     card = Card("a", ["A"], 24.0, 100.0, 50.0, 1000.0, price=3.6)
     there, here = {"device": {"type": "cuda", "name": "A"}}, {"device": {"type": "cpu"}, "cpu": {"name": "x"}}
     of = times.Times(tmp_path, here, "cuda", card)
     by_rates = point("lora")
     assert of.seconds(by_rates) is None
-    by_rates.prediction["least_seconds"] = 2000.0
-    assert of.seconds(by_rates) == times.SLOWER * 2000.0
+    assert of.range(by_rates) is None
+    by_rates.prediction["work"] = work_of(2000.0)
+    assert of.seconds(by_rates) == pytest.approx(2000.0)
+    assert of.range(by_rates) == pytest.approx(tuple(2000 * end for end in rates.SPREAD))
     assert (of.by_rates, of.used) == (True, set())
-    assert of.dollars(by_rates) == pytest.approx(times.SLOWER * 2.0)
+    assert of.dollars(by_rates) == pytest.approx(2.0)
+    faster = times.Times(tmp_path, here, "cuda", dataclasses.replace(card, reached=1.0))
+    assert faster.seconds(by_rates) == pytest.approx(2000 * rates.PRODUCTS)
     write(known("lora", 50.0, there), tmp_path / "s" / "one.json")
     of = times.Times(tmp_path, here, "cuda", card, price=7.2)
     assert of.seconds(by_rates) == 1000 / 50
+    assert of.range(by_rates) is None
     assert (of.by_rates, len(of.used)) == (False, 1)
     assert of.dollars(by_rates) == pytest.approx(7.2 * 20 / 3600)
     by_rates.cell.settings = dataclasses.replace(by_rates.cell.settings, train=TrainSettings(devices=4))
-    by_rates.prediction["least_seconds"] = 1000.0  # of each of them
-    assert of.seconds(by_rates) == times.SLOWER * 1000.0
-    assert of.dollars(by_rates) == pytest.approx(4 * 7.2 * times.SLOWER * 1000 / 3600)
+    by_rates.prediction["work"] = work_of(1000.0)  # of each of them
+    assert of.seconds(by_rates) == pytest.approx(1000.0)
+    assert of.dollars(by_rates) == pytest.approx(4 * 7.2 * 1000 / 3600)
+
+
+def test_timed_kernels_come_before_records_of_other_methods_and_before_rates(tmp_path):
+    card = Card("a", ["A"], 24.0, 100.0, 50.0, 1000.0)
+    there = {"device": {"type": "cuda", "name": "A"}}
+    write(known("lora", 50.0, there, flops=10.0), tmp_path / "s" / "one.json")
+    of, dora, lora = times.Times(tmp_path, there, "cuda", card), point("dora"), point("lora")
+    for planned in (dora, lora):
+        planned.prediction |= {"work": work_of(2000.0), "calibrated_seconds": 300.0}
+    assert (of.seconds(dora), of.range(dora), of.calibrated) == (300.0, None, True)
+    assert of.seconds(lora) == 1000 / 50
 
 
 def test_the_time_has_the_pass_of_the_base_that_an_objective_refers_to(tmp_path):
     here = {"device": {"type": "cuda", "name": "A"}}
-    referring = point("lora")
-    referring.prediction |= {"reference_flops": 2000.0, "least_seconds": 100.0}
-    assert times.Times(tmp_path, here, "cuda").seconds(referring) == pytest.approx(1.4 * times.SLOWER * 100)
+    card, referring = Card("a", ["A"], 24.0, 100.0, 50.0, 1000.0), point("lora")
+    referring.prediction |= {"reference_flops": 2000.0, "work": work_of(100.0)}
+    assert times.Times(tmp_path, here, "cuda", card).seconds(referring) == pytest.approx(1.4 * 100)
     assert times.Times(tmp_path, here, "cuda", throughput=500.0).seconds(referring) == pytest.approx(1.4 * 2)
     write(known("lora", 50.0, here), tmp_path / "s" / "one.json")
     assert times.Times(tmp_path, here, "cuda").seconds(referring) == pytest.approx(1.4 * 1000 / 50)
