@@ -425,8 +425,8 @@ def vllm(bench: Bench) -> Check:
     asked = ["eval.tasks=[wordmath]", f"eval.limit={items}", "infer.repeats=0"]
     for name in ("auto", "vllm"):
         with table.row(engine=name) as row:
-            paths = {"local": LocalPaths(python), "save": "merged"} if name == "vllm" else {}
-            record = bench.record(bench.cell("lora", *asked, f"eval.engine={name}"), "vllm", **paths)
+            cell = bench.cell("lora", *asked, f"eval.engine={name}")
+            record = bench.record(cell, "vllm", local=LocalPaths(python))
             row |= _summary(record)
             if row["status"] != "ok":
                 table.wrong.append(f"{name}: {row['reason']}")

@@ -106,7 +106,7 @@ def test_engine_and_resume_are_proved_on_the_cpu_too(prove, folder):
 @pytest.mark.slow
 def test_two_devices_and_savers_are_proved_on_the_cpu_too(prove):
     """On the CPU the ranks are processes that talk by gloo, and train.batch_size=auto takes the whole step."""
-    code, found = prove("devices", "savers", "time", "large")
+    _, found = prove("devices", "savers", "time", "large")
     assert found["devices"].status == "passed", found["devices"]
     assert [row["devices"] for row in found["devices"].rows] == ["one", "ddp", "fsdp"]
     rows = {row["switch"]: row for row in found["savers"].rows}
