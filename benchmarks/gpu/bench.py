@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -20,11 +20,13 @@ from typing import Any, Literal
 import hydra
 
 from harness.config import CONF, ROOT
+from harness.config_folders import group_files
 from harness.errors import UserError
 from harness.protocol import Progress
 from harness.record import Cell, Precautions, Record
 from harness.sweep import app, planner, runner
 from harness.sweep.cells import from_config
+from harness.sweep.estimates.card import Card, load
 from harness.sweep.planner import Impossible, Planned
 from harness.sweep.store import Study
 
@@ -58,6 +60,7 @@ SAVERS = {  # settings of train that save memory or time
     "global_batch": ["train.batch_size=auto", "train.global_batch=64"],
     "compile": ["train.compile=true"],  # the last, as it takes longest
 }
+MODELS = ROOT / ".cache" / "gpu"  # where models with random weights are built
 TRAINING_ALONE = ["eval.tasks=[]", "infer.repeats=0"]
 CELL_SECONDS = 240.0  # time limit of a cell, and of any other process
 
@@ -77,23 +80,69 @@ class Check:
 
 
 class Skip(Exception):
-    """The check can't run here; the message says why."""
+    """The check, or a row of it, can't run here; the message says why."""
 
 
 class OutOfTime(Skip):
     """The time limit of the run is reached."""
 
 
+class Rows:
+    """The rows of a check's table, one of which may fail without the others.
+
+    strict: whether a row that is refused (UserError) counts as a failure. rows: as Check has them, with "status" and
+    "reason" for those that came to nothing. wrong: a sentence on each failure.
+    """
+
+    def __init__(self, strict: bool):
+        self.strict = strict
+        self.rows: list[dict[str, Any]] = []
+        self.wrong: list[str] = []
+
+    @contextmanager
+    def row(self, **columns: Any) -> Iterator[dict[str, Any]]:
+        """A further row, to be filled inside the context; the first of `columns` names it. Exceptions end with it."""
+        row, name = dict(columns), next(iter(columns.values()))
+        self.rows.append(row)
+        try:
+            yield row
+        except Skip as reason:
+            row |= {"status": "not run", "reason": str(reason)}
+        except UserError as reason:
+            row |= {"status": "refused" if self.strict else "not run", "reason": str(reason)}
+            self.wrong += [f"{name}: {reason}"] if self.strict else []
+        except Exception as error:
+            row |= {"status": "failed", "reason": in_words(error)}
+            self.wrong.append(f"{name}: {row['reason']}")
+
+    @property
+    def skipped(self) -> list[str]:
+        """A sentence on each row that was not run."""
+        return [f"{next(iter(row.values()))}: {row['reason']}" for row in self.rows if row.get("status") == "not run"]
+
+    def check(self, detail: str, good: bool = True) -> Check:
+        """The check of these rows. Raises Skip if none was run, and none failed."""
+        if self.rows and len(self.skipped) == len(self.rows):
+            raise Skip("; ".join(dict.fromkeys(self.skipped)))
+        return Check("passed" if good and not self.wrong else "failed", detail, rows=self.rows)
+
+
+def in_words(error: BaseException) -> str:
+    """The kind of an exception, and its message on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 class Bench:
     """Runs cells into the study's folder `out` and its subfolders.
 
     facts: of the machine (harness.studies.doctor). model: overrides that select the model. until: time.monotonic() when
-        the run must end.
+        the run must end. gpus: of this machine, as CUDA_VISIBLE_DEVICES names them; most checks use the first alone.
     """
 
-    def __init__(self, out: Path, facts: dict[str, Any], model: list[str], until: float):
-        self.out, self.facts, self.model, self.until = out, facts, model, until
+    def __init__(self, out: Path, facts: dict[str, Any], model: list[str], until: float, gpus: Sequence[str] = ()):
+        self.out, self.facts, self.model, self.until, self.gpus = out, facts, model, until, gpus
         self.device: str = facts["job"]["compute"]["device"]["type"]
+        self.load: Sequence[str] = LOAD[self.device]
         self.methods = [name for name in METHODS if (CONF / "method" / f"{name}.yaml").is_file()]
         app.register()
 
@@ -126,7 +175,7 @@ class Bench:
             return hydra.compose(name, [*self.model, *overrides])
 
     def cell(self, method: str, *overrides: str) -> Cell:
-        asked = [f"method={method}", *SHORT, *LOAD[self.device], *MORE.get(method, []), *overrides]
+        asked = [f"method={method}", *SHORT, *self.load, *MORE.get(method, []), *overrides]
         return from_config(self.config(*asked))
 
     def record(self, cell: Cell, folder: str = "", anew: bool = False, **keywords: Any) -> Record:
@@ -170,9 +219,21 @@ class Bench:
         return cells
 
     @cached_property
+    def architectures(self) -> dict[str, dict[str, Any]]:
+        """The dimensions of the model by its name, where its file has them: its own config need not be there."""
+        settings = self.config().model
+        return {settings.name: dict(settings.architecture)} if settings.get("architecture") else {}
+
+    @cached_property
+    def card(self) -> Card | None:
+        """What conf/device has of this GPU; None if it is of no card there."""
+        name = self.facts["job"]["compute"]["device"].get("name")
+        return next((card for card in map(load, sorted(group_files("device"))) if name in card.devices), None)
+
+    @cached_property
     def planned(self) -> dict[str, Planned | Impossible]:
         """By method, the prediction for its cell."""
-        self._plan = planner.make(list(self.cells.items()), {}, None, None)
+        self._plan = planner.make(list(self.cells.items()), self.architectures, None, None)
         return {point.name: point for point in self._plan.points}
 
     def obstacle(self, method: str) -> str | None:
@@ -181,6 +242,35 @@ class Bench:
         if isinstance(point, Impossible):
             return point.reason
         return None if self._plan.fits(point) else planner.refusal(self._plan, point)
+
+    def of_model(self, model: list[str], methods: Sequence[str]) -> Bench:
+        """The same with another model, for these methods."""
+        other = Bench(self.out, self.facts, model, self.until, self.gpus)
+        other.methods = [name for name in methods if name in self.methods]
+        return other
+
+    def build_random(self, folder: Path, needed: float) -> None:
+        """Write a model of the shape of this bench's, with random weights, to `folder`, if it is not there.
+
+        needed: bytes that it takes. Raises UserError if the disk has no room for it.
+        """
+        if folder.exists():
+            return
+        settings = self.config().model
+        room(folder, needed)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.beside("random", architecture=dict(settings.architecture), dtype=settings.dtype, folder=str(folder))
+
+    @contextmanager
+    def seeing(self, gpus: Sequence[str]) -> Iterator[None]:
+        """A context in which started processes see these GPUs; on a machine without any, none."""
+        before = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        try:
+            yield
+        finally:
+            os.environ.pop("CUDA_VISIBLE_DEVICES")
+            os.environ.update({} if before is None else {"CUDA_VISIBLE_DEVICES": before})
 
     @contextmanager
     def hidden(self, package: str) -> Iterator[None]:

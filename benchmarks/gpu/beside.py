@@ -85,35 +85,35 @@ def busy(cell: dict[str, Any]) -> dict[str, Any]:
     return {"wall": wall, "kernels": len(kernels) / 2, "seconds": covered(spans) / 1e6}
 
 
-def engine(cell: dict[str, Any]) -> dict[str, Any]:
-    """By precision: seconds taken by lm-eval's own class and by ours, and the number of answers, and of equal ones."""
-    results, asked = {}, decode(Cell, cell)
+def engine(cell: dict[str, Any], autocast: str | None = None) -> dict[str, Any]:
+    """Seconds taken by lm-eval's own class and by ours, and the number of answers, and of equal ones.
+
+    autocast: what products are computed in; null for the dtype of the weights, which `precision` then names.
+    """
+    asked = decode(Cell, cell)
     on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     net, tokenizer = loading.load(asked, on), loading.tokenizer(asked.settings.model)
-    settings = asked.settings.eval
+    settings, precision = asked.settings.eval, None if autocast is None else getattr(torch, autocast)
     tasks = scoring.Tasks(settings, None)
     tasks.build()
-    formats: list[torch.dtype | None] = [None, torch.bfloat16] if on.type == "cuda" else [None]
-    scoring.score(net, tokenizer, tasks, settings.batch_size, formats[-1])  # warm-up: chooses kernels
-    for autocast in formats:
-        seconds, items, used = {}, {}, {}
-        for ours in (False, True):
-            timing.synchronize()
-            start = timing.clock()
-            asked_for = (tasks, settings.batch_size, autocast)
-            _, items[ours], used[ours] = scoring.score(net, tokenizer, *asked_for, speedups=ours)
-            timing.synchronize()
-            seconds[ours] = timing.clock() - start
-        theirs, own = (_answers(items[ours]) for ours in (False, True))
-        name = str(autocast or net.dtype).removeprefix("torch.")
-        results[name] = {
-            "theirs": seconds[False],
-            "ours": seconds[True],
-            "answers": len(theirs),
-            "same": int((theirs == own.reindex(theirs.index)).sum()),
-            "speedups": used[True],
-        }
-    return results
+    asked_for = (tasks, settings.batch_size, precision)
+    scoring.score(net, tokenizer, *asked_for)  # warm-up: chooses kernels
+    seconds, items, used = {}, {}, {}
+    for ours in (False, True):
+        timing.synchronize()
+        start = timing.clock()
+        _, items[ours], used[ours] = scoring.score(net, tokenizer, *asked_for, speedups=ours)
+        timing.synchronize()
+        seconds[ours] = timing.clock() - start
+    theirs, own = (_answers(items[ours]) for ours in (False, True))
+    return {
+        "precision": str(precision or net.dtype).removeprefix("torch."),
+        "theirs": seconds[False],
+        "ours": seconds[True],
+        "answers": len(theirs),
+        "same": int((theirs == own.reindex(theirs.index)).sum()),
+        "speedups": used[True],
+    }
 
 
 def _answers(items: Any) -> Any:

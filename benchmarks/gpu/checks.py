@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
 import math
+import os
 import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from harness import units
 from harness.config import ROOT
 from harness.errors import UserError
+from harness.protocol import LocalPaths
 from harness.record import Cell, Probe, Record, Train, read_study, train_memory
 from harness.studies import doctor as facts_of
+from harness.sweep import planner
 from harness.sweep.cells import from_config
-from harness.sweep.planner import Impossible
+from harness.sweep.estimates.card import Card
+from harness.sweep.estimates.times import Times
+from harness.sweep.planner import Impossible, Plan, Planned
 
-from .bench import SAVERS, TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Skip
+from .bench import MODELS, SAVERS, TRAINING_ALONE, UNTUNED, Bench, Check, OutOfTime, Rows, Skip, in_words
 
 NEAR = 0.05  # largest relative difference of a predicted peak to the allocator's
 SAME_ANSWERS = 0.98  # smallest share of equal answers; rounding may change the others
@@ -33,6 +39,21 @@ SAME_LOSS = 0.02  # largest relative difference of the mean training losses of t
 SPEED = 0.95  # smallest share of the Trainer's tokens/s
 RIVALS = ("lora", "qlora", "dora", "galore_rsvd", "full")
 BUSY = ("lora", "full")
+TIME, TIME_MEDIAN = 0.35, 0.15  # relative errors that nine of ten planned times, and half of them, must not exceed
+TWO = 2
+PARALLEL = {
+    "one": [],
+    "ddp": [f"train.devices={TWO}", "train.parallel=ddp"],
+    "fsdp": [f"train.devices={TWO}", "train.parallel=fsdp"],
+}
+MOST_OTHER = 0.05  # largest difference of a score of vLLM: rounding changes a few answers
+LARGE, LARGE_BYTES = "llama_3_1_8b", 17e9
+LARGE_METHODS = ("lora", "qlora")
+LARGE_LOAD = [
+    *("data=wordmath", "train.packing=true", "train.max_length=2048", "train.batch_size=4", "train.max_steps=6"),
+    *("train.validation_items=4", "eval.tasks=[]", "infer.repeats=0"),
+]
+NO_CELL = "no cell is recorded; run the check `cells` first"
 REFERENCE = ROOT / "results" / "reference" / "quickstart"
 
 
@@ -67,27 +88,17 @@ def cells_without_liger(bench: Bench) -> Check:
 
 
 def _cells(bench: Bench, *overrides: str, folder: str = "") -> Check:
-    rows, broken = [], []
+    table = Rows(strict=bench.on_cuda)  # a CPU may lack what a method needs
     for method in bench.methods:
-        row: dict[str, Any] = {"method": method}
-        rows.append(row)
-        try:
+        with table.row(method=method) as row:
             if reason := bench.obstacle(method):
                 raise Skip(reason)
-            record = bench.record(bench.cell(method, *overrides), folder)
-            row |= _summary(record)
+            row |= _summary(bench.record(bench.cell(method, *overrides), folder))
             if row["status"] != "ok":
-                broken.append(f"{method}: {row['reason']}")
-        except (Skip, UserError) as reason:
-            refused = isinstance(reason, UserError) and bench.on_cuda  # a CPU may lack what a method needs
-            row |= {"status": "refused" if refused else "not run", "reason": str(reason)}
-            broken += [f"{method}: {reason}"] if refused else []
-    good = sum(row["status"] == "ok" for row in rows)
-    skipped = [f"{row['method']}: {row['reason']}" for row in rows if row["status"] == "not run"]
-    if not good and not broken:
-        raise Skip("; ".join(skipped))
-    detail = "; ".join([f"{good} of {len(rows)} cells are ok with finite losses", *broken, *skipped])
-    return Check("failed" if broken else "passed", detail, rows=rows)
+                table.wrong.append(f"{method}: {row['reason']}")
+    good = sum(row.get("status") == "ok" for row in table.rows)
+    told = [f"{good} of {len(table.rows)} cells are ok with finite losses", *table.wrong, *table.skipped]
+    return table.check("; ".join(told))
 
 
 def _summary(record: Record) -> dict[str, Any]:
@@ -105,45 +116,99 @@ def _summary(record: Record) -> dict[str, Any]:
 
 def memory(bench: Bench) -> Check:
     """The peak of training by `plan` against the allocator's; on a CPU, against that of counted tensors."""
-    rows: list[dict[str, Any]] = []
-    differences: list[float] = []
+    table = Rows(strict=True)
     for method, record in _records(bench):
-        point = bench.planned[method]
-        if isinstance(point, Impossible) or "unknown" in point.prediction:
-            reason = point.reason if isinstance(point, Impossible) else point.prediction["unknown"]
-            rows.append({"method": method, "difference": None, "reason": reason})
-            continue
-        tensors = _probed(record).peak.total
-        phase = record.phases["validate" if method in UNTUNED else "train"]
-        untuned = phase.memory.allocated_peak if bench.on_cuda else tensors
-        measured = untuned if method in UNTUNED else train_memory(record)
-        predicted = point.peak
-        if measured is None:
-            rows.append({"method": method, "difference": None, "reason": "no peak was measured"})
-            continue
-        differences.append(difference := predicted / measured - 1)
-        row = {"method": method, "predicted": predicted, "measured": measured, "tensors": tensors}
-        rows.append(row | {"difference": difference, "reserved": phase.memory.reserved_peak})
-    if not differences:
-        raise Skip("no cell is recorded; run the check `cells` first")
-    near, worst = sum(abs(one) <= NEAR for one in differences), max(differences, key=abs)
+        with table.row(method=method) as row:
+            row |= _peaks(bench, method, record)
+    differences = [row["difference"] for row in table.rows if "difference" in row]
+    if not differences and not table.wrong:
+        raise Skip("; ".join(table.skipped) or NO_CELL)
+    near, worst = sum(abs(one) <= NEAR for one in differences), max(differences, key=abs, default=math.nan)
     detail = f"{near} of {len(differences)} predicted peaks are within {NEAR:.0%} of the measured; largest {worst:+.1%}"
-    return Check("passed" if near == len(differences) else "failed", detail, rows=rows)
+    return table.check("; ".join([detail, *table.wrong]), near == len(differences))
+
+
+def _peaks(bench: Bench, method: str, record: Record) -> dict[str, Any]:
+    """Predicted and measured peak of training, in bytes. Raises Skip if there is none of either."""
+    point, tensors = _prediction(bench, method), _probed(record).peak.total
+    phase = record.phases["validate" if method in UNTUNED else "train"]
+    untuned = phase.memory.allocated_peak if bench.on_cuda else tensors
+    measured = untuned if method in UNTUNED else train_memory(record)
+    if measured is None:
+        raise Skip("no peak was measured")
+    row = {"predicted": point.peak, "measured": measured, "tensors": tensors}
+    return row | {"difference": point.peak / measured - 1, "reserved": phase.memory.reserved_peak}
+
+
+def _prediction(bench: Bench, method: str) -> Planned:
+    """The plan of a method's cell. Raises Skip if there is none."""
+    point = bench.planned[method]
+    if isinstance(point, Impossible) or "unknown" in point.prediction:
+        raise Skip(point.reason if isinstance(point, Impossible) else point.prediction["unknown"])
+    return point
+
+
+def planned_time(bench: Bench) -> Check:
+    """The time of a training step by `plan`, from the card's rates alone, against the measured."""
+    table = Rows(strict=True)
+    trained = [(method, record) for method, record in _records(bench) if record.train is not None]
+    for method, record in trained:
+        with table.row(method=method) as row:
+            row |= _step_times(bench, method, record)
+    return _time_check(table)
+
+
+def _step_times(bench: Bench, method: str, record: Record) -> dict[str, Any]:
+    """Seconds of a step, planned and measured (steady median). Raises Skip if there are none of either."""
+    name = bench.facts["job"]["compute"]["device"].get("name") or bench.device
+    if bench.card is None:
+        raise Skip(f"plan knows no rates of {name}: no file of conf/device names it")
+    points = [(method, record.cell)]
+    plan = planner.make(points, bench.architectures, None, None, "cuda", bench.card, remedies=False)
+    (point,) = plan.points
+    if isinstance(point, Impossible):
+        raise Skip(point.reason)
+    # No records are in this folder: those of this run would give the very times that are to be predicted.
+    seconds = None if "unknown" in point.prediction else Times(bench.out / "none", *of_plan(plan)).seconds(point)
+    train = _trained(record)
+    if seconds is None or not train.tokens_per_second_steady:
+        raise Skip(str(point.prediction.get("unknown", "plan gives no time")))
+    planned = seconds / train.steps
+    measured = train.tokens.raw / train.tokens_per_second_steady / train.steps
+    return {"planned s": planned, "measured s": measured, "difference": planned / measured - 1}
+
+
+def of_plan(plan: Plan) -> tuple[dict[str, Any], str, Card | None]:
+    """What Times takes of a plan."""
+    return plan.environment, plan.kernels, plan.card
+
+
+def _time_check(table: Rows) -> Check:
+    errors = [abs(row["difference"]) for row in table.rows if "difference" in row]
+    if not errors and not table.wrong:
+        raise Skip("; ".join(dict.fromkeys(table.skipped)) or NO_CELL)
+    near = sum(error <= TIME for error in errors)
+    middle = median(errors) if errors else math.nan
+    detail = (
+        f"{near} of {len(errors)} planned times are within {TIME:.0%} of the measured, the median within {middle:.0%}"
+    )
+    good = near >= 0.9 * len(errors) and middle <= TIME_MEDIAN
+    return table.check("; ".join([detail, *table.wrong]), good)
 
 
 def attention(bench: Bench) -> Check:
     """Which attention ran in a training step: on CUDA one bfloat16 kernel for all sequences of a row."""
-    rows, wrong = [], []
+    table = Rows(strict=True)
     for method, record in _records(bench):
-        ran = _probed(record).attention
-        rows.append({"method": method, "attention": ", ".join(f"{name}: {n}" for name, n in ran.items())})
-        suited = record.environment["speedups"]["padding_free"] == "on"
-        if not ran or (bench.on_cuda and suited and set(ran) != {"varlen bfloat16"}):
-            wrong.append(f"{method} ran {rows[-1]['attention'] or 'none'}")
-    if not rows:
-        raise Skip("no cell is recorded; run the check `cells` first")
-    kinds = sorted({row["attention"] for row in rows})
-    return Check("failed" if wrong else "passed", "; ".join(wrong or kinds), rows=rows)
+        with table.row(method=method) as row:
+            ran = _probed(record).attention
+            row["attention"] = ", ".join(f"{name}: {n}" for name, n in ran.items())
+            suited = record.environment["speedups"]["padding_free"] == "on"
+            if not ran or (bench.on_cuda and suited and set(ran) != {"varlen bfloat16"}):
+                table.wrong.append(f"{method} ran {row['attention'] or 'none'}")
+    if not table.rows:
+        raise Skip(NO_CELL)
+    return table.check("; ".join(table.wrong or sorted({row["attention"] for row in table.rows})))
 
 
 def _trained(record: Record) -> Train:
@@ -177,16 +242,15 @@ def engine(bench: Bench) -> Check:
     """Our scoring against lm-eval's own class: equal answers, and how much faster."""
     few = ["eval.limit=64", "eval.batch_size=64"] if bench.on_cuda else ["eval.limit=6"]
     cell = bench.cell("base", "eval.tasks=[wordmath,facts]", "eval.num_fewshot=4", *few)
-    answer = bench.beside("engine", cell=cell)
-    rows = [{"precision": name, **numbers} for name, numbers in answer.items()]
-    exact = rows[0]
-    shares = [
-        f"{row['same']} of {row['answers']} answers are equal, {row['theirs'] / row['ours']:.1f}× as fast"
-        for row in rows
-    ]
-    detail = "; ".join(f"{row['precision']}: {share}" for row, share in zip(rows, shares, strict=True))
-    good = exact["same"] >= SAME_ANSWERS * exact["answers"]
-    return Check("passed" if good else "failed", detail, rows=rows)
+    table, shares = Rows(strict=True), []
+    for precision in ("exact", "bfloat16") if bench.on_cuda else ("exact",):
+        with table.row(precision=precision) as row:
+            row |= bench.beside("engine", cell=cell, autocast=None if precision == "exact" else precision)
+            share = f"{row['same']} of {row['answers']} answers are equal, {row['theirs'] / row['ours']:.1f}× as fast"
+            shares.append(f"{row['precision']}: {share}")
+            if precision == "exact" and row["same"] < SAME_ANSWERS * row["answers"]:
+                table.wrong.append(f"at least {SAME_ANSWERS:.0%} of the answers must be equal in {row['precision']}")
+    return table.check("; ".join([*shares, *table.wrong]))
 
 
 def resume(bench: Bench) -> Check:
@@ -235,83 +299,195 @@ def out_of_memory(bench: Bench) -> Check:
 def throughput(bench: Bench) -> Check:
     """Tokens/s and peak against transformers' Trainer and, if installed, TRL's, on the same batches."""
     rivals = {"Trainer": False} | ({"SFTTrainer": True} if importlib.util.find_spec("trl") else {})
-    rows, worse = [], []
-    records = dict(_records(bench))
-    for method in RIVALS:
-        if (record := records.get(method)) is None:
-            continue
-        row: dict[str, Any] = {"method": method, "ours": _trained(record).tokens_per_second_steady}
-        row["our peak"] = record.phases["train"].memory.allocated_peak
-        row["our mean loss"] = mean(point.loss for point in _trained(record).loss)
-        rows.append(row)
-        for name, trl in rivals.items():
-            try:
-                rival = bench.beside("trainer", cell=record.cell, trl=trl)
-            except OutOfTime:
-                break
-            row |= {name: rival["rate"], f"peak of {name}": rival["peak"], f"loss of {name}": rival["loss"]}
-            row[f"× {name}"] = row["ours"] / rival["rate"]
-            if row[f"× {name}"] < SPEED and bench.on_cuda:  # times on a CPU with other work prove nothing
-                worse.append(f"{method} has {row[f'× {name}']:.2f} times the tokens/s of {name}")
-            if abs(rival["loss"] / row["our mean loss"] - 1) > SAME_LOSS:
-                worse.append(f"{method} has a mean loss of {row['our mean loss']:.4f}, {name} of {rival['loss']:.4f}")
-    compared = [row["× Trainer"] for row in rows if "× Trainer" in row]
-    if not compared:
-        raise Skip("no cell is recorded; run the check `cells` first")
-    detail = f"{min(compared):.2f} to {max(compared):.2f} times the Trainer's tokens/s for {len(compared)} methods"
-    return Check("failed" if worse else "passed", "; ".join([detail, *worse]), rows=rows)
+    table, records = Rows(strict=True), dict(_records(bench))
+    for method, name in itertools.product([method for method in RIVALS if method in records], rivals):
+        with table.row(method=method, trainer=name) as row:
+            row |= _beside_trainer(bench, records[method], rivals[name])
+            if row["×"] < SPEED and bench.on_cuda:  # times on a CPU with other work prove nothing
+                table.wrong.append(f"{method} has {row['×']:.2f} times the tokens/s of {name}")
+            if abs(row["its mean loss"] / row["our mean loss"] - 1) > SAME_LOSS:
+                losses = f"{row['our mean loss']:.4f}, {name} of {row['its mean loss']:.4f}"
+                table.wrong.append(f"{method} has a mean loss of {losses}")
+    if not table.rows:
+        raise Skip(NO_CELL)
+    compared = [row["×"] for row in table.rows if row["trainer"] == "Trainer" and "×" in row]
+    detail = f"no method was compared of {len(table.rows)}"
+    if compared:
+        detail = f"{min(compared):.2f} to {max(compared):.2f} times the Trainer's tokens/s for {len(compared)} methods"
+    return table.check("; ".join([detail, *table.wrong]))
+
+
+def _beside_trainer(bench: Bench, record: Record, trl: bool) -> dict[str, Any]:
+    train = _trained(record)
+    ours = {"ours": train.tokens_per_second_steady, "our peak": record.phases["train"].memory.allocated_peak}
+    loss = mean(point.loss for point in train.loss)
+    rival = bench.beside("trainer", cell=record.cell, trl=trl)
+    row = ours | {"its": rival["rate"], "its peak": rival["peak"], "×": ours["ours"] / rival["rate"]}
+    return row | {"our mean loss": loss, "its mean loss": rival["loss"]}
 
 
 def busy(bench: Bench) -> Check:
     """The share of a step in which kernels run, and kernels per step, of which speed-ups should need fewer."""
-    rows = []
+    table = Rows(strict=True)
     same = ["train.precision=bf16"] if bench.on_cuda else []  # speedups=off alone would change it
-    for method in BUSY:
-        for speedups in ("auto", "off"):
+    for method, speedups in itertools.product(BUSY, ("auto", "off")):
+        with table.row(method=method, speedups=speedups) as row:
             cell = bench.cell(method, *TRAINING_ALONE, f"speedups={speedups}", *same)
-            busy = bench.beside("busy", cell=cell)
-            share = busy["seconds"] / busy["wall"]
-            rows.append({"method": method, "speedups": speedups, "kernels": busy["kernels"], "share": share})
-    ours, plainly = (sum(row["kernels"] for row in rows if row["speedups"] == s) for s in ("auto", "off"))
-    shares = ", ".join(f"{row['method']} {row['share']:.0%}" for row in rows if row["speedups"] == "auto")
-    good = ours <= plainly and all(0 < row["share"] <= 1.05 for row in rows)
-    detail = f"kernels run for {shares} of a step; {ours / plainly:.2f} times as many kernels as with speedups=off"
-    return Check("passed" if good or not bench.on_cuda else "failed", detail, rows=rows)
+            step = bench.beside("busy", cell=cell)
+            row |= {"kernels": step["kernels"], "share": step["seconds"] / step["wall"]}
+    measured = {(row["method"], row["speedups"]): row for row in table.rows if "share" in row}
+    pairs = [(measured[method, "auto"], measured[method, "off"]) for method in BUSY if _both(measured, method)]
+    ours, plainly = (sum(pair[i]["kernels"] for pair in pairs) for i in (0, 1))
+    told = ", ".join(f"{ours['method']} {ours['share']:.0%}" for ours, _ in pairs)
+    good = ours <= plainly and all(0 < row["share"] <= 1.05 for row in measured.values())
+    times = f"{ours / plainly:.2f}" if plainly else "–"
+    detail = f"kernels run for {told or '–'} of a step; {times} times as many kernels as with speedups=off"
+    return table.check("; ".join([detail, *table.wrong]), good or not bench.on_cuda)
+
+
+def _both(measured: dict[tuple[str, str], Any], method: str) -> bool:
+    return (method, "auto") in measured and (method, "off") in measured
 
 
 def savers(bench: Bench) -> Check:
     """Gradient checkpointing, offload, compile, the largest batch that fits: same first loss, less memory."""
     known = bench.config().train
-    asked = {"": [], **{name: more for name, more in SAVERS.items() if name in known}}
-    rows: list[dict[str, Any]] = []
-    wrong = []
+    asked = {"none": [], **{name: more for name, more in SAVERS.items() if name in known}}
+    table = Rows(strict=bench.on_cuda)
     for name, more in asked.items():
-        row: dict[str, Any] = {"switch": name or "none"}
-        try:
+        with table.row(switch=name) as row:
             record = bench.record(bench.cell("lora", *TRAINING_ALONE, *more))
-        except (OutOfTime, UserError) as reason:
-            rows.append(row | {"status": "not run", "reason": str(reason)})
-            wrong += [f"{name}: {reason}"] if isinstance(reason, UserError) and bench.on_cuda else []
-            continue
-        rows.append(row)
-        row |= _summary(record)
-        if row["status"] != "ok":
-            wrong.append(f"{name}: {row['reason']}")
-            continue
-        train = _trained(record)
-        row |= {"first loss": train.loss[0].loss, "tokens/s": train.tokens_per_second_steady}
-        if (peak := train_memory(record)) is None:
-            wrong.append(f"{name}: no peak was measured")
-            continue
-        row["peak"], plainly = peak, rows[0]
-        if "peak" not in plainly or name == "global_batch":  # whose batches are others
-            continue
-        if abs(row["first loss"] / plainly["first loss"] - 1) > FIRST_LOSS:
-            wrong.append(f"{name}: the first loss must be {plainly['first loss']:.4f}, got {row['first loss']:.4f}")
-        if name in ("gradient_checkpointing", "activation_offload") and peak >= plainly["peak"]:
-            wrong.append(f"{name}: the peak must be below {units.size(plainly['peak'])}, got {units.size(peak)}")
-    peaks = [f"{row['switch']} {units.size(row['peak'])}" for row in rows if "peak" in row]
-    return Check("failed" if wrong else "passed", "; ".join([f"peaks: {', '.join(peaks)}", *wrong]), rows=rows)
+            row |= _summary(record)
+            if row["status"] != "ok":
+                table.wrong.append(f"{name}: {row['reason']}")
+                continue
+            train = _trained(record)
+            row |= {"first loss": train.loss[0].loss, "tokens/s": train.tokens_per_second_steady}
+            if (peak := train_memory(record)) is None:
+                table.wrong.append(f"{name}: no peak was measured")
+                continue
+            row["peak"] = peak
+            if name != "global_batch":  # whose batches are others
+                table.wrong += _unlike(row, table.rows[0])
+    peaks = [f"{row['switch']} {units.size(row['peak'])}" for row in table.rows if "peak" in row]
+    return table.check("; ".join([f"peaks: {', '.join(peaks)}", *table.wrong]))
+
+
+def _unlike(row: dict[str, Any], plainly: dict[str, Any]) -> list[str]:
+    """In what a row of `savers` is not as it should be beside the one without any; nothing if that has no figures."""
+    if row is plainly or "peak" not in plainly:
+        return []
+    name, peak, wrong = row["switch"], row["peak"], []
+    if abs(row["first loss"] / plainly["first loss"] - 1) > FIRST_LOSS:
+        wrong.append(f"{name}: the first loss must be {plainly['first loss']:.4f}, got {row['first loss']:.4f}")
+    if name in ("gradient_checkpointing", "activation_offload") and peak >= plainly["peak"]:
+        wrong.append(f"{name}: the peak must be below {units.size(plainly['peak'])}, got {units.size(peak)}")
+    return wrong
+
+
+def several_gpus(bench: Bench) -> Check:
+    """LoRA on two GPUs, each with the whole model (ddp) or a share (fsdp): the losses of one, and time and memory."""
+    if bench.on_cuda and len(bench.gpus) < TWO:
+        raise Skip(f"it requires {TWO} GPUs, got {len(bench.gpus)}")
+    table = Rows(strict=True)
+    for name, more in PARALLEL.items():
+        with table.row(devices=name) as row, bench.seeing(bench.gpus[: 1 if name == "one" else TWO]):
+            record = bench.record(bench.cell("lora", *TRAINING_ALONE, *more), "devices")
+            row |= _summary(record)
+            if row["status"] != "ok":
+                table.wrong.append(f"{name}: {row['reason']}")
+                continue
+            train = _trained(record)
+            row |= {"first loss": train.loss[0].loss, "last loss": train.loss[-1].loss}
+            row |= {"tokens/s": train.tokens_per_second_steady}
+            row["peak of each"] = record.phases["train"].memory.allocated_peak
+            table.wrong += _apart(row, table.rows[0])
+    rates = [f"{row['devices']} {row['tokens/s']:,.0f} tokens/s" for row in table.rows if "tokens/s" in row]
+    return table.check("; ".join([", ".join(rates), *table.wrong]))
+
+
+def _apart(row: dict[str, Any], alone: dict[str, Any]) -> list[str]:
+    """Which losses of a row of `several_gpus` are not those of one device."""
+    limits = {"first loss": FIRST_LOSS, "last loss": LAST_LOSS}
+    return [
+        f"{row['devices']}: the {name} must be {alone[name]:.4f}, got {row[name]:.4f}"
+        for name, limit in limits.items()
+        if name in alone and abs(row[name] / alone[name] - 1) > limit
+    ]
+
+
+def vllm(bench: Bench) -> Check:
+    """Answers of a LoRA cell that vLLM writes against those of our engine: like scores, and the time of both."""
+    python = vllm_python()
+    if python is None:
+        raise Skip("no vLLM: HARNESS_VLLM_PYTHON names no python, and this one has no vllm")
+    table, items = Rows(strict=True), 64 if bench.on_cuda else 4
+    asked = ["eval.tasks=[wordmath]", f"eval.limit={items}", "infer.repeats=0"]
+    for name in ("auto", "vllm"):
+        with table.row(engine=name) as row:
+            cell = bench.cell("lora", *asked, f"eval.engine={name}")
+            record = bench.record(cell, "vllm", local=LocalPaths(python))
+            row |= _summary(record)
+            if row["status"] != "ok":
+                table.wrong.append(f"{name}: {row['reason']}")
+                continue
+            score = record.scores[0]
+            row |= {"score": score.value, "stderr": score.stderr, "answers": score.n}
+            row["seconds"] = record.phases["score"].seconds
+            row["writing"] = record.vllm.seconds if record.vllm else None
+            if "score" in (ours := table.rows[0]) and abs(row["score"] - ours["score"]) > MOST_OTHER:
+                table.wrong.append(f"{name}: the score must be near {ours['score']:.3f}, got {row['score']:.3f}")
+    told = [f"{row['engine']} {row['score']:.3f} in {row['seconds']:.0f} s" for row in table.rows if "score" in row]
+    return table.check("; ".join([", ".join(told), *table.wrong]))
+
+
+def vllm_python() -> str | None:
+    """The python of an environment with vLLM: HARNESS_VLLM_PYTHON, that of `make test-vllm`, or this one."""
+    if named := os.environ.get("HARNESS_VLLM_PYTHON"):
+        return named
+    own = ROOT / ".venv-vllm" / "bin" / "python"
+    if own.exists():
+        return str(own)
+    return sys.executable if importlib.util.find_spec("vllm") else None
+
+
+def large(bench: Bench) -> Check:
+    """A model of Llama-3.1-8B's shape with random weights, at 4 × 2048 tokens: memory and time against `plan`."""
+    bench.needs_cuda()
+    folder = MODELS / LARGE
+    table = Rows(strict=True)
+    eight = bench.of_model([f"model={LARGE}", f"model.path={folder}"], LARGE_METHODS)
+    eight.load = LARGE_LOAD
+    fitting = [method for method in eight.methods if eight.obstacle(method) is None]
+    if fitting:
+        try:
+            eight.build_random(folder, LARGE_BYTES)
+        except UserError as reason:
+            raise Skip(str(reason)) from None
+        eight = eight.of_model(eight.model, eight.methods)  # whose plan knows the tokenizer, and so the lengths
+        eight.load = LARGE_LOAD
+    for method in eight.methods:
+        with table.row(method=method) as row:
+            if (obstacle := eight.obstacle(method)) is not None:
+                raise Skip(obstacle)
+            record = eight.record(eight.cell(method), "large")
+            row |= _summary(record)
+            if row["status"] != "ok":
+                table.wrong.append(f"{method}: {row['reason']}")
+                continue
+            row["tokens/s"] = _trained(record).tokens_per_second_steady
+            for name, figures, most in (("peak", _peaks, NEAR), ("time", _step_times, TIME)):
+                try:
+                    figure = figures(eight, method, record)
+                except Skip as reason:  # the row was run all the same
+                    row[f"{name} off"] = str(reason)
+                    continue
+                off = figure.pop("difference")
+                row |= figure | {f"{name} off": off}
+                if abs(off) > most:
+                    table.wrong.append(f"{method}: the planned {name} is {off:+.1%} off")
+    rates = [f"{row['method']} {row['tokens/s']:,.0f} tokens/s" for row in table.rows if "tokens/s" in row]
+    return table.check("; ".join([", ".join(rates), *table.wrong, *table.skipped]))
 
 
 def quickstart(bench: Bench) -> Check:
@@ -323,19 +499,16 @@ def quickstart(bench: Bench) -> Check:
     """
     if bench.model != ["model=smollm2_135m"]:
         raise Skip("it requires the embedded SmolLM2")
-    rows = []
+    table = Rows(strict=True)
     for reference in read_study(REFERENCE)[0]:
-        config = bench.config(f"method={reference.cell.method}", name="quickstart")
-        try:
-            rows.append(against(reference, bench.record(from_config(config), "quickstart")))
-        except OutOfTime:
-            break
-    if not rows:
-        raise OutOfTime("the time limit was reached")
-    apart = [f"{row['method']}: {row['apart']}" for row in rows if row["apart"]]
-    furthest = max((row["last"] for row in rows if "last" in row), key=abs, default=math.nan)
-    detail = f"{len(rows) - len(apart)} of {len(rows)} methods agree, validation losses within {abs(furthest):.1%}"
-    return Check("failed" if apart else "passed", "; ".join([detail, *apart]), rows=rows)
+        with table.row(method=reference.cell.method) as row:
+            config = bench.config(f"method={reference.cell.method}", name="quickstart")
+            row |= against(reference, bench.record(from_config(config), "quickstart"))
+            table.wrong += [f"{row['method']}: {row['apart']}"] if row["apart"] else []
+    agree = sum(row.get("apart") == "" for row in table.rows)
+    furthest = max((row["last"] for row in table.rows if "last" in row), key=abs, default=math.nan)
+    detail = f"{agree} of {len(table.rows)} methods agree, validation losses within {abs(furthest):.1%}"
+    return table.check("; ".join([detail, *table.wrong]))
 
 
 def against(reference: Record, record: Record) -> dict[str, Any]:
@@ -389,6 +562,10 @@ CHECKS = {
     "busy": Step(busy, 60),
     "quickstart": Step(quickstart, 40),
     "savers": Step(savers, 60),
+    "time": Step(planned_time, 10),
+    "devices": Step(several_gpus, 60),
+    "vllm": Step(vllm, 60),
+    "large": Step(large, 180),
     "liger": Step(cells_without_liger, 30),
     "plain": Step(cells_plain, 30),
     "tests": Step(gpu_tests, 60),
@@ -405,7 +582,6 @@ def run(name: str, bench: Bench) -> Check:
     except Skip as reason:
         check = Check("skipped", str(reason))
     except Exception as error:
-        words = " ".join(str(error).split())
-        check = Check("failed", f"{type(error).__name__}: {words}")
+        check = Check("failed", in_words(error))
     about = (inspect.getdoc(step.take) or "").partition("\n")[0].rstrip(".")
     return replace(check, name=name, about=about, seconds=time.monotonic() - begun)

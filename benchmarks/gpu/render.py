@@ -17,9 +17,9 @@ from harness.record import Record, decode, read_study
 from .bench import Check
 
 CHECKS = "checks.jsonl"  # one JSON object a line, in the order of the runs; not *.json, which is a record
-BYTES = {"peak", "predicted", "measured", "tensors", "reserved", "our peak", "peak of Trainer", "peak of SFTTrainer"}
+BYTES = {"peak", "predicted", "measured", "tensors", "reserved", "our peak", "its peak", "peak of each"}
 BYTES |= {"weights", "adapters", "gradients", "optimizer", "rest", "allocated", "largest_free"}
-PERCENT = {"difference", "share", "last", "first"}
+PERCENT = {"difference", "time off", "peak off", "share", "last", "first"}
 SHOWN: dict[type, Callable[[Any], str]] = {bool: lambda v: "yes" if v else "no", str: str, dict: str}
 
 

@@ -10,13 +10,15 @@ what two steps take there, and what the planner says that they would. Runs with 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 from unittest import mock
 
 import torch
@@ -39,6 +41,7 @@ LIBRARY = torch.library.Library("aten", "IMPL")
 
 def pretend() -> None:
     """Have torch's Python side say of a GPU what it would ask the driver for. After all imports, some of which look."""
+    ctypes.CDLL(None).stand_in_for_cuda()  # of the preloaded hooks
     h100 = {"name": "H100", "major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 80 * 2**30}
     torch.cuda.is_available = lambda: True
     torch.cuda.is_bf16_supported = lambda *_, **__: True
@@ -133,10 +136,17 @@ def answers(asked: list[list[str]]) -> Iterator[dict[str, Any]]:
             yield {"error": f"{type(error).__name__}: {error.__cause__ or error}"}
 
 
+def own_output() -> TextIO:
+    """Standard output for the script alone: what libraries and their compilers print goes to standard error."""
+    own = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return own
+
+
 if __name__ == "__main__":
-    asked = json.load(sys.stdin)
+    output, asked = own_output(), json.load(sys.stdin)
     pretend()
     gc.collect()
     gc.freeze()  # each collection would look through all libraries
     for answer in answers(asked):
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=output, flush=True)

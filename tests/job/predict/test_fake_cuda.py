@@ -22,13 +22,15 @@ SETTINGS = [
     "method=lora train.activation_offload=true",
 ]
 CELLS = METHODS + SETTINGS
-# Methods whose step can't be taken here, and what says so.
+# Sparse products, of which there are none without storage: a CPU build of torch has no kernel, a CUDA build no driver.
+NO_KERNEL = ("Could not run", "CUDA driver version is insufficient", "Found no NVIDIA driver")
+# Methods whose step can't be taken here, and what says so: one of these.
 NOT_HERE = {
-    "apollo": "requires the extra `apollo`",
-    "apollo_mini": "requires the extra `apollo`",
-    "frod": "Could not run",  # sparse products, of which there are none without storage
-    "shira": "Could not run",
-    "waveft": "nonzero",  # how many there are is a matter of values
+    "apollo": ("requires the extra `apollo`",),
+    "apollo_mini": ("requires the extra `apollo`",),
+    "frod": NO_KERNEL,
+    "shira": NO_KERNEL,
+    "waveft": ("nonzero",),  # how many there are is a matter of values
 }
 IN_BF16 = {"full_bf16", "full_kahan", "galore_bf16"}
 PADDED = {"cartridge", "p_tuning", "prefix_tuning", "prompt_tuning"}  # which put tokens before each sequence
@@ -64,7 +66,7 @@ def _overrides(cell: str) -> list[str]:
 def test_the_step_runs_on_a_gpu_alone(answers, cell):
     answer = answers[cell]
     if cell in NOT_HERE:
-        assert NOT_HERE[cell] in answer["error"]
+        assert any(reason in answer["error"] for reason in NOT_HERE[cell]), answer["error"]
         return
     assert "error" not in answer, answer["error"]
     assert set(answer["on_cpu"]) == FROM_CPU.get(cell, set())
