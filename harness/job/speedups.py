@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from harness.job.data.batching import Layout
 from harness.job.measure import heap
-from harness.job.training import attention, loss
+from harness.job.training import attention, loss, uncast_inputs
 
 
 def enable(
@@ -21,9 +22,13 @@ def enable(
     layout, states = attention.layout(model, switch, pad)
     if layout.flat:
         attention.enable(model)
-    if switch == "off":
-        return layout, states | dict.fromkeys(("fused_loss", "kept_memory"), attention.OFF)
     with accelerator.autocast():
+        casting = torch.is_autocast_enabled(accelerator.device.type) and uncast_inputs.concerns(model)
+        if switch == "off":
+            names = ("fused_loss", "kept_memory", *((uncast_inputs.NAME,) if casting else ()))
+            return layout, states | dict.fromkeys(names, attention.OFF)
         states["fused_loss"] = loss.enable(model, by_token=by_token)
+    if casting:
+        states[uncast_inputs.NAME] = uncast_inputs.enable(model)
     states["kept_memory"] = heap.keep(accelerator.device.type)
     return layout, states

@@ -33,6 +33,7 @@ from harness.job.training import (
     loss,
     objectives,
     probe,
+    uncast_inputs,
 )
 from harness.protocol import CardRates
 from harness.record import Cell, Probe
@@ -132,6 +133,7 @@ class FakeProbe:
         if self._settings.fast:
             with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
                 loss.enable(net, self._device.kernels)  # before it is sharded, as in a run
+                uncast_inputs.enable(net)
         for layer in (module for module in net.modules() if isinstance(module, Linear4bit)):
             weight: Any = layer.weight
             weight.quant_state = None  # accelerate needs a state_dict, which needs its values
@@ -145,6 +147,7 @@ class FakeProbe:
         if self._settings.fast:
             with accelerator.autocast():
                 loss.enable(net, self._device.kernels, self._objective.by_token)
+                uncast_inputs.enable(net)
 
     def _steps(
         self, slot: dict[str, Any], net: nn.Module, added: set[str], micro: list[Batch], accelerator: Accelerator
