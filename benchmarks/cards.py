@@ -5,7 +5,7 @@
 
 Below DIR lie `published_memory`, whose rows have tokens/s, and `peft_results`, as for benchmarks/plan.py. Their
 programs are not ours: the cell predicted is ours with their model, method, batch and precision, so a difference is also
-one of programs. All of theirs have peft's layers as they are, which cast their inputs, and so have these cells.
+one of programs. All of theirs have peft's layers as they are, and so have these cells.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tabulate import tabulate
 from harness.config import CONF, ROOT
 from harness.errors import UserError, about_file
 from harness.job.predict.prediction import Predictor
-from harness.job.training import uncast_inputs
+from harness.job.training import fused_lora, uncast_inputs
 from harness.sweep import app
 from harness.sweep.cells import from_config
 from harness.sweep.estimates import card as cards
@@ -98,7 +98,7 @@ def _most(card: str, overrides: list[str]) -> dict[str, float]:
     config = hydra.compose("config", overrides)
     rates = cards.load(card).rates
     predictor = Predictor(None, auto="bf16", kernels="cuda", rates=rates)
-    with mock.patch.object(uncast_inputs, "enable"):
+    with mock.patch.object(uncast_inputs, "enable"), mock.patch.object(fused_lora, "enable"):
         found = predictor.predict(from_config(config), dict(config.model.architecture))
     padded = found["shape"]["padded"]
     return {"most": padded / found["least_seconds"], "flops": found["flops"] / padded}

@@ -29,6 +29,7 @@ from harness.job.training import (
     activation_offload,
     attention,
     distributed,
+    fused_lora,
     gradient_checkpointing,
     loss,
     objectives,
@@ -147,7 +148,8 @@ class FakeProbe:
         if self._settings.fast:
             with accelerator.autocast():
                 loss.enable(net, self._device.kernels, self._objective.by_token)
-                uncast_inputs.enable(net)
+            uncast_inputs.enable(net)
+            fused_lora.enable(net)
 
     def _steps(
         self, slot: dict[str, Any], net: nn.Module, added: set[str], micro: list[Batch], accelerator: Accelerator
