@@ -136,7 +136,7 @@ class FusedLoraLinear8bit(bnb.Linear8bitLt):
         return _forward(self, x, super().forward, *args, **keywords)
 
 
-FUSED = {
+FUSED: dict[type[LoraLayer], type[LoraLayer]] = {
     lora.Linear: FusedLoraLinear,
     bnb.Linear4bit: FusedLoraLinear4bit,
     bnb.Linear8bitLt: FusedLoraLinear8bit,
