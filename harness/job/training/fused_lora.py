@@ -97,7 +97,8 @@ class _Summed(torch.autograd.Function):
 
 def _forward(layer: Any, x: Tensor, plain: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:
     """The output of the adapted `layer` for `x`; by peft's method `plain` where more than one product is added."""
-    if args or keywords or (name := _only_adapter(layer)) is None:
+    # torch.compile fuses peft's layer by itself, and would split its graph here.
+    if args or keywords or torch.compiler.is_compiling() or (name := _only_adapter(layer)) is None:
         return plain(x, *args, **keywords)
     base = layer.base_layer(x)
     if base._is_view():  # of the sum with a bias; autograd would copy its gradient

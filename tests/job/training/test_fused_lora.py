@@ -214,3 +214,12 @@ def test_the_plan_for_a_gpu_takes_no_more_memory(monkeypatch, method):
     ours = planned()
     monkeypatch.setattr(fused_lora, "enable", lambda net: "off")
     assert ours < planned()
+
+
+def test_a_compiled_layer_is_one_graph():
+    net, x = fused(chain("bias")), torch.randn(2, 3, 32)
+    layer = net.get_base_model().inner
+    theirs = chain("bias").get_base_model().inner
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(x), theirs(x))
