@@ -4,7 +4,8 @@
     python benchmarks/cards.py --render                   # the page anew, from the record
 
 Below DIR lie `published_speed`, `published_memory`, whose rows have tokens/s, and `peft_results`, as for
-benchmarks/plan.py. See benchmarks/published_speed.py for the rows, and for the split by source.
+benchmarks/plan.py. See benchmarks/published_speed.py for the rows, and for the split by source. All of their programs
+have peft's layers as they are, and so have these cells.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
 from published_speed import CHECK, DEVELOP, ENGINES, LeftOut, PublishedRow
@@ -26,6 +28,7 @@ from tabulate import tabulate
 from harness.config import CONF, ROOT
 from harness.errors import UserError, about_file
 from harness.job.predict.prediction import Predictor
+from harness.job.training import fused_lora, uncast_inputs
 from harness.sweep import app
 from harness.sweep.cells import from_config
 from harness.sweep.estimates import card as cards
@@ -65,7 +68,8 @@ def _work(row: PublishedRow) -> dict[str, float]:
     fused = str(ENGINES[row.engine].fused).lower()
     config = hydra.compose("config", [*row.overrides, "train.max_steps=1", f"train.compile={fused}"])
     predictor = Predictor(None, auto="bf16", kernels="cuda", rates=cards.load(row.card).rates)
-    found = predictor.predict(from_config(config), row.architecture or dict(config.model.architecture))
+    with mock.patch.object(uncast_inputs, "enable"), mock.patch.object(fused_lora, "enable"):
+        found = predictor.predict(from_config(config), row.architecture or dict(config.model.architecture))
     return found["work"] | {"tokens": found["shape"]["padded"], "flops": found["flops"]}
 
 

@@ -17,8 +17,10 @@ import dataclasses
 import inspect
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hydra
 from programs import compare, page
@@ -28,6 +30,7 @@ from harness import units
 from harness.config import CONF, ROOT
 from harness.errors import UserError, about_file
 from harness.job.predict.prediction import Predictor
+from harness.job.training import fused_lora, uncast_inputs
 from harness.record import Record, read_study
 from harness.sweep import app
 from harness.sweep.cells import from_config
@@ -62,7 +65,12 @@ def _our_row(planner: Predictor, record: Record) -> dict[str, Any]:
     # As the record's device computed, which need not be this one.
     train = dataclasses.replace(settings.train, precision=record.environment["precision"])
     cell = dataclasses.replace(record.cell, settings=dataclasses.replace(settings, train=train))
-    predicted = planner.predict(cell, None)
+    speedups = record.environment.get("speedups", {})
+    with ExitStack() as stack:  # a record may be older than some
+        for module in (fused_lora, uncast_inputs):
+            if speedups.get(module.NAME) != "on":
+                stack.enter_context(mock.patch.object(module, "enable"))
+        predicted = planner.predict(cell, None)
     return {
         "method": record.cell.method,
         "batch": "{sequences} ({tokens} tokens)".format(**predicted["shape"]),

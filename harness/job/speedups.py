@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
 from accelerate import Accelerator
 from torch import nn
 
 from harness.job.data.batching import Layout
 from harness.job.measure import heap
-from harness.job.training import attention, loss
+from harness.job.training import attention, fused_lora, loss, uncast_inputs
 
 
 def enable(
-    model: nn.Module, switch: str | None, pad: int, accelerator: Accelerator, by_token: bool = False
+    model: nn.Module,
+    switch: str | None,
+    pad: int,
+    accelerator: Accelerator,
+    by_token: bool = False,
+    sharded: bool = False,
 ) -> tuple[Layout, dict[str, str]]:
     """Enable the speed-ups of training and validation that `switch`, the setting `speedups`, allows.
 
     Returns the layout of batches, and by speed-up "on", or "off: " and the reason.
-    pad: token id that pads. by_token: as in harness.job.training.loss.enable.
+    pad: token id that pads. by_token: as in harness.job.training.loss.enable. sharded: whether weights will be.
     """
     layout, states = attention.layout(model, switch, pad)
     if layout.flat:  # one that is to be sharded is not yet on the device
         attention.enable(model, accelerator.device.type)
-    if switch == "off":
-        return layout, states | dict.fromkeys(("fused_loss", "kept_memory"), attention.OFF)
     with accelerator.autocast():
+        adapters = dict(_of_adapters(model, accelerator, sharded))
+        if switch == "off":
+            return layout, states | dict.fromkeys(("fused_loss", "kept_memory", *adapters), attention.OFF)
         states["fused_loss"] = loss.enable(model, by_token=by_token)
+    states |= {name: enabled() for name, enabled in adapters.items()}
     states["kept_memory"] = heap.keep(accelerator.device.type)
     return layout, states
+
+
+def _of_adapters(model: nn.Module, accelerator: Accelerator, sharded: bool) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The speed-ups of the adapters that `model` has, each with what enables it and returns its state."""
+    if torch.is_autocast_enabled(accelerator.device.type) and uncast_inputs.concerns(model):
+        yield uncast_inputs.NAME, partial(uncast_inputs.enable, model)
+    if fused_lora.concerns(model):
+        yield fused_lora.NAME, partial(fused_lora.enable, model, sharded)

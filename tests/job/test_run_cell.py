@@ -199,7 +199,7 @@ def test_without_speedups_the_results_are_the_same(tmp_path, task):
     used = fast.environment["speedups"]
     assert used.pop("fused_loss") in ("on: chunked", "on: liger")
     scored = {"shared_prefix"} if task == "facts" else {"continuous_batching"}
-    assert used == dict.fromkeys({"padding_free", "answer_logits", "kept_memory"} | scored, "on")
+    assert used == dict.fromkeys({"padding_free", "answer_logits", "kept_memory", "fused_lora"} | scored, "on")
     assert set(plain.environment["speedups"].values()) == {"off: asked for"}
 
 

@@ -55,7 +55,7 @@ def load(cell: LocalCell, result: Record) -> tuple[nn.Module, Loaded]:
     result.parameters = parameters = Parameters(structure.count(model), trainable)
     pad, by_token = cell.inputs.tokenizer.pad_token_id, cell.objective.by_token
     with _valueless() if next(model.parameters()).is_meta else nullcontext():
-        layout, states = speedups.enable(model, cell.settings.speedups, pad, cell.accelerator, by_token)
+        layout, states = speedups.enable(model, cell.settings.speedups, pad, cell.accelerator, by_token, cell.sharded)
     cell.speedups.update(states)
     config = structure.inner(model).config
     cell.model_facts["attention"] = config._attn_implementation

@@ -38,7 +38,7 @@ IN_FP32 = {
         "log1p",
         "log_softmax",
     ),
-    *("logsumexp", "norm", "pow", "__pow__", "__rpow__", "prod", "reciprocal", "rsqrt", "softmax", "softplus", "sum"),
+    *("logsumexp", "norm", "pow", "__pow__", "__rpow__", "prod", "reciprocal", "rsqrt", "softmax", "softplus"),
     *("linalg_norm", "linalg_vector_norm"),
 }
 
@@ -75,8 +75,12 @@ class CudaKernels(TorchFunctionMode):
             return attention(*args, **kwargs)
         if function is functional.dropout:
             return dropout(*args, **kwargs)
-        if torch.is_autocast_enabled("cpu") and getattr(function, "__name__", "") in IN_FP32:
-            args, kwargs = tree_map_only(Tensor, _up, (args, kwargs))
+        if torch.is_autocast_enabled("cpu"):
+            name = getattr(function, "__name__", "")
+            if name in IN_FP32:
+                args, kwargs = tree_map_only(Tensor, _up, (args, kwargs))
+            elif name == "sum" and args[0].dtype in HALF:  # in fp32, without a copy of its numbers
+                kwargs = {"dtype": torch.float32} | kwargs
         return function(*args, **kwargs)
 
     def _backward(

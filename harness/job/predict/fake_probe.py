@@ -29,11 +29,13 @@ from harness.job.training import (
     activation_offload,
     attention,
     distributed,
+    fused_lora,
     gradient_checkpointing,
     loss,
     objectives,
     probe,
     shards,
+    uncast_inputs,
 )
 from harness.protocol import CardRates
 from harness.record import Calibration, Cell, Probe
@@ -142,6 +144,7 @@ class FakeProbe:
         if self._settings.fast:
             with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
                 loss.enable(net, self._device.kernels)  # before it is sharded, as in a run
+                uncast_inputs.enable(net)
         shards.forget_scales(net)
         return accelerator.prepare_model(net)
 
@@ -153,6 +156,8 @@ class FakeProbe:
         if self._settings.fast:
             with accelerator.autocast():
                 loss.enable(net, self._device.kernels, self._objective.by_token)
+            uncast_inputs.enable(net)
+            fused_lora.enable(net)
 
     def _steps(
         self, slot: dict[str, Any], net: nn.Module, added: set[str], micro: list[Batch], accelerator: Accelerator
