@@ -41,7 +41,8 @@ def load(cell: LocalCell, result: Record) -> tuple[nn.Module, Loaded]:
     trainable = structure.count(model, trainable=True) if cell.tuned else 0
     result.parameters = parameters = Parameters(structure.count(model), trainable)
     pad, by_token = cell.inputs.tokenizer.pad_token_id, cell.objective.by_token
-    layout, states = speedups.enable(model, cell.settings.speedups, pad, cell.accelerator, by_token)
+    switch, compiled = cell.settings.speedups, cell.tuned and cell.settings.train.compile
+    layout, states = speedups.enable(model, switch, pad, cell.accelerator, by_token, compiled)
     cell.speedups.update(states)
     config = structure.inner(model).config
     cell.model_facts["attention"] = config._attn_implementation

@@ -30,6 +30,7 @@ from harness.job.training import (
     attention,
     distributed,
     gradient_checkpointing,
+    layer_kernels,
     loss,
     objectives,
     probe,
@@ -109,6 +110,8 @@ class FakeProbe:
             )
         if self._layout.flat:
             attention.enable(net, self._device.kernels)
+        if self._settings.fast and not self._train.compile:
+            layer_kernels.enable(net, self._device.kernels)
         if self._train.gradient_checkpointing:
             gradient_checkpointing.enable(net, stored=False)
         return net, added
