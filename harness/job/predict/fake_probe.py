@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,12 +14,14 @@ from bitsandbytes.nn import Linear4bit
 from hydra.utils import instantiate
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
 from transformers import PretrainedConfig
 
 from harness.errors import UserError
 from harness.job.data.batching import Batch, Layout
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.workspaces import WORKSPACES
+from harness.job.methods import optimizers
 from harness.job.models import empty_weights, structure
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
@@ -156,7 +159,15 @@ class FakeProbe:
         if self._train.activation_offload:
             activation_offload.enable(net, host=ELSEWHERE)
         adapters = {id(p) for name, p in net.named_parameters() if name in added}
-        build, count = instantiate(slot, _convert_="all"), 2
+        make, count = instantiate(slot, _convert_="all"), 2
+
+        def grouping(model: nn.Module) -> Optimizer:
+            optimizer = make(model)
+            if self._settings.fast:
+                optimizers.group_steps(optimizer)
+            return optimizer
+
+        build: Callable[[nn.Module], Any] = grouping
         if not slot.get("per_layer"):  # then the optimizer can step twice after one backward pass
             build, count = stepping_twice(build, self._live), 1
         if self._train.sharded:
