@@ -16,6 +16,7 @@ host: seconds that a host takes to start the operations, at HOST for each.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -49,6 +50,7 @@ DEPTHS = (2, 3)  # in layers
 SEQUENCES, LENGTH = 4, 2048
 HOST = 6e-6  # seconds from the start of one operation to the next in eager torch with autograd, assumed
 SHAPE = ("rank=16", f"train.batch_size={SEQUENCES}", f"train.max_length={LENGTH}", "model.gradient_checkpointing=false")
+BEFORE = Path(__file__).parent / "measured" / "launches_before.json"  # of the commit that it names
 FAKE = ROOT / "tests" / "fake_cuda"
 
 
@@ -134,23 +136,29 @@ def cell_of(model: str, method: str) -> list[str]:
 
 
 def launches(pairs: int, data_root: str | None) -> dict[str, Any]:
-    """What steps of the core methods launch, by model and method, with speed-ups and without."""
-    asked = [(model, method, switch) for model in MODELS for method in METHODS for switch in ("auto", "off")]
-    cells = [[*cell_of(model, method), f"speedups={switch}"] for model, method, switch in asked]
+    """What steps of the core methods launch, by model and method."""
+    asked = [(model, method) for model in MODELS for method in METHODS]
     kept = ("operations", "roofline", "products", "host")
     rows = [
-        {"model": model, "method": method, "speedups": switch} | {name: row[name] for name in kept}
-        for (model, method, switch), row in zip(asked, counted(cells), strict=True)
+        {"model": model, "method": method} | {name: row[name] for name in kept}
+        for (model, method), row in zip(asked, counted([cell_of(*of) for of in asked]), strict=True)
     ]
-    return {"rows": rows, "card": DEVICE, "sequences": SEQUENCES, "length": LENGTH, "host": HOST}
+    before = json.loads(BEFORE.read_text(encoding="utf-8"))["rows"]
+    return {
+        "rows": rows,
+        "before": before,
+        "card": DEVICE,
+        "sequences": SEQUENCES,
+        "length": LENGTH,
+        "host_seconds": HOST,
+    }
 
 
 def _there() -> None:
-    from steps import pretend  # of tests/fake_cuda
-
+    steps = importlib.import_module("steps")  # of tests/fake_cuda
     app.register()
     cells = json.load(sys.stdin)
-    pretend()
+    steps.pretend()
     # Clipping asks the class of the gradients, which is torch's own on a GPU.
     _foreach_utils._foreach_supported_types.append(FakeTensor)
     for overrides in cells:

@@ -54,7 +54,7 @@ class GroupedGaLoreAdamW(GaLoreAdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's type wants closures taken too
+    def step(self, closure: None = None) -> None:
         weights = [p for group in self.param_groups for p in group["params"]]
         if any(isinstance(p, DTensor) for p in weights):  # torch has not all operations for sharded ones
             super().step()
@@ -66,7 +66,7 @@ class GroupedGaLoreAdamW(GaLoreAdamW):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                gradient = self._projected(group, p)
+                gradient = self._projected(group, p, p.grad)
                 if together and (values + gradient.numel() > largest or self._steps(p) != self._steps(together[0][0])):
                     self._step(group, together)
                     together, values = [], 0
@@ -78,9 +78,9 @@ class GroupedGaLoreAdamW(GaLoreAdamW):
     def _steps(self, p: torch.Tensor) -> int:
         return self.state[p]["step"]
 
-    def _projected(self, group: dict[str, Any], p: torch.Tensor) -> torch.Tensor:
-        """The gradient of `p`, projected if its group says so."""
-        state, gradient = self.state[p], p.grad
+    def _projected(self, group: dict[str, Any], p: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The `gradient` of `p`, projected if its group says so."""
+        state = self.state[p]
         state.setdefault("step", 0)
         if "rank" in group:
             if "projector" not in state:

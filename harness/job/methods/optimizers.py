@@ -94,7 +94,7 @@ def group_steps(optimizer: Optimizer) -> bool:
         return True
     if isinstance(optimizer, GaLoreAdamW):
         optimizer.__class__ = GroupedGaLoreAdamW  # groups, state and hooks are the same, only the step is another
-        optimizer._patch_step_function()  # type: ignore[no-untyped-call]  # which calls the hooks
+        optimizer._patch_step_function()  # which calls the hooks
         return True
     return False
 

@@ -277,13 +277,13 @@ def attach(net: nn.Module) -> str:
     replaced: Counter[str] = Counter()
     for module in net.modules():
         if _computes(module, llama.LlamaRMSNorm.forward):
-            module.forward = MethodType(_normed, module)  # type: ignore[method-assign]  # of this instance
+            module.forward = MethodType(_normed, module)
             replaced["rms_norm"] += 1
         elif _computes(module, llama.LlamaMLP.forward) and isinstance(module.act_fn, nn.SiLU | SiLUActivation):
-            module.forward = MethodType(_gated, module)  # type: ignore[method-assign]  # of this instance
+            module.forward = MethodType(_gated, module)
             replaced["swiglu"] += 1
         elif (forward := _with_our_rope(module)) is not None:
-            module.forward = MethodType(forward, module)  # type: ignore[method-assign]  # of this instance
+            module.forward = MethodType(forward, module)
             replaced["rope"] += 1
     return f"on: {', '.join(sorted(replaced))}" if replaced else "off: no layer of the model has a kernel"
 
