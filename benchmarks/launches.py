@@ -22,8 +22,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -62,7 +62,7 @@ class Launches(roofline.Roofline):
     def reset(self) -> None:
         super().reset()
         self.names: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.products: set[str] = set()
         Launches.last = self
 
@@ -96,7 +96,7 @@ def of_step(overrides: list[str]) -> dict[str, Any]:
             few.append(Launches.last)
     more = (whole.num_hidden_layers - DEPTHS[1]) / (DEPTHS[1] - DEPTHS[0])
 
-    def through(of: Callable[[Launches], Counter[Any]]) -> dict[str, float]:
+    def through(of: Callable[[Launches], Mapping[str, float]]) -> dict[str, float]:
         low, high = map(of, few)
         return {name: high[name] + more * (high[name] - low[name]) for name in high}
 

@@ -34,7 +34,17 @@ def _rms_norm(x, weight, out, rstd, eps, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def _rms_norm_backward(
-    gradient, x, weight, rstd, by_x, by_weight, rows, width, programs, WEIGHT: tl.constexpr, BLOCK: tl.constexpr
+    gradient,
+    x,
+    weight,
+    rstd,
+    by_x,
+    by_weight,
+    rows,
+    width,
+    programs,
+    WEIGHT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Gradients by `x`, and, if WEIGHT, by `weight` of every `programs`-th row."""
     first = tl.program_id(0)
@@ -58,7 +68,18 @@ def _rms_norm_backward(
 
 
 @triton.jit
-def _turn(x, out, cos, sin, x_head, out_head, half, BACKWARD: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr):
+def _turn(
+    x,
+    out,
+    cos,
+    sin,
+    x_head,
+    out_head,
+    half,
+    BACKWARD: tl.constexpr,
+    ROUND: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Turn the pairs (first half, second half) of a head by the angles of its position."""
     at = tl.arange(0, BLOCK)
     inside = at < half
