@@ -126,7 +126,8 @@ def _launches(found: dict[str, Any]) -> list[str]:
         f"{found['card'].upper()}, rank 16, without gradient checkpointing: counted on tensors without storage on a "
         "GPU that is not there (`benchmarks/launches.py`), before layers had kernels of their own and optimizers "
         "stepped many weights at once → now. Nothing was run on a GPU. Roofline: the least time by the card's rates. "
-        f"Products and attention: their share of it. Host: {1e6 * found['host_seconds']:.0f} µs for each operation, assumed.",
+        f"Products and attention: their share of it. Host: {1e6 * found['host_seconds']:.0f} µs for each operation, "
+        "assumed.",
         "",
         _table(rows, ["Model", "Method", *columns]),
     ]
