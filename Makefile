@@ -163,7 +163,7 @@ DATA_ROOT ?=
 ROOTED = $(if $(DATA_ROOT),--data-root $(DATA_ROOT))
 
 bench: test-bench ## Run `make test-bench`, then measure against the plain way: benchmarks/RESULTS.md, GROWTH.md (about 2 hours on 2 idle cores)
-	$(VENV)/bin/python benchmarks/speed.py training trainer $(if $(DATA_ROOT),mmlu gsm8k) sweep losses beside $(ROOTED)
+	$(VENV)/bin/python benchmarks/speed.py training trainer $(if $(DATA_ROOT),mmlu gsm8k agreement) sweep losses beside launches $(ROOTED)
 	$(VENV)/bin/python benchmarks/growth.py cells parent steps scoring records
 
 # CHECKS are names of checks and options, such as CHECKS='engine oom', CHECKS='--random --minutes 15'.

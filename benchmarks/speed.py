@@ -12,8 +12,10 @@ training  steps on the same batches, of GSM8K with --data-root, else of wordmath
 trainer   likewise, beside transformers' Trainer in the precision of our training, and with our layers compiled
 mmlu      5 shots, 10 questions per subject, by lm-eval's HFLM and by our engine, in fp32; requires --data-root
 gsm8k     5 shots, likewise
+agreement GSM8K likewise, on two models in fp32 and in bf16: how many predictions are the same
 sweep     the quickstart: each cell by plain.py in a process of its own, and by `harness sweep`
 losses    validation loss after 50 steps on both sides
+launches  what a step starts on a GPU, counted without one (launches.py)
 beside    steps of a cell, alone and next to a process that keeps one core busy, with waiting threads that sleep (as in
           jobs) and that spin (OpenMP's default); on a CPU
 """
@@ -40,6 +42,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import hydra
+import launches
 import plain
 import torch
 import trainer
@@ -69,6 +72,7 @@ METHODS = ("lora", "qlora", "dora", "dora_fast", "full", "galore", "galore_rsvd"
 COMPILED = ("lora", "dora_fast", "full")  # each costs up to a minute and a half of compilation
 TRAINING = ("model=smollm2_135m", "rank=16", "train.batch_size=4")
 STUDY = "beside"
+AGREEING = ("smollm2_135m", "qwen3_0_6b")  # the second is downloaded
 BATCH = 16  # questions at a time
 
 
@@ -171,7 +175,7 @@ class PlainSide(Side):
     """The plain way's."""
 
     def __init__(self, method: str, text: str, *more: str):
-        super().__init__(method, text, "off", *more)
+        super().__init__(method, text, "off", "train.precision=fp32", *more)
         self.net = plain.built(self.cell)
         self.optimizer = plain.optimizer_of(self.cell, self.net)
         self.layout, _ = attention.layout(self.net, "off", self.pad)
@@ -314,11 +318,19 @@ def losses(pairs: int, data_root: str | None) -> dict[str, Any]:
     return {"text": text, "rows": rows}
 
 
-def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[str, Any]:
+def answers(
+    name: str,
+    items: int,
+    pairs: int,
+    data_root: str | None,
+    model: str = TRAINING[0],
+    precision: str = "fp32",
+) -> dict[str, Any]:
     """Pairs on `items` questions each of two subjects, spread over the alphabet; of one subject on its next `items`."""
     if data_root is None:
         raise SystemExit(f"{name} requires --data-root, a folder with cais/mmlu and openai/gsm8k.")
-    cell = composed(*TRAINING, "method=base", "train.precision=fp32")
+    cell = composed(*TRAINING, model, "method=base", f"train.precision={precision}")
+    autocast = torch.bfloat16 if precision == "bf16" else None
     net, tokenizer = loading.load(cell, device.here()), loading.tokenizer(cell.settings.model)
     asked = dataclasses.replace(cell.settings.eval, tasks=[name], num_fewshot=5, limit=None, batch_size=BATCH)
     tasks = scoring.Tasks(asked, data_root)
@@ -330,7 +342,7 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
         start = 0 if len(subjects) > 1 else pair * items
         chosen = spread[2 * pair : 2 * pair + 2] if len(subjects) > 1 else subjects
         tasks.sample = {subject: list(range(start, start + items)) for subject in chosen}
-        _, found, _ = scoring.score(net, tokenizer, tasks, BATCH, None, speedups=ours)
+        _, found, _ = scoring.score(net, tokenizer, tasks, BATCH, autocast, speedups=ours)
         keys = ["subject", "item", "filter", "metric"]
         predictions.setdefault(pair, []).append(found.set_index(keys)["prediction"].map(_answer))
 
@@ -339,6 +351,13 @@ def answers(name: str, items: int, pairs: int, data_root: str | None) -> dict[st
     row["same"] = int(sum((one == other.reindex(one.index)).sum() for one, other in predictions.values()))
     print(name, row, file=sys.stderr, flush=True)
     return row
+
+
+def agreement(pairs: int, data_root: str | None) -> dict[str, Any]:
+    """GSM8K in fp32 and in bf16, by model: where answers are equal, and where rounding tells them apart."""
+    cases = [(model, precision) for model in AGREEING for precision in ("fp32", "bf16")]
+    rows = {f"{m}, {p}": answers("gsm8k", 8, pairs, data_root, f"model={m}", p) for m, p in cases}
+    return {"rows": rows}
 
 
 def _answer(prediction: str) -> Any:
@@ -362,7 +381,9 @@ def sweep(pairs: int, data_root: str | None) -> dict[str, Any]:
 
     def plainly(method: str, folder: Path) -> tuple[float, dict[str, Any]]:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cell = from_config(hydra.compose("quickstart", [f"method={method}", "speedups=off"]))
+            cell = from_config(
+                hydra.compose("quickstart", [f"method={method}", "speedups=off", "train.precision=fp32"])
+            )
         asked, out = folder / "cell.json", folder / "out.json"
         asked.write_text(json.dumps(dataclasses.asdict(cell)), encoding="utf-8")
         seconds = seconds_of([sys.executable, str(HERE / "plain.py"), str(asked), str(out)])
@@ -422,9 +443,11 @@ PARTS: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
     "trainer": beside_trainer,
     "mmlu": functools.partial(answers, "mmlu", 10),
     "gsm8k": functools.partial(answers, "gsm8k", 8),
+    "agreement": agreement,
     "sweep": sweep,
     "losses": losses,
     "beside": beside,
+    "launches": launches.launches,
 }
 
 

@@ -93,6 +93,46 @@ def _scored(asked: str, r: dict[str, Any]) -> list[str]:
     ]
 
 
+def _agreement(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, f"{r['plain']:.1f} s", f"{r['ours']:.1f} s", _ratio(r), f"{r['same']} of {r['predictions']}"]
+        for name, r in found["rows"].items()
+    ]
+    return [
+        "GSM8K, 5 shots, 8 questions per pair, by lm-eval's `HFLM` and by our engine in the same precision. In bf16 "
+        "two orders of the same sum may round differently, and a greedy answer that differs in one token goes on "
+        "otherwise.",
+        "",
+        _table(rows, ["Untuned model", "Stock", "Ours", "Faster", "Same predictions"]),
+    ]
+
+
+def _launches(found: dict[str, Any]) -> list[str]:
+    earlier = {(row["model"], row["method"]): row for row in found["before"]}
+
+    def change(row: dict[str, Any], text: Callable[[dict[str, Any]], str]) -> str:
+        before = earlier.get((row["model"], row["method"]))
+        return text(row) if before is None else f"{text(before)} → {text(row)}"
+
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "Operations": lambda row: f"{row['operations']:,}",
+        "Roofline": lambda row: f"{1e3 * row['roofline']:.0f} ms",
+        "Products and attention": lambda row: f"{row['products']:.0%}",
+        "Host": lambda row: f"{1e3 * row['host']:.0f} ms",
+    }
+    rows = [[r["model"], r["method"], *(change(r, text) for text in columns.values())] for r in found["rows"]]
+    return [
+        f"What one step of {found['sequences']} sequences of {found['length']} tokens launches on an "
+        f"{found['card'].upper()}, rank 16, without gradient checkpointing: counted on tensors without storage on a "
+        "GPU that is not there (`benchmarks/launches.py`), before layers had kernels of their own and optimizers "
+        "stepped many weights at once → now. Nothing was run on a GPU. Roofline: the least time by the card's rates. "
+        f"Products and attention: their share of it. Host: {1e6 * found['host_seconds']:.0f} µs for each operation, "
+        "assumed.",
+        "",
+        _table(rows, ["Model", "Method", *columns]),
+    ]
+
+
 def _sweep(found: dict[str, Any]) -> list[str]:
     rows, ratio = [], []
     for name, r in found["rows"].items():
@@ -175,4 +215,6 @@ RENDERED: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "sweep": _sweep,
     "losses": _losses,
     "beside": _beside,
+    "agreement": _agreement,
+    "launches": _launches,
 }

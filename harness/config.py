@@ -220,7 +220,7 @@ class TrainConfig:
     """Held-out items behind the validation loss."""
     precision: str = setting("auto", choices=("auto", "bf16", "fp32"))
     """Precision of forward and backward passes: bf16 (autocast), fp32, or auto. auto is bf16 where the device gains by
-    it, else fp32; with speedups=off it is fp32."""
+    it, else fp32, with and without speed-ups."""
     bucketing: int = setting(1, least=1, unit="batches")
     """Batches that are drawn together and regrouped by length (1: none)."""
     packing: bool = False
@@ -303,7 +303,8 @@ class Config:
     data_root: str | None = setting(None, axis=False, in_cell=False)
     """Folder with local copies of hub data sets under their names, such as openai/gsm8k (null: the hub)."""
     speedups: str = setting("auto", choices=("auto", "off"))
-    """auto enables every speed-up that does not change results; off trains and scores without them, to check."""
+    """auto enables every speed-up that does not change results beyond rounding; off trains and scores without them, in
+    the same precision, to check."""
     repeat: bool = setting(False, in_cell=False)
     """Runs a recorded cell again and adds the measurement to its record as a repeat, which shows the machine's drift.
     `sweep --drift` sets it."""

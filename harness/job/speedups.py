@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.job.data.batching import Layout
 from harness.job.measure import heap
-from harness.job.training import attention, fused_lora, loss, uncast_inputs
+from harness.job.training import attention, fused_lora, layer_kernels, loss, uncast_inputs
 
 
 def enable(
@@ -21,11 +21,13 @@ def enable(
     accelerator: Accelerator,
     by_token: bool = False,
     sharded: bool = False,
+    compiled: bool = False,
 ) -> tuple[Layout, dict[str, str]]:
     """Enable the speed-ups of training and validation that `switch`, the setting `speedups`, allows.
 
     Returns the layout of batches, and by speed-up "on", or "off: " and the reason.
     pad: token id that pads. by_token: as in harness.job.training.loss.enable. sharded: whether weights will be.
+    compiled: whether layers will be.
     """
     layout, states = attention.layout(model, switch, pad)
     if layout.flat:  # one that is to be sharded is not yet on the device
@@ -33,11 +35,19 @@ def enable(
     with accelerator.autocast():
         adapters = dict(_of_adapters(model, accelerator, sharded))
         if switch == "off":
-            return layout, states | dict.fromkeys(("fused_loss", "kept_memory", *adapters), attention.OFF)
+            names = ("fused_loss", "layer_kernels", "kept_memory", *adapters)
+            return layout, states | dict.fromkeys(names, attention.OFF)
         states["fused_loss"] = loss.enable(model, by_token=by_token)
     states |= {name: enabled() for name, enabled in adapters.items()}
+    states["layer_kernels"] = _of_layers(model, sharded, compiled)
     states["kept_memory"] = heap.keep(accelerator.device.type)
     return layout, states
+
+
+def _of_layers(model: nn.Module, sharded: bool, compiled: bool) -> str:
+    if sharded:
+        return layer_kernels.SHARDED
+    return layer_kernels.COMPILED if compiled else layer_kernels.enable(model)
 
 
 def _of_adapters(model: nn.Module, accelerator: Accelerator, sharded: bool) -> Iterator[tuple[str, Callable[[], str]]]:

@@ -46,8 +46,6 @@ def from_config(config: DictConfig) -> Cell:
     """
     validate.check(config)
     _name_relatively(config)
-    if config.speedups == "off" and config.train.precision == "auto":
-        config.train.precision = "fp32"
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     by_plugins = (runner.composed(resolved) for runner in cell_runner.runners())
     settings = next((composed for composed in by_plugins if composed is not None), None) or _of_weights(resolved)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from galore_torch import GaLoreAdamW
 from galore_torch.galore_projector import GaLoreProjector
+from torch.distributed.tensor import DTensor
 
 from harness.job.methods.adamw import Bitsandbytes
 
@@ -42,6 +44,90 @@ class RandomisedGaLoreAdamW(GaLoreAdamW):
                 names = ("rank", "update_proj_gap", "scale", "proj_type")
                 for parameter in group["params"]:
                     self.state[parameter]["projector"] = RandomisedProjector(**{name: group[name] for name in names})
+
+
+class GroupedGaLoreAdamW(GaLoreAdamW):
+    """galore-torch's GaLoreAdamW with the moments of many weights in one operation each: the same steps.
+
+    As many weights are stepped together as have no more values in their moments than the largest weight, so temporary
+    tensors take no more memory. A matrix is updated by one product that adds to it.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        weights = [p for group in self.param_groups for p in group["params"]]
+        if any(isinstance(p, DTensor) for p in weights):  # torch has not all operations for sharded ones
+            super().step()
+            return
+        largest = max(map(torch.Tensor.numel, weights), default=0)
+        for group in self.param_groups:
+            together: list[tuple[torch.Tensor, torch.Tensor]] = []  # weights, and their gradients as projected
+            values = 0
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                gradient = self._projected(group, p, p.grad)
+                if together and (values + gradient.numel() > largest or self._steps(p) != self._steps(together[0][0])):
+                    self._step(group, together)
+                    together, values = [], 0
+                together.append((p, gradient))
+                values += gradient.numel()
+            if together:
+                self._step(group, together)
+
+    def _steps(self, p: torch.Tensor) -> int:
+        return self.state[p]["step"]
+
+    def _projected(self, group: dict[str, Any], p: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The `gradient` of `p`, projected if its group says so."""
+        state = self.state[p]
+        state.setdefault("step", 0)
+        if "rank" in group:
+            if "projector" not in state:
+                names = ("rank", "update_proj_gap", "scale", "proj_type")
+                state["projector"] = GaLoreProjector(**{name: group[name] for name in names})
+            gradient = state["projector"].project(gradient, state["step"])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment not in state:
+                state[moment] = torch.zeros_like(gradient)
+        return gradient
+
+    def _step(self, group: dict[str, Any], together: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Step weights of equal numbers of steps by their gradients, as projected."""
+        weights, gradients = [p for p, _ in together], [gradient for _, gradient in together]
+        states, (beta1, beta2), size = [self.state[p] for p in weights], group["betas"], group["lr"]
+        averages, squares = ([state[moment] for state in states] for moment in ("exp_avg", "exp_avg_sq"))
+        for state in states:
+            state["step"] += 1
+        torch._foreach_mul_(averages, beta1)
+        torch._foreach_add_(averages, gradients, alpha=1.0 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1.0 - beta2)
+        updates = torch._foreach_sqrt(squares)
+        torch._foreach_add_(updates, group["eps"])
+        if group["correct_bias"]:
+            count = states[0]["step"]
+            size *= math.sqrt(1.0 - beta2**count) / (1.0 - beta1**count)
+        updates = torch._foreach_div(averages, updates)
+        if "rank" in group:
+            for p, state, update in zip(weights, states, updates, strict=True):
+                _add_back(p, state["projector"], update, -size)
+        else:
+            torch._foreach_add_(weights, updates, alpha=-size)
+        if group["weight_decay"] > 0.0:
+            torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
+
+
+def _add_back(p: torch.Tensor, projector: Any, update: torch.Tensor, size: float) -> None:
+    """Add `size` times the projected `update` to `p`, as GaLoreProjector.project_back has it."""
+    basis = projector.ortho_matrix
+    if isinstance(basis, list | tuple):  # of both sides
+        p.add_(projector.project_back(update), alpha=size)
+        return
+    tall = update.shape[0] >= update.shape[1]
+    right = projector.proj_type == "right" or (projector.proj_type == "std" and tall)
+    right = right or (projector.proj_type == "reverse_std" and update.shape[0] > update.shape[1])
+    p.addmm_(*((update, basis) if right else (basis, update)), alpha=size * projector.scale)
 
 
 PROJECTORS = [GaLoreProjector, RandomisedProjector]  # classes in the optimizer's state beside tensors

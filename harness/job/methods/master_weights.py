@@ -34,90 +34,190 @@ class InFp32(Optimizer):
     Groups and state are keyed by the model's weights; the state of a 16-bit weight has the state of `inner`, and what
     is kept beside it. So hooks, schedules and checkpoints work unchanged. Masters are created in the first step, from
     the weights at that time.
+
+    grouped: whether weights that need fp32 copies are stepped together, as many as the largest weight has values, so
+    that copies take no more memory than its own; otherwise one weight at a time. Copies and roundings of a group are
+    one operation each.
     """
 
     def __init__(self, inner: Optimizer, keeping: Keeping):
         super().__init__(inner.param_groups, {})
-        self._inner, self._keeping = inner, keeping
+        self.inner, self._keeping, self.grouped = inner, keeping, False
         for p, state in inner.state.items():  # some optimizers create it at once
             self.state[p] = state if _wide(p) else {"inner": state}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's type wants closures taken too
+        largest = max((p.numel() for group in self.param_groups for p in group["params"]), default=0)
         for group in self.param_groups:
             held = [p for p in group["params"] if p.grad is not None]
-            # One weight at a time if it needs fp32 copies, so that no two copies exist at once.
             copied = self._keeping != "masters" or not all(_wide(p.grad) for p in held)
-            for weights in [[p] for p in held] if copied or not held else [held]:
+            for weights in self._parts(held, largest) if copied or not held else [held]:
                 self._step(group, weights)
 
+    def _parts(self, held: list[Tensor], largest: int) -> list[list[Tensor]]:
+        """The weights `held`, one at a time, or grouped in their order by at most `largest` values."""
+        if not self.grouped or any(isinstance(p, DTensor) for p in held):
+            return [[p] for p in held]
+        parts: list[list[Tensor]] = []
+        room = 0
+        for p in held:
+            if p.numel() > room:
+                parts.append([])
+                room = largest
+            parts[-1].append(p)
+            room -= p.numel()
+        return parts
+
     def _step(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        seen = {p: self._widened(p) for p in weights}
-        self._inner.param_groups = [group | {"params": [wide for wide, _ in seen.values()]}]
-        self._inner.state = defaultdict(dict, seen.values())
-        self._inner.step()
-        self._inner.param_groups, self._inner.state = [], defaultdict(dict)
-        for p, (wide, state) in seen.items():
-            if wide is not p:
-                wide.grad = None
-                self._narrow(p, wide, state)
+        widened = Widened([] if self._keeping == "masters" else [self.state[p].get("inner", {}) for p in weights])
+        seen = dict(zip(weights, self._widened(weights, widened), strict=True))
+        self.inner.param_groups = [group | {"params": [wide for wide, _ in seen.values()]}]
+        self.inner.state = defaultdict(dict, seen.values())
+        self.inner.step()
+        self.inner.param_groups, self.inner.state = [], defaultdict(dict)
+        stepped = {p: kept for p, kept in seen.items() if kept[0] is not p}
+        for wide, _ in stepped.values():
+            wide.grad = None
+        if stepped:
+            self._narrow(stepped, widened)
 
-    def _widened(self, p: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """`p` in fp32 with its gradient, and its state, for the inner optimizer."""
-        kept = self.state[p]
-        if _wide(p):
-            return p, kept
-        state = kept.setdefault("inner", {})
+    def _widened(self, weights: list[Tensor], widened: Widened) -> list[tuple[Tensor, dict[str, Any]]]:
+        """The `weights` in fp32 with their gradients, and their states, for the inner optimizer."""
+        narrow = [p for p in weights if not _wide(p)]
         if self._keeping == "masters":
-            if "master" not in kept:
-                kept["master"] = p.detach().float()
-            wide = kept["master"]
+            for p in narrow:
+                if "master" not in self.state[p]:
+                    self.state[p]["master"] = p.detach().float()
+            wide = {p: self.state[p]["master"] for p in narrow}
         else:
-            wide, state = p.detach().float(), _copy(state)
-            if "compensation" in kept:
-                wide += kept["compensation"]
-        assert p.grad is not None  # others are not stepped
-        wide.grad = p.grad.float()
-        return wide, state
+            wide = dict(zip(narrow, _all_wide([p.detach() for p in narrow]), strict=True))
+            kept = [p for p in narrow if "compensation" in self.state[p]]
+            if kept:
+                torch._foreach_add_([wide[p] for p in kept], [self.state[p]["compensation"] for p in kept])
+        gradients = _all_wide([p.grad for p in narrow if p.grad is not None])  # others are not stepped
+        for p, gradient in zip(narrow, gradients, strict=True):
+            wide[p].grad = gradient
+        out = []
+        for p in weights:
+            state = self.state[p] if p not in wide else self.state[p].setdefault("inner", {})
+            out.append((wide.get(p, p), state if p not in wide or self._keeping == "masters" else widened.of(state)))
+        return out
 
-    def _narrow(self, p: Tensor, wide: Tensor, state: dict[str, Any]) -> None:
-        """Store the stepped `p` and its state in 16 bits."""
-        kept = self.state[p]
+    def _narrow(self, stepped: dict[Tensor, tuple[Tensor, dict[str, Any]]], widened: Widened) -> None:
+        """Store stepped weights, and their states, in 16 bits: by weight its copy in fp32, and the state."""
+        weights, wide = list(stepped), [copy for copy, _ in stepped.values()]
         if self._keeping == "stochastic":
-            p.copy_(stochastic(wide))
-        else:
-            p.copy_(wide)
+            round_stochastically(wide)
+        _copy_all(weights, wide)
         if self._keeping == "kahan":
-            _put(kept, "compensation", (wide - p).bfloat16())
+            for p, copy in zip(weights, wide, strict=True):
+                _put(self.state[p], "compensation", (copy - p).bfloat16())
         if self._keeping != "masters":
-            _keep(kept["inner"], state, p.shape)
+            widened.store()
+            for p, (_, state) in stepped.items():
+                _keep(self.state[p]["inner"], state, p.shape, widened)
 
 
-def _copy(state: dict[str, Any]) -> dict[str, Any]:
-    """`state` with bf16 tensors cast to fp32; objects in it (GaLore's projectors) are copied likewise."""
-    copied: dict[str, Any] = {}
-    for key, value in state.items():
+class Widened:
+    """The bf16 tensors of optimizer states, such as moments, cast to fp32: all by one operation, in one buffer."""
+
+    def __init__(self, states: list[dict[str, Any]]):
+        self._narrow = [tensor for state in states for tensor in _narrow_tensors(state)]
+        self._wide = _all_wide(self._narrow)
+        self._by_id = {id(narrow): wide for narrow, wide in zip(self._narrow, self._wide, strict=True)}
+        self._copies = {id(wide) for wide in self._wide}
+
+    def of(self, state: dict[str, Any]) -> dict[str, Any]:
+        """`state` with the cast tensors; objects in it (GaLore's projectors) are copied likewise."""
+        copied: dict[str, Any] = {}
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                copied[key] = self._by_id.get(id(value), value)
+            elif hasattr(value, "__dict__"):
+                copied[key] = copy.copy(value)
+                vars(copied[key]).update(self.of(vars(value)))
+            else:
+                copied[key] = value
+        return copied
+
+    def has(self, value: Tensor) -> bool:
+        """Whether `value` is one of the cast tensors."""
+        return id(value) in self._copies
+
+    def store(self) -> None:
+        """Round the cast tensors stochastically, and store them where they came from."""
+        if self._wide:
+            round_stochastically(self._wide)
+            _copy_all(self._narrow, self._wide)
+
+
+def _narrow_tensors(state: dict[str, Any]) -> list[Tensor]:
+    """The bf16 tensors in `state` and in objects in it."""
+    out = []
+    for value in state.values():
         if isinstance(value, Tensor):
-            copied[key] = value.float() if value.dtype is torch.bfloat16 else value
+            out += [value] if value.dtype is torch.bfloat16 else []
         elif hasattr(value, "__dict__"):
-            copied[key] = copy.copy(value)
-            vars(copied[key]).update(_copy(vars(value)))
-        else:
-            copied[key] = value
-    return copied
+            out += _narrow_tensors(vars(value))
+    return out
 
 
-def _keep(kept: dict[str, Any], state: dict[str, Any], shape: torch.Size) -> None:
+def _all_wide(tensors: list[Tensor]) -> list[Tensor]:
+    """`tensors` in fp32; those that are not yet are cast by one operation, into one buffer if there are several."""
+    narrow = [tensor for tensor in tensors if not _wide(tensor)]
+    if len(narrow) < 2:
+        return [tensor.float() for tensor in tensors]
+    buffer = torch.empty(sum(tensor.numel() for tensor in narrow), device=narrow[0].device)
+    parts = buffer.split([tensor.numel() for tensor in narrow])
+    views = iter([part.view(tensor.shape) for part, tensor in zip(parts, narrow, strict=True)])
+    wide = [tensor if _wide(tensor) else next(views) for tensor in tensors]
+    torch._foreach_copy_([w for w, t in zip(wide, tensors, strict=True) if w is not t], narrow)
+    return wide
+
+
+def _copy_all(places: list[Tensor], tensors: list[Tensor]) -> None:
+    """Copy `tensors` to `places`, by one operation unless they are sharded, for which torch has none."""
+    if any(isinstance(tensor, DTensor) for tensor in tensors):
+        for place, tensor in zip(places, tensors, strict=True):
+            place.copy_(tensor)
+    else:
+        torch._foreach_copy_(places, tensors)
+
+
+def round_stochastically(wide: list[Tensor]) -> None:
+    """Round the fp32 tensors `wide` to numbers that bf16 has, in place, as `stochastic` does.
+
+    Views that make up one buffer, as `_all_wide` casts tensors, are rounded as one.
+    """
+    base = wide[0]._base
+    whole = base is not None and all(each._base is base for each in wide) and base.ndim == 1
+    if whole and base is not None and base.numel() == sum(each.numel() for each in wide):
+        _round(base)
+    else:
+        for each in wide:
+            _round(each)
+
+
+def _round(wide: Tensor) -> None:
+    bits = (wide._local_tensor if isinstance(wide, DTensor) else wide).view(torch.int32)
+    bits += torch.empty_like(bits).random_(1 << 16)
+    bits &= -1 << 16
+
+
+def _keep(kept: dict[str, Any], state: dict[str, Any], shape: torch.Size, widened: Widened) -> None:
     """Store `state` in `kept`, with the moments of a weight of `shape` (and projections) in bf16.
 
-    Counters, and the scales and tables of 8-bit moments, which have one dimension, stay as they are.
+    What `widened` has is stored already. Counters, and the scales and tables of 8-bit moments, which have one
+    dimension, stay as they are.
     """
     for key, value in state.items():
         if isinstance(value, Tensor):
             moment = _wide(value) and (value.ndim > 1 or value.shape == shape)
-            _put(kept, key, stochastic(value) if moment else value)
+            if not widened.has(value):
+                _put(kept, key, stochastic(value) if moment else value)
         elif hasattr(value, "__dict__"):
-            _keep(vars(kept.setdefault(key, value)), vars(value), shape)
+            _keep(vars(kept.setdefault(key, value)), vars(value), shape, widened)
         else:
             kept[key] = value
 
@@ -142,7 +242,5 @@ def stochastic(wide: Tensor) -> Tensor:
     half in proportion to the lower half. Numbers that bf16 can represent do not change.
     """
     rounded = wide.clone()
-    bits = (rounded._local_tensor if isinstance(rounded, DTensor) else rounded).view(torch.int32)
-    bits += torch.empty_like(bits).random_(1 << 16)
-    bits &= -1 << 16
+    _round(rounded)
     return rounded.bfloat16()

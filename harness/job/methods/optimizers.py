@@ -9,11 +9,13 @@ from itertools import islice
 from typing import Any, Protocol
 
 import torch
+from galore_torch import GaLoreAdamW
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import UserError
+from harness.job.methods.galore import GroupedGaLoreAdamW
 from harness.job.methods.master_weights import InFp32, Keeping
 from harness.job.models.structure import inner
 
@@ -80,6 +82,21 @@ class Together(Optimizer):
         for part in self.parts:
             part.state, part.param_groups = self.state, list(islice(groups, len(part.param_groups)))
             part.step()
+
+
+def group_steps(optimizer: Optimizer) -> bool:
+    """Have `optimizer` step many weights together where it would step them one by one. Returns whether it does so."""
+    if isinstance(optimizer, Together):
+        return bool(sum(map(group_steps, optimizer.parts)))  # of each, not up to the first
+    if isinstance(optimizer, InFp32):
+        group_steps(optimizer.inner)
+        optimizer.grouped = True
+        return True
+    if isinstance(optimizer, GaLoreAdamW):
+        optimizer.__class__ = GroupedGaLoreAdamW  # groups, state and hooks are the same, only the step is another
+        optimizer._patch_step_function()  # which calls the hooks
+        return True
+    return False
 
 
 def set_betas(optimizer: Optimizer, betas: Sequence[float] | None) -> None:

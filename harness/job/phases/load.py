@@ -54,8 +54,9 @@ def load(cell: LocalCell, result: Record) -> tuple[nn.Module, Loaded]:
     trainable = structure.count(model, trainable=True) if cell.tuned else 0
     result.parameters = parameters = Parameters(structure.count(model), trainable)
     pad, by_token = cell.inputs.tokenizer.pad_token_id, cell.objective.by_token
+    switch, compiled = cell.settings.speedups, cell.tuned and cell.settings.train.compile
     with _valueless() if next(model.parameters()).is_meta else nullcontext():
-        layout, states = speedups.enable(model, cell.settings.speedups, pad, cell.accelerator, by_token, cell.sharded)
+        layout, states = speedups.enable(model, switch, pad, cell.accelerator, by_token, cell.sharded, compiled)
     cell.speedups.update(states)
     config = structure.inner(model).config
     cell.model_facts["attention"] = config._attn_implementation

@@ -15,7 +15,7 @@ from harness.job.data.encoding import Drawn
 from harness.job.local_cell import LocalCell
 from harness.job.methods import optimizers
 from harness.job.phases.load import Loaded, adapter_ids
-from harness.job.training import activation_offload, gradient_checkpointing
+from harness.job.training import activation_offload, attention, gradient_checkpointing
 from harness.settings import TunedTrain
 
 
@@ -44,6 +44,10 @@ def prepare(cell: LocalCell, model: nn.Module, loaded: Loaded) -> tuple[nn.Modul
     def build(net: nn.Module) -> Optimizer:
         optimizer = make_optimizer(net)
         optimizers.set_betas(optimizer, settings.betas)
+        if not cell.settings.fast:
+            cell.speedups["grouped_steps"] = attention.OFF
+        elif optimizers.group_steps(optimizer):
+            cell.speedups["grouped_steps"] = "on"
         cell.holders.set_optimizer(optimizer)
         return optimizer
 

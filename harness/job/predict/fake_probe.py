@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,12 +13,14 @@ from accelerate.state import AcceleratorState
 from hydra.utils import instantiate
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
 from transformers import PretrainedConfig
 
 from harness.errors import UserError
 from harness.job.data.batching import Batch, Layout
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.workspaces import WORKSPACES
+from harness.job.methods import optimizers
 from harness.job.models import empty_weights, structure
 from harness.job.predict import phases
 from harness.job.predict.cuda_kernels import CudaKernels
@@ -31,6 +34,7 @@ from harness.job.training import (
     distributed,
     fused_lora,
     gradient_checkpointing,
+    layer_kernels,
     loss,
     objectives,
     probe,
@@ -121,6 +125,8 @@ class FakeProbe:
             )
         if self._layout.flat:
             attention.enable(net, self._device.kernels)
+        if self._settings.fast and not (self._train.compile or self._train.sharded):
+            layer_kernels.enable(net, self._device.kernels)
         if self._train.gradient_checkpointing:
             gradient_checkpointing.enable(net, stored=False)
         return net, added
@@ -166,7 +172,15 @@ class FakeProbe:
         if self._train.activation_offload:
             activation_offload.enable(net, host=ELSEWHERE)
         adapters = {id(p) for name, p in net.named_parameters() if name in added}
-        build, count = instantiate(slot, _convert_="all"), 2
+        make, count = instantiate(slot, _convert_="all"), 2
+
+        def grouping(model: nn.Module) -> Optimizer:
+            optimizer = make(model)
+            if self._settings.fast:
+                optimizers.group_steps(optimizer)
+            return optimizer
+
+        build: Callable[[nn.Module], Any] = grouping
         if not slot.get("per_layer"):  # then the optimizer can step twice after one backward pass
             build, count = stepping_twice(build, self._live), 1
         if self._train.sharded:

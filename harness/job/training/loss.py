@@ -221,32 +221,39 @@ def _walk(
     repeated = nullcontext if scales is None else live_memory.recomputation
     by_weight, by_hidden, _, by_bias, *_ = wanted
     cast, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-    loss = torch.zeros((), device=hidden.device)
     of_weight = of_bias = None
-    of_hidden = torch.empty_like(hidden) if by_hidden else None
-    for number, (inputs, answers) in enumerate(zip(hidden.split(rows), targets.split(rows), strict=True)):
-        inputs, counted = inputs.to(dtype), answers != IGNORED
-        answers = answers.where(counted, 0)[:, None]
+    of_hidden = torch.empty_like(hidden, dtype=dtype) if by_hidden else None
+    # What needs no chunks is computed for all rows at once: a GPU starts each operation for itself.
+    counted = targets != IGNORED
+    answers, kept = targets.where(counted, 0)[:, None], counted[:, None].to(dtype)
+    logs_of_answers = torch.empty(len(hidden), 1, device=hidden.device)
+    # The gradient by the logits: each token's probability, less 1 for the answer.
+    less = torch.full_like(answers, -1, dtype=torch.float32) if any(wanted) else None
+    for begin in range(0, max(1, len(hidden)), rows):
+        at = slice(begin, begin + rows)
+        inputs = hidden[at].to(dtype)
         with repeated():
             logs = linear(inputs, cast, offset).float().log_softmax(-1)
-        if losses is not None:
-            losses[number * rows :][: len(inputs)] = -logs.gather(1, answers)[:, 0].where(counted, 0.0)
-        loss -= logs.gather(1, answers)[:, 0].where(counted, 0.0).sum()
-        if not any(wanted):
+        torch.gather(logs, 1, answers[at], out=logs_of_answers[at])
+        if less is None:
             continue
-        # The gradient by the logits: each token's probability, less 1 for the answer.
-        gradient = logs.exp_().scatter_add_(1, answers, torch.full_like(answers, -1, dtype=logs.dtype))
+        gradient = logs.exp_().scatter_add_(1, answers[at], less[at])
         if scales is not None:
-            gradient *= scales[number * rows :][: len(inputs), None]
+            gradient *= scales[at, None]
         gradient = gradient.to(dtype)
         del logs
-        counted = counted[:, None].to(dtype)
         if of_hidden is not None:
-            of_hidden[number * rows :][: len(inputs)] = (gradient @ cast) * counted
+            torch.mm(gradient, cast, out=of_hidden[at])
         if by_weight:
-            of_weight = _added(of_weight, gradient.T, inputs * counted)
+            of_weight = _added(of_weight, gradient.T, inputs * kept[at])
         if by_bias:
-            of_bias = _added(of_bias, gradient.T, counted)
+            of_bias = _added(of_bias, gradient.T, kept[at])
+    each = (-logs_of_answers[:, 0]).where(counted, 0.0)
+    if losses is not None:
+        losses.copy_(each)
+    if of_hidden is not None:
+        of_hidden = of_hidden.mul_(kept).to(hidden.dtype)
+    loss = each.sum()
     return (
         loss,
         None if of_weight is None else of_weight.to(weight.dtype),
