@@ -20,6 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from harness.errors import UserError
 from harness.job.data import batching
+from harness.job.measure.device import check_gradients
 from harness.job.models import empty_weights, loading
 from harness.job.predict import examples
 from harness.job.predict.extrapolation import Line
@@ -71,6 +72,7 @@ class Predictor:
         With several devices the figures are of the one with the largest share of the batch.
         """
         cell = replace(cell, settings=_decided(cell.settings, self._auto))
+        check_gradients(cell.settings)
         train = cell.settings.train.validated()
         layout, devices = self._layout(cell, architecture), train.total_devices
         chosen = train.sizes_itself
