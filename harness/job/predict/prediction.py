@@ -188,7 +188,8 @@ class Predictor:
         # With recomputation the last of two layers holds more than a single one, whose input may need no gradient.
         again = cell.settings.train.gradient_checkpointing
         few = (3, 4) if cell.settings.train.sharded else (2, 3) if again else (1, 2)
-        if config.num_hidden_layers <= few[0]:
+        layers = config.get_text_config().num_hidden_layers
+        if layers <= few[0]:
             return None
 
         def probed(depth: int) -> Line:
@@ -196,11 +197,11 @@ class Predictor:
 
         try:
             one, two = map(probed, few)
-            if few[0] == 1 and one.lacks_backward(two) and config.num_hidden_layers > 2:
+            if few[0] == 1 and one.lacks_backward(two) and layers > 2:
                 few, one, two = (2, 3), two, probed(3)
         except UserError:
             return None
-        return one.through(two, *few, config.num_hidden_layers)
+        return one.through(two, *few, layers)
 
     def _config(self, cell: Cell, architecture: dict[str, Any] | None) -> tuple[PretrainedConfig, bool]:
         key = json.dumps([plain(cell.settings.model), architecture], sort_keys=True)

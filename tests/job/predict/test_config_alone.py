@@ -9,7 +9,8 @@ from job_helpers import tiny
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from harness.job.predict import examples
+from harness.job.predict import examples, prediction, workers
+from harness.protocol import PlannedCell
 from harness.record import Cell
 
 
@@ -31,3 +32,21 @@ def test_without_a_tokenizers_files_lengths_are_assumed(tmp_path):
             drawn.append(kind)
     assert built > 100
     assert drawn == []
+
+
+def test_a_family_that_fails_without_values_leaves_the_others_their_figures(monkeypatch):
+    one, other = of(tiny("method=lora"), "org/one"), tiny("method=lora")
+    predict = prediction.Predictor.predict
+
+    def failing(self, cell, *rest):
+        if cell is one:
+            raise KeyError("first layer forward")
+        return predict(self, cell, *rest)
+
+    monkeypatch.setattr(prediction.Predictor, "predict", failing)
+    predictor = prediction.Predictor(None, "fp32")
+    told, figures = workers._predict(predictor, [PlannedCell(one, None), PlannedCell(other, None)], 2**34)
+    assert told == {
+        "unknown": "Memory of org/one can't be predicted, as it fails without values (KeyError: 'first layer forward')."
+    }
+    assert figures["total"] > 0
