@@ -292,6 +292,16 @@ class Settings:
         """Whether the harness's speed-ups are on."""
         return self.speedups != "off"
 
+    @property
+    def in_sixteen_bits(self) -> str | None:
+        """The setting, as KEY=VALUE, that asks for arithmetic in 16 bits, which takes a GPU that has bf16; or None.
+
+        For float16 too: CUDA's attention over rows requires such a GPU, and there is no autocast with loss scaling.
+        """
+        if self.train.precision == "bf16":
+            return "train.precision=bf16"
+        return f"model.dtype={self.model.dtype}" if self.model.dtype in ("bfloat16", "float16") else None
+
     def train_dict(self) -> dict[str, Any]:
         """The training settings by name, with those of an imported record that have no field here."""
         return plain(self.train) | self.other.get("train", {})

@@ -52,7 +52,8 @@ class LocalCell:
             tracker = Tracker(request.tracker, self.cell, request.study, Path(request.path).parent)
         self.reporter = Reporter(report, self.meter, tracker)
         self.holders = shortage.Holders()
-        self.gpu = GpuSampler(on, nvml.watts(on) if on.type == "cuda" else None)
+        idle_watts = nvml.watts(on) if on.type == "cuda" else None
+        self.gpu, self.decoding_gpu = GpuSampler(on, idle_watts), GpuSampler(on, idle_watts)
         self.model_facts: dict[str, Any] = {}
         self.speedups: dict[str, str] = {}
         self.divided_over: int | None = None
@@ -88,6 +89,7 @@ class LocalCell:
         """Add the phases' costs, the GPUs, and the environment that only the job knows, to `result`."""
         result.phases = self.meter.phases
         result.gpus = result.gpus or self.gpu.states()
+        result.decoding_gpus = self.decoding_gpu.states()
         result.environment |= device.describe(self.accelerator.device)
         result.environment["precision"] = self.precision
         result.environment["device"] |= self.device_facts

@@ -195,8 +195,8 @@ class Train:
 
 @dataclass
 class Gpu:
-    """State of one GPU during the training window, from NVML, about once a second; if resumed, in the last process.
-    null where NVML does not tell, as under MIG and on some consumer cards."""
+    """State of one GPU while training or decoding was timed, from NVML, about once a second; if resumed, in the last
+    process. null where NVML does not tell, as under MIG and on some consumer cards."""
 
     samples: int
     """Readings that the figures rest on."""

@@ -158,6 +158,8 @@ class Record:
     """Size of the validation answers. null of an objective of pairs, and in records from before it was kept."""
     gpus: list[Gpu] = field(default_factory=list)
     """State of each GPU during training, in the order of the ranks. Empty on CPU and of an untuned model."""
+    decoding_gpus: list[Gpu] = field(default_factory=list)
+    """State of the GPU while decoding was timed. Empty on CPU, and in records from before it was kept."""
     merge: Merge | None = None
     """Merging of the adapter. null if the cell ended before."""
     inference: dict[str, Inference] = field(default_factory=dict)

@@ -158,14 +158,10 @@ def _planned(name: str, cell: Cell, prediction: dict[str, Any]) -> Planned | Imp
 
 
 def _refused(cell: Cell | str, card: Card) -> str | None:
-    """Why `cell` can't run on `card`: it asks for bf16, which the card has not."""
+    """Why `cell` can't run on `card`: it asks for arithmetic in 16 bits, which the card has not."""
     if isinstance(cell, str) or card.bf16_tflops is not None:
         return None
-    asked = {
-        "train.precision=bf16": cell.settings.train.precision == "bf16",
-        "model.dtype=bfloat16": cell.settings.model.dtype == "bfloat16",
-    }
-    setting = next((setting for setting, applies in asked.items() if applies), None)
+    setting = cell.settings.in_sixteen_bits
     return setting and (
         f"{setting} requires a GPU of compute capability 8.0 or more, got {card.name}; use train.precision=fp32 "
         "model.dtype=float32."

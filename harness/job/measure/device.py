@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from harness.errors import UserError
 from harness.job.measure import nvml, timing
 from harness.settings import Settings
+
+INT8 = (7, 5)  # the least compute capability that bitsandbytes multiplies in 8 bits on
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -107,20 +110,55 @@ def check(count: int) -> None:
 
 
 def check_formats(settings: Settings) -> None:
-    """Raise UserError if the settings need bf16, and the GPU here has no bf16 arithmetic."""
-    if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False):
+    """Raise UserError if the settings need arithmetic that the GPU here, or the build of torch for it, lacks."""
+    if torch.cuda.is_available():
+        _check_build()
+        _check_capability(settings)
+    check_gradients(settings)
+
+
+def check_gradients(settings: Settings) -> None:
+    """Raise UserError if gradients would be computed in float16."""
+    if settings.model.dtype != "float16" or not settings.method.tuned:
         return
+    if compute_dtype(settings.train.validated().precision) is not torch.bfloat16:
+        raise UserError(
+            "model.dtype=float16 requires train.precision=bf16 to be trained, as small gradients are 0 in float16 "
+            "without loss scaling; use model.dtype=float32."
+        )
+
+
+def _check_build() -> None:
+    """Raise UserError if torch was built without kernels for the GPU here.
+
+    Code for a GPU runs on those of its major version and an equal or higher minor one; PTX on all later ones.
+    """
     major, minor = torch.cuda.get_device_capability()
-    asked = {
-        "train.precision=bf16": settings.train.precision == "bf16",
-        "model.dtype=bfloat16": settings.model.dtype == "bfloat16",
-    }
-    for setting, applies in asked.items():
-        if applies:
-            raise UserError(
-                f"{setting} requires a GPU of compute capability 8.0 or more, got {torch.cuda.get_device_name()} "
-                f"({major}.{minor}); use train.precision=fp32 model.dtype=float32."
-            )
+    built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in torch.cuda.get_arch_list()]
+    known = [(kind, int(high), int(low)) for kind, high, low in (match.groups() for match in built if match)]
+    fits = [
+        high == major and low <= minor if kind == "sm" else (high, low) <= (major, minor) for kind, high, low in known
+    ]
+    if known and not any(fits):
+        raise UserError(
+            f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} ({major}.{minor}), only for "
+            f"{', '.join(torch.cuda.get_arch_list())}; install a build of torch that has sm_{major}{minor}."
+        )
+
+
+def _check_capability(settings: Settings) -> None:
+    major, minor = torch.cuda.get_device_capability()
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if not has_bf16 and (setting := settings.in_sixteen_bits):
+        raise UserError(
+            f"{setting} requires a GPU of compute capability 8.0 or more, got {torch.cuda.get_device_name()} "
+            f"({major}.{minor}); use train.precision=fp32 model.dtype=float32."
+        )
+    if settings.method.bits == 8 and torch.version.hip is None and (major, minor) < INT8:
+        raise UserError(
+            "A base in 8 bits requires a GPU of compute capability 7.5 or more, got "
+            f"{torch.cuda.get_device_name()} ({major}.{minor}); use one in 4 bits, such as method=qlora."
+        )
 
 
 def busy(number: int = 0) -> str | None:

@@ -18,7 +18,8 @@ PERIOD = 1.0  # seconds between readings: each takes about a millisecond of anot
 class GpuSampler:
     """A context in which the state of a CUDA device is read once a period, and once at its end.
 
-    Elsewhere than on CUDA it reads nothing. idle_watts: measured before the model was loaded; it is passed on.
+    It may be entered again, and adds to its readings. Elsewhere than on CUDA it reads nothing. idle_watts: measured
+    before the model was loaded; it is passed on.
     """
 
     def __init__(self, device: torch.device, idle_watts: float | None, period: float = PERIOD):
@@ -29,6 +30,7 @@ class GpuSampler:
 
     def __enter__(self) -> GpuSampler:
         if self._device.type == "cuda":
+            self._over.clear()
             self._thread = threading.Thread(target=self._sample, daemon=True)
             self._thread.start()
         return self

@@ -49,8 +49,12 @@ def tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     path = source(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **which(model))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:  # TypeError: without its files; a package lacks
         raise _unreachable(path, error) from error
+    if not reads_text(tokenizer):
+        raise UserError(
+            f"{model.path} must have the files of its tokenizer, such as tokenizer.json, beside its config."
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"The tokenizer of {model.path} must have an end-of-text token, which ends answers; set eos_token in "
@@ -59,6 +63,14 @@ def tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked wherever it pads, so padding is not learned
     return tokenizer
+
+
+def reads_text(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `tokenizer` tells characters apart.
+
+    From a config alone transformers makes tokenizers of many families, which know special tokens and nothing else.
+    """
+    return len({tuple(tokenizer.encode(character, add_special_tokens=False)) for character in "abAB12"}) > 1
 
 
 def load(cell: Cell, on: torch.device, over: dict[int, int] | None = None) -> PreTrainedModel:

@@ -35,7 +35,7 @@ def _time_decoding(cell: LocalCell, model: nn.Module, phase: str, forms: list[st
         return
     timed, measure = cell.settings.infer.timed(), partial(inference_speed.measure, model, forms)
     cell.reporter.enter(phase)
-    with cell.meter.window(phase), ExitStack() as undone:
+    with cell.meter.window(phase), cell.decoding_gpu, ExitStack() as undone:
         if cell.bf16:  # as a model is served that computes in it
             undone.callback(linear_weights.cast(model, torch.bfloat16))
         result.inference |= measure(timed, cell.accelerator, decoding.greedy)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from harness.job.data import batching, encoding, sources
 from harness.job.models import loading
 from harness.record import Cell
-from harness.settings import HELD_OUT
+from harness.settings import HELD_OUT, ModelSettings
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,7 @@ def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
     path = settings.data.load.get("path")
     if path is not None and data_root is None and not os.path.isfile(path):
         return None  # a hub data set
-    try:
-        of = settings.model
-        tokenizer = AutoTokenizer.from_pretrained(loading.source(of), local_files_only=True, **loading.which(of))
-    except (OSError, ValueError):
+    if (tokenizer := _tokenizer(settings.model)) is None:
         return None
     splits = sources.splits(settings.data, data_root)
     encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
@@ -48,3 +45,12 @@ def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
     trained = (one for step in steps for micro in step for one in micro)
     referred = (*trained, *held_out, *(encode(tested) if tested else []))
     return DrawnExamples(steps, [pair for pair in referred if isinstance(pair, encoding.Pair)])
+
+
+def _tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of `model`; None if its files are not on this machine."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(loading.source(model), local_files_only=True, **loading.which(model))
+        return tokenizer if loading.reads_text(tokenizer) else None
+    except Exception:  # without files each family's tokenizer fails in its own way
+        return None

@@ -112,7 +112,9 @@ class FakeProbe:
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(figures.resident).items()}
         others = resident | whole | {"total": total, "trainable": trainable, "flops_per_token": flops}
         others |= self._work(sum(batch.padded for batch in micro), len(micro))
-        windows = peaks_by_window(self._live, self._config.num_hidden_layers, figures.resident.optimizer)
+        windows = peaks_by_window(
+            self._live, self._config.get_text_config().num_hidden_layers, figures.resident.optimizer
+        )
         return Line(windows, others)
 
     def _model(self) -> tuple[nn.Module, set[str]]:

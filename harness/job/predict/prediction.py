@@ -20,6 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from harness.errors import UserError
 from harness.job.data import batching
+from harness.job.measure.device import check_gradients
 from harness.job.models import empty_weights, loading
 from harness.job.predict import examples, phases
 from harness.job.predict.extrapolation import Line
@@ -75,6 +76,7 @@ class Predictor:
         of each of its phases, and of its machines' own memory, too.
         """
         cell = replace(cell, settings=_decided(cell.settings, self._auto))
+        check_gradients(cell.settings)
         train = cell.settings.train.validated()
         layout, devices = self._layout(cell, architecture), train.total_devices
         chosen = train.sizes_itself
@@ -203,7 +205,8 @@ class Predictor:
         # With recomputation the last of two layers holds more than a single one, whose input may need no gradient.
         again = cell.settings.train.gradient_checkpointing
         few = (3, 4) if cell.settings.train.sharded else (2, 3) if again else (1, 2)
-        if config.num_hidden_layers <= few[0]:
+        layers = config.get_text_config().num_hidden_layers
+        if layers <= few[0]:
             return None
 
         def probed(depth: int) -> Line:
@@ -211,11 +214,11 @@ class Predictor:
 
         try:
             one, two = map(probed, few)
-            if few[0] == 1 and one.lacks_backward(two) and config.num_hidden_layers > 2:
+            if few[0] == 1 and one.lacks_backward(two) and layers > 2:
                 few, one, two = (2, 3), two, probed(3)
         except UserError:
             return None
-        return one.through(two, *few, config.num_hidden_layers)
+        return one.through(two, *few, layers)
 
     def _config(self, cell: Cell, architecture: dict[str, Any] | None) -> tuple[PretrainedConfig, bool]:
         key = json.dumps([plain(cell.settings.model), architecture], sort_keys=True)

@@ -15,7 +15,7 @@ import torch
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]  # its types lack it
 
 from harness import env
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.job.measure import device
 from harness.job.models.empty_weights import NeedsValues
 from harness.job.predict.prediction import Predictor, without_rates
@@ -98,4 +98,7 @@ def _predict(
         except NeedsValues:
             method = planned.cell.method
             out.append({"unknown": f"method={method} depends on values of weights, so its memory can't be predicted."})
+        except Exception as error:  # of one architecture; the other cells have their figures
+            model, reason = planned.cell.settings.model.path, f"{type(error).__name__}: {first_line(error)}"
+            out.append({"unknown": f"Memory of {model} can't be predicted, as it fails without values ({reason})."})
     return out

@@ -117,7 +117,8 @@ def enabled(model: nn.Module) -> Iterator[None]:
 
 def keep_from_compilation(on: bool) -> None:
     """Set whether torch.compile skips this attention, whose shapes change with the batch."""
-    AttentionInterface.register(NAME, torch.compiler.disable(_attend) if on else _attend)
+    for name in (NAME, ON_CUDA):
+        AttentionInterface.register(name, torch.compiler.disable(_attend) if on else _attend)
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def _memory_measured_by(record: Record) -> str | None:
 
 def throttled(records: Sequence[Record]) -> Sentences:
     """Cells whose GPU lowered its clocks; clocks that were set by hand are another rule's."""
-    cells = {id(record): why for record in records if (why := _throttling(record))}
+    cells = {id(record): why for record in records if (why := throttling(record))}
     held = [record for record in records if id(record) in cells]
     if held:
         reasons = sorted({name for names in cells.values() for name in names})
@@ -148,8 +148,10 @@ def throttled(records: Sequence[Record]) -> Sentences:
         )
 
 
-def _throttling(record: Record) -> set[str]:
-    return {reason for gpu in record.gpus for reason in gpu.throttle_reasons or ()} & THROTTLING
+def throttling(record: Record) -> set[str]:
+    """Why a GPU lowered its clocks while the cell was timed; empty if none did, or none is known to have."""
+    gpus = (*record.gpus, *record.decoding_gpus)
+    return {reason for gpu in gpus for reason in gpu.throttle_reasons or ()} & THROTTLING
 
 
 def power_limits(records: Sequence[Record]) -> Sentences:

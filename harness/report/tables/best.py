@@ -21,8 +21,8 @@ from harness.report.pairwise import MANY, Contest
 from harness.report.planned import study_plan
 from harness.report.select import Choice
 from harness.report.statistics import Interval, Ratio, seeds_interval
-from harness.report.tables.captions import groups_line
-from harness.report.tables.entries import ABSENT, cost, rate, score_style
+from harness.report.tables.captions import THROTTLED_MEANING, groups_line
+from harness.report.tables.entries import ABSENT, THROTTLED, cost, rate, score_style
 from harness.report.tables.published import published_of
 from harness.report.tables.rows import Row, Rows, group, several_seeds
 from harness.report.tables.table import Table, comparison_of, title
@@ -100,7 +100,9 @@ def best_of(answer: StudyAnswer) -> Table:
     if several_seeds(row for row in chosen if row):
         columns["Seeds"] = [_seeds(row) for row in chosen]
     columns["Peak train memory"] = _with_ratios(memory_to_full(chosen), units.size)
-    columns["Tokens/s"] = _with_ratios(speed_to_lora(chosen, records), rate)
+    speeds = _with_ratios(speed_to_lora(chosen, records), rate)
+    slowed = [row is not None and row.throttled for row in chosen]
+    columns["Tokens/s"] = [text + THROTTLED * mark for text, mark in zip(speeds, slowed, strict=True)]
     if rows.price is not None:
         columns["Cost"] = [cost(row, rows) if row else ABSENT for row in chosen]
     for name in dict.fromkeys(contest.score for contest in held):
@@ -245,6 +247,8 @@ def _caption(answer: StudyAnswer) -> Iterator[str]:
         "is its ratio to lora. Ratios have 95% intervals over seeds and runs, unless there was a single run or it "
         "shared the machine."
     )
+    if any(row is not None and row.throttled for row in answer.settled):
+        yield THROTTLED_MEANING
 
 
 def _score_caption(records: Sequence[Record], choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:

@@ -14,9 +14,10 @@ from harness.report.lint.evaluation import inference_text
 from harness.report.lint.training import micro_batches_text
 from harness.report.memory import instruments
 from harness.report.tables.columns import COLUMNS
-from harness.report.tables.entries import CHOSEN, share
+from harness.report.tables.entries import CHOSEN, THROTTLED, share
 from harness.report.tables.rows import Row, Rows, several_seeds
 
+THROTTLED_MEANING = f"{THROTTLED.strip()} Speed of a GPU that throttled while it was timed."
 BUSY = 0.8  # below this share of a step, what the host does decides the speed
 
 
@@ -31,6 +32,7 @@ def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
     lines += [*_training_caption(records), *_batches_caption(rows), *_devices_caption(records)]
     if any(COLUMNS[name].topic == "memory" for name in names):
         lines += _memory_caption(rows)
+    lines += _throttled_caption(rows) if any(COLUMNS[name].topic in ("speed", "inference") for name in names) else []
     lines += _busy_caption(rows) if any(COLUMNS[name].topic in ("speed", "busy") for name in names) else []
     lines += [*_seeds_caption(rows), *map(drift_text, drifts(records)), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
@@ -164,6 +166,10 @@ def _memory_caption(rows: list[Row]) -> list[str]:
         what = "Memory by kind" if on_cuda else "Memory"  # the allocator's peak is of what ran
         lines.append(f"{what} is counted with uncompiled layers, also with train.compile=true: {', '.join(compiled)}.")
     return lines
+
+
+def _throttled_caption(rows: list[Row]) -> list[str]:
+    return [THROTTLED_MEANING] if any(row.throttled for row in rows) else []
 
 
 def _busy_caption(rows: list[Row]) -> list[str]:

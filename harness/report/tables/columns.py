@@ -20,6 +20,7 @@ from harness.report.tables.entries import (
     cost,
     decode_ratio,
     forms,
+    marked,
     measure,
     peak,
     price,
@@ -189,14 +190,14 @@ COLUMNS: dict[str, Column] = {
         default=_always,
     ),
     "steady": Column(
-        _one("Tokens/s", with_ratio("tokens_per_second_steady", rate, "lora")),
+        _one("Tokens/s", marked(with_ratio("tokens_per_second_steady", rate, "lora"))),
         "speed",
         f"Tokens/s: raw (non-padding) tokens, median step; × is {LORA}.{{within}}",
         ("lora", "tokens/s ratios", "tokens_per_second_steady"),
         _always,
     ),
     "amortised": Column(
-        _one("Tokens/s amortised", with_ratio("tokens_per_second_amortised", rate, "lora")),
+        _one("Tokens/s amortised", marked(with_ratio("tokens_per_second_amortised", rate, "lora"))),
         "speed",
         "Amortised: all tokens over all steps, including slow ones.",
         ("lora", "tokens/s ratios", "tokens_per_second_amortised"),
@@ -254,7 +255,7 @@ COLUMNS: dict[str, Column] = {
         "Prefill: prompt tokens per second (median), unmerged → merged.",
     ),
     "decode": Column(
-        _one("Decode tokens/s", forms("decode_tokens_per_second")),
+        _one("Decode tokens/s", marked(forms("decode_tokens_per_second"))),
         "inference",
         "Decode: tokens per second after the first (median), unmerged → merged.",
         default=_always,
@@ -265,7 +266,7 @@ COLUMNS: dict[str, Column] = {
         "Batched prefill: the same at the large batch size.",
     ),
     "batched_decode": Column(
-        _one("Batched decode tokens/s", forms("batched_decode_tokens_per_second")),
+        _one("Batched decode tokens/s", marked(forms("batched_decode_tokens_per_second"))),
         "inference",
         "Batched decode: the decoding rate at the large batch size, of all sequences together.",
         default=_always,

@@ -16,6 +16,7 @@ from harness.report.tables.rows import Row, Rows
 ABSENT = "–"
 CHOSEN = " *"
 FRESH = " (fresh seeds)"
+THROTTLED = " ‡"
 Entry = Callable[[Row, Rows], str]
 
 
@@ -56,6 +57,16 @@ def measure(measure: str, text: Callable[[float], str]) -> Entry:
         return ABSENT if value is None else text(value)
 
     return entry
+
+
+def marked(entry: Entry) -> Entry:
+    """A speed, with a mark if the GPU throttled."""
+
+    def with_mark(row: Row, rows: Rows) -> str:
+        text = entry(row, rows)
+        return text + THROTTLED if row.throttled and text != ABSENT else text
+
+    return with_mark
 
 
 def with_ratio(measure: str, text: Callable[[float], str], method: str) -> Entry:

@@ -167,6 +167,7 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "→": r"$\rightarrow$",
     "≥": r"$\geq$",
     "†": r"\textdagger{}",
+    "‡": r"\textdaggerdbl{}",
     "…": r"\ldots{}",
     "`": r"\textasciigrave{}",
     "“": "``",

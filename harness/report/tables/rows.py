@@ -14,7 +14,7 @@ import pandas as pd
 from harness.record import Instrument, Record, Score
 from harness.report.frame import KINDS, decoded_tokens, frame, measures, score_name, setting_texts
 from harness.report.lint import Finding, findings
-from harness.report.lint.environment import ran_with
+from harness.report.lint.environment import ran_with, throttling
 from harness.report.memory import comparable, instruments
 from harness.report.select import Choice, latest, select
 
@@ -92,6 +92,11 @@ class Row:
     def device(self) -> str | None:
         """What the cells ran on; of several devices, that of the first cell."""
         return ran_with(self.measured[0]).get("device")
+
+    @cached_property
+    def throttled(self) -> bool:
+        """Whether a GPU lowered its clocks while one of the cells was timed."""
+        return any(throttling(record) for record in self.measured)
 
     @cached_property
     def kinds(self) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from fake_nvml import H100, FakeNvml, install
 from job_helpers import run_tiny
 
+from harness.job import local_cell
 from harness.job.measure import nvml
 from harness.job.measure.energy import Energy
 from harness.job.measure.gpu_state import GpuSampler, summary
@@ -104,6 +105,26 @@ def test_a_window_is_sampled_and_read_once_more_at_its_end(monkeypatch):
     assert (state.sm_mhz, state.celsius, state.throttle_reasons) == (1980, 63, ["sw_power_cap"])
 
 
+def test_two_windows_are_one_state(monkeypatch):
+    sampler = GpuSampler(install(monkeypatch, FakeNvml("GPU-1f2e", H100)), None, period=60)
+    assert sampler.states() == []
+    for samples in (1, 2):
+        with sampler:
+            pass
+        assert sampler.state().samples == samples
+    assert sampler.state().throttle_reasons == ["sw_power_cap"]
+
+
+def test_the_state_while_decoding_is_timed_is_kept(monkeypatch, tmp_path):
+    """The cell runs on the CPU; its samplers ask about a GPU whose second reading is throttled."""
+    card = install(monkeypatch, FakeNvml("GPU-1f2e", H100))
+    monkeypatch.setattr(local_cell, "GpuSampler", lambda on, idle: GpuSampler(card, idle, period=60))
+    record = run_tiny(tmp_path, "method=lora")
+    assert [gpu.samples for gpu in record.gpus] == [1]
+    assert [gpu.samples for gpu in record.decoding_gpus] == [2]  # unmerged, then merged
+    assert record.decoding_gpus[0].throttle_reasons == ["sw_power_cap"]
+
+
 def test_a_failed_window_has_its_readings(monkeypatch):
     device = install(monkeypatch, FakeNvml("GPU-1f2e", H100))
     sampler = GpuSampler(device, None, period=60)
@@ -117,7 +138,7 @@ def test_on_cpu_nothing_is_sampled(tmp_path):
         pass
     assert sampler.state() is None
     record = run_tiny(tmp_path, "infer.large_batch_size=8")
-    assert record.gpus == []
+    assert record.gpus == record.decoding_gpus == []
     assert (record.probe.busy_share, record.probe.kernels) == (None, None)
     assert record.position is None
     assert {form: speed.batch_size for form, speed in record.inference.items()} == dict.fromkeys(record.inference, 1)
