@@ -15,6 +15,7 @@ from harness.report.tables.table import Table
 MARK = " ‡"
 COOL = Gpu(60, 1980.0, 1980, 2619.0, 2619, 700.0, 60, [], 70.0)
 HOT = Gpu(60, 1410.0, 1980, 2619.0, 2619, 700.0, 87, ["sw_thermal_slowdown"], 70.0)
+FULL_LOAD = Gpu(60, 1755.0, 1980, 2619.0, 2619, 700.0, 71, ["sw_power_cap"], 70.0)
 UNTOLD = Gpu(60, None, None, None, None, None, None, None, None)
 
 
@@ -53,8 +54,9 @@ def test_so_is_one_that_throttled_while_its_decoding_was_timed():
     assert explained([table]) == [False]
 
 
-@pytest.mark.parametrize("gpus", [{}, {"lora": COOL, "dora": COOL}, {"full": UNTOLD}])
+@pytest.mark.parametrize("gpus", [{}, {"lora": COOL, "dora": FULL_LOAD}, {"full": UNTOLD}])
 def test_without_a_gpu_that_says_so_there_is_no_mark(gpus):
+    """Nor for a card at its own power limit, which any full load reaches."""
     shown = tables(study(**gpus), None)
     assert not any(mark for table in shown for mark in speeds(table).values())
     assert explained(shown) == [False, False]

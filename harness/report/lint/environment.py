@@ -26,7 +26,8 @@ from harness.report.reruns import stack
 INSTRUMENTS: dict[Instrument, str] = {"allocator": "CUDA's allocator", "tensors": "a count of live tensors"}
 
 CLOCKS = 0.03  # clocks further apart than this share are told
-THROTTLING = {"sw_power_cap", "hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake"}
+POWER_LIMIT = "sw_power_cap"
+THROTTLING = {POWER_LIMIT, "hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake"}
 
 
 def ran_with(record: Record) -> dict[str, str]:

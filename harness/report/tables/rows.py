@@ -14,7 +14,7 @@ import pandas as pd
 from harness.record import Instrument, Record, Score
 from harness.report.frame import KINDS, decoded_tokens, frame, measures, score_name, setting_texts
 from harness.report.lint import Finding, findings
-from harness.report.lint.environment import ran_with, throttling
+from harness.report.lint.environment import POWER_LIMIT, ran_with, throttling
 from harness.report.memory import comparable, instruments
 from harness.report.select import Choice, latest, select
 
@@ -95,8 +95,11 @@ class Row:
 
     @cached_property
     def throttled(self) -> bool:
-        """Whether a GPU lowered its clocks while one of the cells was timed."""
-        return any(throttling(record) for record in self.measured)
+        """Whether a GPU lowered its clocks while one of the cells was timed, and not just to keep its power limit.
+
+        A healthy card reaches that at any full load, so it would mark all rows.
+        """
+        return any(throttling(record) - {POWER_LIMIT} for record in self.measured)
 
     @cached_property
     def kinds(self) -> dict[str, float]:
