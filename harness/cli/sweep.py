@@ -163,7 +163,7 @@ def calibrate(options: argparse.Namespace) -> int:
     """Time kernels, and write them beside the records."""
     from harness.sweep import app
 
-    asked = requested(
+    request = requested(
         "calibrate",
         options.settings,
         hydra=options.hydra,
@@ -171,7 +171,7 @@ def calibrate(options: argparse.Namespace) -> int:
         typed=options.arguments,
         calibrate=True,
     )
-    return app.main(*asked).exit_status
+    return app.main(*request).exit_status
 
 
 def _requested(command: str, options: argparse.Namespace, **more: Any) -> tuple[Arguments, Options]:

@@ -121,7 +121,7 @@ PRINTED = {
 }
 NAMES = command_line("harness").names()
 PRINTED = {command: given for command, given in PRINTED.items() if command in NAMES}  # some are of plug-ins
-ELSEWHERE = {"doctor", "view"}  # which print no records
+ELSEWHERE = {"calibrate", "doctor", "view"}  # which print no records
 LINES = [
     (command, [*given, *format_])
     for command, (all_, formats) in PRINTED.items()

@@ -135,11 +135,11 @@ def _check_build() -> None:
     """
     major, minor = torch.cuda.get_device_capability()
     built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in torch.cuda.get_arch_list()]
-    known = [(kind, int(high), int(low)) for kind, high, low in (match.groups() for match in built if match)]
+    codes = [(kind, int(high), int(low)) for kind, high, low in (match.groups() for match in built if match)]
     fits = [
-        high == major and low <= minor if kind == "sm" else (high, low) <= (major, minor) for kind, high, low in known
+        high == major and low <= minor if kind == "sm" else (high, low) <= (major, minor) for kind, high, low in codes
     ]
-    if known and not any(fits):
+    if codes and not any(fits):
         raise UserError(
             f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} ({major}.{minor}), only for "
             f"{', '.join(torch.cuda.get_arch_list())}; install a build of torch that has sm_{major}{minor}."

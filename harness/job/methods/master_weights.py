@@ -50,18 +50,18 @@ class InFp32(Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's type wants closures taken too
         largest = max((p.numel() for group in self.param_groups for p in group["params"]), default=0)
         for group in self.param_groups:
-            held = [p for p in group["params"] if p.grad is not None]
-            copied = self._keeping != "masters" or not all(_wide(p.grad) for p in held)
-            for weights in self._parts(held, largest) if copied or not held else [held]:
-                self._step(group, weights)
+            weights = [p for p in group["params"] if p.grad is not None]
+            copied = self._keeping != "masters" or not all(_wide(p.grad) for p in weights)
+            for part in self._parts(weights, largest) if copied or not weights else [weights]:
+                self._step(group, part)
 
-    def _parts(self, held: list[Tensor], largest: int) -> list[list[Tensor]]:
-        """The weights `held`, one at a time, or grouped in their order by at most `largest` values."""
-        if not self.grouped or any(isinstance(p, DTensor) for p in held):
-            return [[p] for p in held]
+    def _parts(self, weights: list[Tensor], largest: int) -> list[list[Tensor]]:
+        """The `weights` one at a time, or grouped in their order by at most `largest` values."""
+        if not self.grouped or any(isinstance(p, DTensor) for p in weights):
+            return [[p] for p in weights]
         parts: list[list[Tensor]] = []
         room = 0
-        for p in held:
+        for p in weights:
             if p.numel() > room:
                 parts.append([])
                 room = largest
@@ -101,7 +101,7 @@ class InFp32(Optimizer):
         out = []
         for p in weights:
             state = self.state[p] if p not in wide else self.state[p].setdefault("inner", {})
-            out.append((wide.get(p, p), state if p not in wide or self._keeping == "masters" else widened.of(state)))
+            out.append((wide.get(p, p), state if p not in wide or self._keeping == "masters" else widened.state(state)))
         return out
 
     def _narrow(self, stepped: dict[Tensor, tuple[Tensor, dict[str, Any]]], widened: Widened) -> None:
@@ -128,7 +128,7 @@ class Widened:
         self._by_id = {id(narrow): wide for narrow, wide in zip(self._narrow, self._wide, strict=True)}
         self._copies = {id(wide) for wide in self._wide}
 
-    def of(self, state: dict[str, Any]) -> dict[str, Any]:
+    def state(self, state: dict[str, Any]) -> dict[str, Any]:
         """`state` with the cast tensors; objects in it (GaLore's projectors) are copied likewise."""
         copied: dict[str, Any] = {}
         for key, value in state.items():
@@ -136,7 +136,7 @@ class Widened:
                 copied[key] = self._by_id.get(id(value), value)
             elif hasattr(value, "__dict__"):
                 copied[key] = copy.copy(value)
-                vars(copied[key]).update(self.of(vars(value)))
+                vars(copied[key]).update(self.state(vars(value)))
             else:
                 copied[key] = value
         return copied

@@ -67,6 +67,7 @@ def answer(request: CalibrateDevice, report: Callable[[dict[str, Any]], None]) -
     for number, planned in enumerate(kinds, start=1):
         report({"phase": "calibrate", "step": number, "of": len(kinds), "other": {"cell": planned.cell.name}})
         _time(planned, on, timed)
+    AcceleratorState._reset_state(True)
     environment = env.describe() | device.describe(on)
     return Calibration(
         device=device_of(environment),

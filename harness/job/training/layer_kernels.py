@@ -148,8 +148,8 @@ def _norm_backward_cpu(
     gradient: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, by_weight: bool
 ) -> tuple[Tensor, Tensor]:
     normed, width = x.float() * rstd[..., None], x.shape[-1]
-    given = (gradient * weight).to(x.dtype).float()
-    by_x = rstd[..., None] * (given - normed * (given * normed).mean(-1, keepdim=True))
+    incoming = (gradient * weight).to(x.dtype).float()
+    by_x = rstd[..., None] * (incoming - normed * (incoming * normed).mean(-1, keepdim=True))
     parts = (gradient.float() * normed.to(x.dtype)).reshape(-1, width).sum(0, keepdim=True)
     return by_x.to(x.dtype), parts if by_weight else parts[:0]
 
@@ -385,9 +385,9 @@ def disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
         "swiglu": (gate, up),
         "swiglu_backward": (drawn(3, 700), gate, up),
     }
-    for operation, given in cases.items():
-        there = [each.to(device) if isinstance(each, Tensor) else each for each in given]
-        results = (_whole(operation, getattr(operations, operation)(*of)) for of in (there, given))
+    for operation, arguments in cases.items():
+        there = [each.to(device) if isinstance(each, Tensor) else each for each in arguments]
+        results = (_whole(operation, getattr(operations, operation)(*of)) for of in (there, arguments))
         for ours, theirs in zip(*results, strict=True):
             if not torch.allclose(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]):
                 return operation

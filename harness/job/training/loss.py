@@ -225,7 +225,7 @@ def _walk(
     of_hidden = torch.empty_like(hidden, dtype=dtype) if by_hidden else None
     # What needs no chunks is computed for all rows at once: a GPU starts each operation for itself.
     counted = targets != IGNORED
-    answers, kept = targets.where(counted, 0)[:, None], counted[:, None].to(dtype)
+    answers, is_answer = targets.where(counted, 0)[:, None], counted[:, None].to(dtype)
     logs_of_answers = torch.empty(len(hidden), 1, device=hidden.device)
     # The gradient by the logits: each token's probability, less 1 for the answer.
     less = torch.full_like(answers, -1, dtype=torch.float32) if any(wanted) else None
@@ -245,14 +245,14 @@ def _walk(
         if of_hidden is not None:
             torch.mm(gradient, cast, out=of_hidden[at])
         if by_weight:
-            of_weight = _added(of_weight, gradient.T, inputs * kept[at])
+            of_weight = _added(of_weight, gradient.T, inputs * is_answer[at])
         if by_bias:
-            of_bias = _added(of_bias, gradient.T, kept[at])
+            of_bias = _added(of_bias, gradient.T, is_answer[at])
     each = (-logs_of_answers[:, 0]).where(counted, 0.0)
     if losses is not None:
         losses.copy_(each)
     if of_hidden is not None:
-        of_hidden = of_hidden.mul_(kept).to(hidden.dtype)
+        of_hidden = of_hidden.mul_(is_answer).to(hidden.dtype)
     loss = each.sum()
     return (
         loss,

@@ -55,14 +55,14 @@ def _rms_norm_backward(
     for number in range(first, rows, programs):
         row = tl.cast(number, tl.int64)
         values = tl.load(x + row * width + at, mask=inside, other=0.0).to(tl.float32)
-        given = tl.load(gradient + row * width + at, mask=inside, other=0.0).to(tl.float32)
+        incoming = tl.load(gradient + row * width + at, mask=inside, other=0.0).to(tl.float32)
         scale = tl.load(rstd + row)
         normed = values * scale
         if WEIGHT:
-            summed += given * normed.to(x.dtype.element_ty).to(tl.float32)
-        given = (given * weights).to(x.dtype.element_ty).to(tl.float32)
-        along = tl.sum(given * normed, axis=0) / width
-        tl.store(by_x + row * width + at, (scale * (given - normed * along)).to(by_x.dtype.element_ty), mask=inside)
+            summed += incoming * normed.to(x.dtype.element_ty).to(tl.float32)
+        incoming = (incoming * weights).to(x.dtype.element_ty).to(tl.float32)
+        along = tl.sum(incoming * normed, axis=0) / width
+        tl.store(by_x + row * width + at, (scale * (incoming - normed * along)).to(by_x.dtype.element_ty), mask=inside)
     if WEIGHT:
         tl.store(by_weight + first * width + at, summed, mask=inside)
 
@@ -89,16 +89,16 @@ def _turn(
     cos_second = tl.load(cos + half + at, mask=inside, other=0.0).to(tl.float32)
     sin_first = tl.load(sin + at, mask=inside, other=0.0).to(tl.float32)
     sin_second = tl.load(sin + half + at, mask=inside, other=0.0).to(tl.float32)
-    kept = (first * cos_first).to(ROUND).to(tl.float32)
-    kept_second = (second * cos_second).to(ROUND).to(tl.float32)
+    same = (first * cos_first).to(ROUND).to(tl.float32)
+    same_second = (second * cos_second).to(ROUND).to(tl.float32)
     if BACKWARD:
         turned = (second * sin_second).to(ROUND).to(tl.float32)
         turned_second = -(first * sin_first).to(ROUND).to(tl.float32)
     else:
         turned = -(second * sin_first).to(ROUND).to(tl.float32)
         turned_second = (first * sin_second).to(ROUND).to(tl.float32)
-    tl.store(out + out_head + at, (kept + turned).to(out.dtype.element_ty), mask=inside)
-    tl.store(out + out_head + half + at, (kept_second + turned_second).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + out_head + at, (same + turned).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + out_head + half + at, (same_second + turned_second).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -131,14 +131,14 @@ def _rope(
     sequence, token = place // tokens, place % tokens
     angles = sequence * angles_batch + token * angles_token
     if head < query_heads:
-        given = sequence * query_batch + head * query_head + token * query_token
-        wanted = (place * query_heads + head) * 2 * half
-        _turn(query, query_out, cos + angles, sin + angles, given, wanted, half, BACKWARD, ROUND, BLOCK)
+        start = sequence * query_batch + head * query_head + token * query_token
+        end = (place * query_heads + head) * 2 * half
+        _turn(query, query_out, cos + angles, sin + angles, start, end, half, BACKWARD, ROUND, BLOCK)
     else:
         head -= query_heads
-        given = sequence * key_batch + head * key_head + token * key_token
-        wanted = (place * key_heads + head) * 2 * half
-        _turn(key, key_out, cos + angles, sin + angles, given, wanted, half, BACKWARD, ROUND, BLOCK)
+        start = sequence * key_batch + head * key_head + token * key_token
+        end = (place * key_heads + head) * 2 * half
+        _turn(key, key_out, cos + angles, sin + angles, start, end, half, BACKWARD, ROUND, BLOCK)
 
 
 @triton.jit
@@ -155,13 +155,13 @@ def _swiglu(gate, up, out, size, BLOCK: tl.constexpr):
 def _swiglu_backward(gradient, gate, up, by_gate, by_up, size, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    given = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
+    incoming = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
     gates = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
     ups = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
     share = tl.sigmoid(gates)
     opened = (gates * share).to(gate.dtype.element_ty).to(tl.float32)
-    by_opened = (given * ups).to(gate.dtype.element_ty).to(tl.float32)
-    tl.store(by_up + at, (given * opened).to(by_up.dtype.element_ty), mask=inside)
+    by_opened = (incoming * ups).to(gate.dtype.element_ty).to(tl.float32)
+    tl.store(by_up + at, (incoming * opened).to(by_up.dtype.element_ty), mask=inside)
     slope = share * (1.0 + gates * (1.0 - share))
     tl.store(by_gate + at, (by_opened * slope).to(by_gate.dtype.element_ty), mask=inside)
 
@@ -183,8 +183,8 @@ def rms_norm_backward(
     """Fill `by_x`, and `by_weight` (programs, width) with parts of a sum, if it has any rows."""
     rows, width = rstd.numel(), x.shape[-1]
     block, programs = triton.next_power_of_2(width), len(by_weight) or min(rows, 8 * PROGRAMS)
-    given = (gradient, x, weight, rstd, by_x, by_weight, rows, width, programs)
-    _rms_norm_backward[(programs,)](*given, WEIGHT=len(by_weight) > 0, BLOCK=block, num_warps=_warps(block))
+    arguments = (gradient, x, weight, rstd, by_x, by_weight, rows, width, programs)
+    _rms_norm_backward[(programs,)](*arguments, WEIGHT=len(by_weight) > 0, BLOCK=block, num_warps=_warps(block))
 
 
 def rope(
@@ -213,5 +213,5 @@ def swiglu(gate: Tensor, up: Tensor, out: Tensor) -> None:
 
 def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor, by_gate: Tensor, by_up: Tensor) -> None:
     """Fill `by_gate` and `by_up`; all tensors are contiguous."""
-    given = (gradient, gate, up, by_gate, by_up, gate.numel())
-    _swiglu_backward[(triton.cdiv(gate.numel(), BLOCK),)](*given, BLOCK=BLOCK)
+    arguments = (gradient, gate, up, by_gate, by_up, gate.numel())
+    _swiglu_backward[(triton.cdiv(gate.numel(), BLOCK),)](*arguments, BLOCK=BLOCK)

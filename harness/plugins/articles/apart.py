@@ -58,13 +58,13 @@ def distinctions(parts: Iterable[Part]) -> list[Distinction]:
     """
     sides = [part for part in parts if part.decision in SIDES]
     pairs = [pair for pair in itertools.combinations(sides, 2) if pair[0].decision != pair[1].decision]
-    told: list[Distinction] = []
-    for names, pair in sorted(((_differing(*pair), pair) for pair in pairs), key=lambda found: len(found[0])):
-        if {name for one in told for name in one.names}.isdisjoint(names):
+    distinctions: list[Distinction] = []
+    for names, pair in sorted(((_differing(*pair), pair) for pair in pairs), key=lambda differing: len(differing[0])):
+        if {name for one in distinctions for name in one.names}.isdisjoint(names):
             ends = sorted(pair, key=lambda part: SIDES.index(part.decision))
             at = {part.decision: ", ".join(sorted(_values(part, names[0]))) for part in ends}
-            told.append(Distinction(tuple(names), at if len(names) == 1 and names != [STUDY] else {}))
-    return sorted(told, key=lambda one: _order(one.names[0]))
+            distinctions.append(Distinction(tuple(names), at if len(names) == 1 and names != [STUDY] else {}))
+    return sorted(distinctions, key=lambda one: _order(one.names[0]))
 
 
 def _differing(one: Part, other: Part) -> list[str]:

@@ -86,19 +86,19 @@ def combined_known(seeds: Level, items: float, freedom: float) -> tuple[np.ndarr
     one method included. The degrees are those whose 97.5% quantile makes the half of the interval the root of the sum
     of both parts' squared halves (Graybill & Wang, J. Am. Stat. Assoc. 75, 1980; Zou & Donner, Stat. Med. 27, 2008).
     """
-    known = np.maximum(items, seeds.rest)
+    by_items = np.maximum(items, seeds.rest)
     few, many = _quantile(seeds.freedom), _quantile(freedom)
     beyond = beyond_rest(seeds, items, freedom)
-    total = known + beyond
-    mean = np.where(total > 0, (known * many**2 + beyond * few**2) / np.where(total > 0, total, 1.0), many**2) ** 0.5
+    total = by_items + beyond
+    mean = np.where(total > 0, (by_items * many**2 + beyond * few**2) / np.where(total > 0, total, 1.0), many**2) ** 0.5
     return total, np.interp(-mean, -_QUANTILES, _FREEDOMS)
 
 
 def beyond_rest(seeds: Level, items: float | np.ndarray, freedom: float) -> np.ndarray:
     """What of the seeds' variance is left to the few seeds, as in `combined_known`."""
-    known = np.maximum(items, seeds.rest)
+    by_items = np.maximum(items, seeds.rest)
     few, many = _quantile(seeds.freedom), _quantile(freedom)
-    deducted = seeds.rest * (many / np.maximum(few, many)) ** (seeds.rest / np.where(known > 0, known, 1.0))
+    deducted = seeds.rest * (many / np.maximum(few, many)) ** (seeds.rest / np.where(by_items > 0, by_items, 1.0))
     return np.maximum(0.0, seeds.variance - deducted)
 
 

@@ -33,12 +33,10 @@ def require(points: Iterable[Point]) -> None:
 
 
 def _require_results(study: Path, results: str) -> None:
-    """Raise UserError if no record can be written to the folder `study`, which need not exist."""
+    """Raise UserError if the folder `study`, which need not exist, would lie below a file."""
     there = next(path for path in (study, *study.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"results_dir={results} can't be written: {there} is no folder; name another one.")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"results_dir={results} can't be written: {there} is not yours to write; name another folder.")
 
 
 def _require_model(path: Path) -> None:

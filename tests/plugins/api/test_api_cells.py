@@ -22,7 +22,8 @@ from harness import units
 from harness.errors import UserError
 from harness.job.evaluate import scoring
 from harness.job.models import embedded
-from harness.plugins.api.job import chat_tasks, client, endpoint, lm_eval_model, run_api_cell
+from harness.plugins.api import requests
+from harness.plugins.api.job import chat_tasks, endpoint, lm_eval_model, run_api_cell
 from harness.plugins.api.job.lm_eval_model import AnswerStore, StoredAnswer
 from harness.plugins.api.requests import ApiAccess
 from harness.protocol import Progress
@@ -540,7 +541,7 @@ def test_a_budget_is_of_money_or_of_bytes(text, value):
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(client, "find_spec", lambda package: None)
+    monkeypatch.setattr(requests, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=r"requires the extra `api` .*pip install -e '\.\[api\]'"):
         estimate(tmp_path, cell("http://127.0.0.1:9/v1"))
 
