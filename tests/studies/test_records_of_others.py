@@ -217,6 +217,7 @@ COMMANDS = {
     "run": (["run", "study=evil", *TINY[:-2], "eval.tasks=[]", "--cfg", "job"], {0}),
     "sweep": (["sweep", *TINY[:-2], "study=evil", "eval.tasks=[]", "seed=9"], {0}),
     "plan": (["plan", "study=evil", *TINY[:-2], "eval.tasks=[]"], {0}),
+    "calibrate": (["calibrate", *TINY[:-2], "eval.tasks=[]"], {0}),
     "status": (["status", "evil"], {0}),
     "logs": (["logs", "{evil}"], {0}),
     "retry": (["retry", "--failed"], {2}),

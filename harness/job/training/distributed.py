@@ -285,13 +285,21 @@ def weights(net: nn.Module, accelerator: Accelerator, names: set[str] | None) ->
     return {}
 
 
+def reshard(net: nn.Module) -> None:
+    """Have each rank hold its shares of a sharded model alone.
+
+    After a pass without gradients FSDP keeps whole what lies outside of the layers, such as embeddings.
+    """
+    for part in net.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def whole(net: nn.Module, accelerator: Accelerator, names: set[str]) -> dict[str, torch.Tensor]:
     """The weights `names` of a sharded model, put together of all shares, by name and on the host; in the first process
     alone, which never holds another weight whole.
     """
-    for part in net.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()  # a pass without gradients leaves some whole
+    reshard(net)
     kept = {}
     for name, p in net.named_parameters():
         if name not in names:

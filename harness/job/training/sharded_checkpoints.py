@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from harness import record
 from harness.errors import first_line
-from harness.job.training import checkpoints
+from harness.job.training import checkpoints, distributed
 from harness.job.training.checkpoints import ABOUT, STEP, Checkpoints, Unusable
 from harness.record import Phase
 
@@ -63,6 +63,7 @@ class ShardedCheckpoints(Checkpoints):
         self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, measured: dict[str, Any]
     ) -> None:
         with self.meter.aside():
+            distributed.reshard(model)
             temporary, target = self.folder / f".{STEP}{step}.tmp", self.folder / f"{STEP}{step}"
             divided: dict[str, Tensor] = {}
 
@@ -111,6 +112,7 @@ class ShardedCheckpoints(Checkpoints):
 
     def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any] | None:
         with self.meter.aside():
+            distributed.reshard(model)
             _first_alone(self._clear_unfinished)
             for name in _of_first([path.name for path in self._found()]):
                 state, reason = _together(partial(self._own, self.folder / name, model))
@@ -148,7 +150,7 @@ class ShardedCheckpoints(Checkpoints):
             if (_hashes(folder) if verified is files else {own: _hash(folder / own)}) != verified:
                 raise Unusable("its files do not match their hashes")
             state = torch.load(folder / own, weights_only=True)
-            saved = {name: tuple(p[DIVIDED]["shape"]) for name, p in state["parameters"].items()}
+            saved = {name: _shape(p) for name, p in state["parameters"].items()}
             if saved != {name: tuple(p.shape) for name, p in checkpoints.trainable(model)}:
                 raise Unusable("its weights have other names or shapes")
             return state
@@ -191,6 +193,11 @@ def _quietly(part: Callable[[], Any]) -> None:
 
 
 # Divided tensors
+
+
+def _shape(value: Tensor | dict[str, Any]) -> tuple[int, ...]:
+    """Of a tensor, or of what stands for a divided one."""
+    return tuple(value.shape if isinstance(value, Tensor) else value[DIVIDED]["shape"])
 
 
 def _divide(value: Any, divided: dict[str, Tensor]) -> Any:
