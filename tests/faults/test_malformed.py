@@ -20,6 +20,7 @@ from harness import __main__ as cli
 from harness import record
 from harness.config import ROOT
 from harness.errors import UserError
+from harness.sweep.app.messages import quoted
 
 pytestmark = pytest.mark.faults
 
@@ -141,7 +142,7 @@ def test_a_malformed_override_is_one_sentence(tmp_path, monkeypatch, cell, tell)
             assert len(err.strip().splitlines()) <= 2, err
             return
         try:  # what could be composed is checked next, and written to the plan
-            record.write_json(dataclasses.asdict(cell(argument)), tmp_path / "cell.json")
+            record.write_json(dataclasses.asdict(cell(quoted(argument))), tmp_path / "cell.json")
         except (UserError, OmegaConfBaseException):  # which `run` says in one sentence
             refused.add(argument)
 

@@ -160,12 +160,12 @@ def refuse_slips(overrides: list[str]) -> None:
 def quoted(override: str) -> str:
     """`override` with quotes about what Hydra's grammar takes in quotes alone: letters beyond ASCII, as in a path.
 
-    Values that have quotes, and dictionaries, are left as they are.
+    Values that have quotes or backslashes, and dictionaries, are left as they are.
     """
     key, equals, value = override.partition("=")
-    if value.isascii() or value.startswith("{") or {"'", '"'} & set(value):
+    if value.isascii() or value.startswith("{") or {"'", '"', "\\"} & set(value):
         return override
-    return f"{key}{equals}{BEYOND_ASCII.sub(lambda match: repr(match[0]), value)}"
+    return key + equals + BEYOND_ASCII.sub(r"'\g<0>'", value)
 
 
 def require_settings(config: DictConfig) -> None:
