@@ -43,13 +43,13 @@ def test_eight_devices_hold_what_one_can_not_in_every_phase():
 
 
 def test_the_phase_that_does_not_fit_is_named():
-    budget = 25 * GIB
+    budget = 30 * GIB
     alone = planned(budget, "train.devices=4", "train.nodes=2")  # 8 devices train, the first 4 of them score
     plan = plan_of(alone, budget + BESIDE)
     shortage = plan.shortage(alone)
     assert (shortage.phase, shortage.size) == ("infer", alone.prediction["phases"]["infer"])
     assert plan_view._fit(plan, alone) == "no: infer"
-    assert "The phase infer does not fit: a device has 26.00 GiB" in plan_view._phase_note(plan, alone)
+    assert "The phase infer does not fit: a device has 31.00 GiB" in plan_view._phase_note(plan, alone)
     assert planner.refusal(plan, alone).startswith("Its predicted peak in the phase infer, ")
 
 
