@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.metadata import version
 
 from harness.cli.commands import command_line, without_multirun
 from harness.errors import UserError, about_file
@@ -26,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
                 root.print_help()
                 return 0
             if name == "--version":
+                from importlib.metadata import version  # which every other command does without
+
                 print(f"harness {version('finetune-harness')}")
                 return 0
             name, rest = without_multirun(name, rest)

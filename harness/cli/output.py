@@ -103,8 +103,10 @@ def _requested(options: argparse.Namespace, names: list[str]) -> list[str]:
     if name is None and not names:
         raise UserError(f"There are no records in {results}; run a sweep first.")
     if name is not None and not (results / name).is_dir():
-        there = f"there is: {', '.join(names)}" if names else "there is none yet"
+        missing = f"There is no study {name} in {results}"
+        if not names:
+            raise UserError(f"{missing}; there is none yet.")
         near = nearest(name, names)
-        hint = f". Did you mean {near}? T{there[1:]}" if near else f"; {there}"
-        raise UserError(f"There is no study {name} in {results}{hint}.")
+        hint = f". Did you mean {near}? There is: " if near else "; there is: "
+        raise UserError(f"{missing}{hint}{', '.join(names)}.")
     return names if name is None else [name]

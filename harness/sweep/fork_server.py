@@ -73,8 +73,7 @@ class Server:
 
     def stop(self) -> None:
         if self._holder is not None:
-            with contextlib.suppress(OSError):  # the server has died
-                self._holder.channel.shutdown(socket.SHUT_WR)  # closing leaves it open in processes forked from here
+            _hang_up(self._holder.channel)  # closing alone leaves it open in processes that were forked from this one
             self._holder.channel.close()
             self._holder.process.wait()
 
@@ -94,6 +93,12 @@ def _launched() -> Holder:
             start_new_session=True,
         )
     return Holder(process, ours, variables)
+
+
+def _hang_up(channel: socket.socket) -> None:
+    """Have the server take the sweep as ended."""
+    with contextlib.suppress(OSError):  # it has died
+        channel.shutdown(socket.SHUT_WR)
 
 
 @dataclass
@@ -127,8 +132,7 @@ class Job:
 
     def stop(self) -> None:
         """Stop the job in order; kill the server if it has none yet, or has not exited after 10 seconds."""
-        with contextlib.suppress(OSError):  # it has died
-            self._channel.shutdown(socket.SHUT_WR)  # the server takes this as the end of the sweep
+        _hang_up(self._channel)
         try:
             self._holder.wait(10 if self._has_begun() else 0)
         except subprocess.TimeoutExpired:

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import UserError, nearest
-from harness.record import Cell
+from harness.settings import DataSettings
 from harness.sweep.app.point import Point
 
 TOKENIZERS = ("tokenizer*.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")  # files, one of which says how
 FROM_FILE = "harness.job.data.sources.from_file"
 
 
-def require(points: Iterable[Point]) -> None:
+def require(points: Sequence[Point]) -> None:
     """Raise UserError for the first input of `points`, whose cells run here, that is not there or is of another kind.
 
     Cells of models behind an API have no model here.
     """
-    for study, first in {point.study.folder: point for point in points}.items():
-        _require_results(study, first.results)
-    for point in points:
-        cell, root = point.cell, point.request.data_root
-        if point.is_local and cell.settings.model.path is not None:
-            _require_model(Path(cell.settings.model.path))
-        _require_data(cell, Path(root or "."))
+    for study, results in {point.study.folder: point.results for point in points}.items():
+        _require_results(study, results)
+    for model in {point.cell.settings.model.path: None for point in points if point.is_local}:
+        if model is not None:
+            _require_model(Path(model))
+    files = {(_own_file(point.cell.settings.data), point.request.data_root): None for point in points}
+    for file, root in files:
+        if file is not None:
+            _require_file(file, Path(root or "."))
 
 
 def _require_results(study: Path, results: str) -> None:
@@ -73,15 +75,17 @@ def _config(path: Path) -> dict[str, object]:
     return config if isinstance(config, dict) else {}
 
 
-def _require_data(cell: Cell, root: Path) -> None:
-    """Raise UserError if the cell's own file of data, below `root`, is not there."""
-    data = cell.settings.data
-    if data.path is None or data.load.get("_target_") != FROM_FILE:
-        return
-    path = root / data.path
+def _own_file(data: DataSettings) -> str | None:
+    """The user's file that `data` are read from; null if they are no file's."""
+    return data.path if data.load.get("_target_") == FROM_FILE else None
+
+
+def _require_file(file: str, root: Path) -> None:
+    """Raise UserError if the `file` of data, below `root`, is not there."""
+    path = root / file
     if path.is_file():
         return
-    place = data.path if not data.path.startswith("..") else os.path.abspath(path)
+    place = file if not file.startswith("..") else os.path.abspath(path)
     if path.is_dir():
         raise UserError(f"data.path must be a file, got the folder {place}.")
     beside = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []

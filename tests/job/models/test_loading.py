@@ -7,7 +7,6 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from bitsandbytes.nn import Linear8bitLt, Params4bit
 from job_helpers import prepared, run_tiny, tiny
 from safetensors.torch import load_file, save_file
@@ -195,15 +194,7 @@ def test_unquantised_weights_have_one_dtype_in_all_methods(upcast):
     assert seen == [*others] * 2
 
 
-@pytest.fixture
-def bf16():
-    """Lets this process train under autocast: accelerate keeps one precision a process."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
-def test_an_upcast_model_runs_from_load_to_scores_and_is_merged_as_it_was_trained(tmp_path, bf16):
+def test_an_upcast_model_runs_from_load_to_scores_and_is_merged_as_it_was_trained(tmp_path, own_precision):
     record = run_tiny(tmp_path, "method=qlora", *HALF, "model.upcast=true")
     assert record.status == "ok", record.failure
     assert record.merge.dequantised

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 import peft
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from bitsandbytes.nn import Linear4bit
 from job_helpers import composed, run_tiny
 from omegaconf import OmegaConf
@@ -172,14 +171,6 @@ def test_no_tensor_as_large_as_the_output_is_saved():
 
 
 # In a cell
-
-
-@pytest.fixture
-def own_precision():
-    """accelerate keeps one precision for a process."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import peft
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from job_helpers import composed, encoded, run_tiny, tiny
 from omegaconf import OmegaConf
@@ -160,14 +159,6 @@ def test_norms_of_dora_are_computed_in_the_dtype_of_the_adapter(monkeypatch):
 
 
 # In a cell
-
-
-@pytest.fixture
-def own_precision():
-    """accelerate keeps one precision for a process."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 def test_a_cell_records_it(tmp_path, own_precision):
