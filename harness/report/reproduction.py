@@ -6,6 +6,9 @@ How far two runs of one cell may lie apart is what the study itself shows, by th
 2. the spread from seed to seed: other hardware or libraries should change no more than another seed does;
 3. nothing: then a spread is assumed (ASSUMED).
 
+Where a published training was unstable (`unstable_at`), rounding alone decides where it ends, and no seeds of stable
+settings say how far. Then only the losses before are compared, and neither the last validation nor scores.
+
 Scores are compared item by item, as both runs answer the same questions. Times are compared only on the same device,
 and only with repeats or seeds. `Recheck.allowed` is a 95% limit, corrected for the number of comparisons (Bonferroni).
 """
@@ -42,6 +45,7 @@ from harness.report.tables.table import Table
 # neither repeats nor seeds.
 ASSUMED = 0.01
 EXACT = 1e-9  # a relative gap below it is none
+STEEP = 5.0  # times the first gradient's norm: a training that passes it is unstable from there on
 
 Agreement = Literal["equal", "agrees", "disagrees", "not compared"]
 
@@ -169,18 +173,33 @@ def _judge(compared: _Compared, n: int) -> Recheck:
 
 
 def _compare(study: PublishedStudy, record: Record, again: Record, folder: Path) -> Iterator[_Compared | Recheck]:
-    name = record.cell.name
+    name, step = record.cell.name, unstable_at(record)
+    unstable = f"its published training was unstable from step {step}" if step else ""
     if again.status != "ok":
-        reason = again.failure.reason if again.failure else again.status
-        yield Recheck(name, "status", record.status, again.status, ABSENT, ABSENT, "disagrees", reason)
+        chance = unstable if again.status == "diverged" else ""
+        reason = chance or (again.failure.reason if again.failure else again.status)
+        agreement: Agreement = "not compared" if chance else "disagrees"
+        yield Recheck(name, "status", record.status, again.status, ABSENT, ABSENT, agreement, reason)
         return
     yield from _inputs(record, again)
     apart = differing([record], [again], conditions)
-    yield from _losses(study, record, again, apart)
+    yield from _losses(study, record, again, apart, step, unstable)
     yield from _memory(study, record, again, apart)
     for score in record.scores:
-        yield _score(study, record, again, score, folder)
+        yield _score(study, record, again, score, folder, unstable)
     yield from _speed(study, record, again, apart)
+
+
+def unstable_at(record: Record) -> int | None:
+    """The first step whose gradient's norm is more than STEEP times that of the first step; None if there is none.
+
+    Such a run is at the edge of its learning rate: two runs that differ in nothing but rounding part from there.
+    """
+    points = record.train.loss if record.train else []
+    first = points[0].grad_norm if points else None
+    if not first:
+        return None
+    return next((p.step for p in points if p.grad_norm is not None and p.grad_norm > STEEP * first), None)
 
 
 def _inputs(record: Record, again: Record) -> Iterator[Recheck]:
@@ -200,12 +219,20 @@ def _hashes(record: Record) -> dict[str, str]:
     return record.fingerprints | ({"batches": batches} if batches else {})
 
 
-def _losses(study: PublishedStudy, record: Record, again: Record, apart: Sequence[str]) -> Iterator[_Compared]:
-    """The last validation loss, and the mean training loss; repeats keep the first alone, whose spread is for both."""
+def _losses(
+    study: PublishedStudy, record: Record, again: Record, apart: Sequence[str], step: int | None, unstable: str
+) -> Iterator[_Compared]:
+    """The last validation loss, and the mean training loss, of an unstable training that of the steps before.
+
+    Repeats keep the first alone, whose spread is for both. step, unstable: where that begins, and the same in words.
+    """
     repeats = None if apart else study.over_repeats(_log(_validation), lambda run: _log_of(run.validation_loss))
-    for quantity, value in (("validation loss", _validation), ("mean training loss", _training)):
-        spread = repeats or study.over_seeds(_log(value), record) or _assumed()
-        yield from _ratio(record, again, quantity, value, spread, units.significant)
+    mean = _mean_before(step)
+    quantity = f"mean training loss before step {step}" if step else "mean training loss"
+    ended = None if unstable else repeats or study.over_seeds(_log(_validation), record) or _assumed()
+    yield from _ratio(record, again, "validation loss", _validation, ended, units.significant, unstable)
+    spread = repeats or study.over_seeds(_log(mean), record) or _assumed()
+    yield from _ratio(record, again, quantity, mean, spread, units.significant)
 
 
 def _memory(study: PublishedStudy, record: Record, again: Record, apart: Sequence[str]) -> Iterator[_Compared]:
@@ -230,8 +257,14 @@ def _validation(record: Record) -> float | None:
     return record.validation[-1].loss if record.validation else None
 
 
-def _training(record: Record) -> float | None:
-    return fmean(point.loss for point in record.train.loss) if record.train and record.train.loss else None
+def _mean_before(step: int | None) -> Value:
+    """The mean loss of the steps of training before `step`; of all for None."""
+
+    def mean(record: Record) -> float | None:
+        losses = [p.loss for p in record.train.loss if step is None or p.step < step] if record.train else []
+        return fmean(losses) if losses else None
+
+    return mean
 
 
 def _rate(record: Record) -> float | None:
@@ -278,19 +311,24 @@ def _percent(log: float) -> str:
     return f"{100 * math.expm1(log):+.2g}%".replace("-", "−")
 
 
-def _score(study: PublishedStudy, record: Record, again: Record, score: Score, folder: Path) -> _Compared:
-    """By the items that both answered and, if that is more, by how much the score differs from seed to seed."""
+def _score(
+    study: PublishedStudy, record: Record, again: Record, score: Score, folder: Path, unstable: str
+) -> _Compared:
+    """By the items that both answered and, if that is more, by how much the score differs from seed to seed.
+
+    unstable: why nothing is compared; "" if it is.
+    """
     name = score_name(score)
     header, shown = score_style(score, [score.value])
     other = score_of(again, name)
     if other is None:
         return _Compared(record.cell.name, header, shown(score.value), ABSENT, 0.0, None, shown, "the new run has none")
     spreads = [_over_items(record, again, name, study.folder, folder), _score_over_seeds(study, record, name)]
-    known = [spread for spread in spreads if spread is not None]
+    known = [spread for spread in spreads if spread is not None and not unstable]
     spread = max(known, key=lambda spread: spread.error, default=None)
     texts = (shown(score.value), shown(other.value))
     points = _points if "(%)" in header else lambda gap: f"{gap:+.2g}".replace("-", "−")
-    why = "its items and standard error are missing"
+    why = unstable or "its items and standard error are missing"
     return _Compared(record.cell.name, header, *texts, other.value - score.value, spread, points, why)
 
 

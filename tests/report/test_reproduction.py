@@ -146,3 +146,44 @@ def test_scores_are_paired_by_item(tmp_path, lost, said):
     found = checks([record], other, tmp_path / "a", tmp_path / "b")["gsm8k exact_match strict-match (%)"]
     assert found.agreement == said
     assert found.why == f"200 paired items, {lost} answered otherwise"
+
+
+def unstable(record):
+    """`record` with a third step, whose gradient is steep and whose loss is lost again."""
+    record.train.loss.append(LossPoint(3, 300, 8 * LOSS, 1e-4, 5.1))
+    return record
+
+
+def test_of_an_unstable_training_only_what_came_before_is_compared(tmp_path):
+    """Rounding alone took a cell of study_facts from a validation loss of 0.48 to 5.90; another seed does less."""
+    record = unstable(trained())
+    seeds = [trained(seed, LOSS * factor) for seed, factor in enumerate((1.001, 0.999, 1.002, 0.998, 1.0), 1)]
+    other = again(record)
+    other.validation[-1].loss *= 9
+    other.train.loss[-1] = replace(other.train.loss[-1], loss=80 * LOSS)
+    for side, folder in ((record, "a"), (other, "b")):
+        sound(side, tmp_path / folder, tuple(float(folder == "a") for _ in range(40)))
+    unequal = checks([record, *seeds], other, tmp_path / "a", tmp_path / "b")
+    why = "its published training was unstable from step 3"
+    for name in ("validation loss", "gsm8k exact_match strict-match (%)"):
+        assert (unequal[name].agreement, unequal[name].why) == ("not compared", why)
+    assert unequal["mean training loss before step 3"].agreement == "equal"
+    assert unequal["peak train memory"].agreement == "equal"
+    earlier = checks([record, *seeds], again(record, loss=1.2))
+    assert earlier["mean training loss before step 3"].agreement == "disagrees"
+
+
+def test_an_unstable_training_may_diverge_again_and_a_stable_one_may_not():
+    other = make_record("lora", 16, 32.0, 2e-4, status="diverged")
+    assert checks([unstable(trained())], other)["status"].agreement == "not compared"
+    assert checks([trained()], other)["status"].agreement == "disagrees"
+    assert checks([unstable(trained())], make_record("lora", 16, 32.0, 2e-4, status="oom"))["status"].agreement == (
+        "disagrees"
+    )
+
+
+def test_a_rerun_that_alone_is_unstable_disagrees():
+    record = trained()
+    other = unstable(again(record))
+    other.validation[-1].loss *= 9
+    assert checks([record], other)["validation loss"].agreement == "disagrees"
