@@ -74,7 +74,10 @@ class Holders:
 
     def shortage(self, meter: Meter) -> Shortage:
         """What the device of `meter` holds. Ask while the exception still holds what was in use."""
-        device, held = meter.device, LiveBytes(meter.device)
+        device = meter.device
+        counter = None if device.type == "cuda" else meter.counter
+        # The counter may not have met the weights yet: it counts what operations use. So it is shown them.
+        held = LiveBytes(device) if counter is None else counter
         model = None if self._model is None else self._model()
         optimizer = None if self._optimizer is None else self._optimizer()
         if model is not None:
@@ -82,12 +85,13 @@ class Holders:
             held.see([p.grad for p in model.parameters()], "gradients")
         if optimizer is not None:
             held.see(optimizers.state(optimizer), "optimizer")
+        kinds, allocated = held.now_by_kind, None
         if device.type == "cuda":
-            allocated: int | None = torch.cuda.memory_allocated(device)
-        else:
-            allocated = None if meter.counter is None else meter.counter.now
-        kinds = held.now_by_kind
-        rest = None if allocated is None else allocated - held.now
+            allocated = torch.cuda.memory_allocated(device)
+        elif counter is not None:
+            allocated = counter.now
+        named = kinds.weights + kinds.adapters + kinds.gradients + kinds.optimizer
+        rest = None if allocated is None else allocated - named
         return Shortage(
             kinds.weights, kinds.adapters, kinds.gradients, kinds.optimizer, rest, allocated, largest_free(device)
         )

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from torch.distributed import DistBackendError
 
 from harness.job import shortage
+from harness.job.measure.phases import Meter
 
 ASYNCHRONOUS = """
 CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
@@ -107,3 +108,13 @@ def test_a_shortage_is_recognised_as_the_cause_of_another_error():
     with pytest.raises(hydra.errors.InstantiationException) as error:
         instantiate({"_target_": "builtins.bytearray", "_args_": [-1]})
     assert not shortage.of_memory(error.value)
+
+
+def test_weights_that_no_operation_has_used_yet_are_part_of_what_is_allocated():
+    """As when a model is loaded and is to be divided among devices."""
+    meter, holders, model = Meter(torch.device("cpu")), shortage.Holders(), torch.nn.Linear(8, 8, bias=False)
+    with meter.window("load") as memory, meter.live(memory):
+        other = torch.ones(4)
+    holders.set_model(model)
+    held = holders.shortage(meter)
+    assert (held.weights, held.rest, held.allocated) == (4 * 64, other.nbytes, 4 * 64 + other.nbytes)
