@@ -98,7 +98,8 @@ def run_limited(folder: Path, model: Path, devices: int, *overrides: str) -> tup
 @on_cpu
 def test_processes_that_can_not_hold_the_model_train_it_together(tmp_path, large):
     alone, _ = run_limited(tmp_path / "ddp", large, 2, "method=lora", "train.parallel=ddp")
-    assert (alone.status, alone.failure.phase) == ("oom", "load"), alone.failure
+    # Where it runs out depends on what the process had freed before its limit was set, and may take again.
+    assert (alone.status, alone.failure.phase in ("load", "probe")) == ("oom", True), alone.failure
     two, peaks = run_limited(tmp_path / "two", large, 2, "method=lora", "train.parallel=fsdp")
     assert two.status == "ok", two.failure
     assert len(peaks) == 2
