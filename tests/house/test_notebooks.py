@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -89,3 +91,41 @@ def test_a_study_without_questions_is_told_so(study):
 def test_there_are_notebooks():
     named = ["01_choose_a_method", "02_rank_alpha_lr", "03_is_the_difference_real"]
     assert [path.stem for path in NOTEBOOKS] == named
+
+
+COLAB = NOTEBOOKS[0].parent / "colab" / "first_sweep.ipynb"
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_notebook_for_a_gpu_runs_with_a_tiny_model(tmp_path):
+    notebook = opened(COLAB)
+    install, *rest = code(notebook)
+    assert '%pip install --quiet "finetune-harness @ git+{REPOSITORY}"' in install.source
+    notebook.cells.remove(install)
+    sizes = {
+        'MODEL, DATA, METHODS = "qwen3_0_6b", "gsm8k", ["lora", "qlora", "dora", "galore"]': (
+            'MODEL, DATA, METHODS = "tiny", "facts", ["lora"]'
+        ),
+        "BATCH, STEPS, ITEMS = 8, 200, 200": "BATCH, STEPS, ITEMS = 2, 1, 4",
+    }
+    assert all(large in rest[0].source for large in sizes)
+    for cell in rest:
+        for large, small in sizes.items():
+            cell.source = cell.source.replace(large, small)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    assert len(list((tmp_path / "results" / "first").glob("*.json"))) == 2
+    assert pictures(notebook) == 2
+    assert "lora" in " ".join(texts(notebook))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_notebook_for_a_gpu_installs_the_package_of_a_repository(tmp_path):
+    """By the line that it has, of this checkout; without what the package requires."""
+    root = NOTEBOOKS[0].parents[1]
+    (requirement,) = re.findall(r'"(finetune-harness @ [^"]+)"', code(opened(COLAB))[0].source)
+    alone = ["--no-deps", "--no-build-isolation", "--target", str(tmp_path)]
+    where = requirement.format(REPOSITORY=f"file://localhost{root}")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *alone, where], check=True)
+    assert (tmp_path / "harness" / "shipped" / "conf" / "config.yaml").exists()
