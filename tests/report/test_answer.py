@@ -93,7 +93,7 @@ def test_methods_that_tie_stand_by_cost_and_what_to_take_under_a_limit_is_said(f
     )
     assert re.search(
         r"Each is at least \d+ points better than base; qlora saves 50% of the memory of lora and loses \d+ to \d+ "
-        r"points; significantly worse: full\.$",
+        r"points; significantly worse than lora: full\.$",
         text,
     )
     (place,) = answer(records, folder).places.values()
@@ -158,7 +158,7 @@ def test_how_far_apart_methods_may_be_is_the_end_of_their_interval(folder):
     lines = best(records, folder).answer
     assert lines[0].startswith("lora and dora tie on gsm8k (")
     most = math.ceil(100 * (half + gap.value))
-    assert f"Differences of up to {most} points between them are possible; significantly worse: full." in lines[0]
+    assert f"Differences of up to {most} points between them are possible; significantly worse than lora: full." in lines[0]
     assert lines[1].startswith("To tell dora from lora, ")
 
 
@@ -180,7 +180,7 @@ def test_one_seed_says_what_is_true_of_its_runs_and_how_to_decide(folder):
     said, left = best(records, folder).answer
     assert said == (
         f"{ONE_SEED} Of these models lora and dora tie within 2 points on gsm8k (60.1 to 61.1%); "
-        "qlora scored significantly lower. qlora needs the least memory (512 MiB; the others at least 1.00 GiB)."
+        "qlora scored significantly lower than lora. qlora needs the least memory (512 MiB; the others at least 1.00 GiB)."
     )
     assert left == "To compare methods, run about 3 seeds: `harness sweep quickstart study=demo seed=0,1,2`."
 
@@ -190,7 +190,7 @@ def test_of_many_methods_the_first_are_named_and_the_others_counted(folder):
     shares = {"base": 0.2, "lora": 0.61} | near | worse
     said, *_ = best(trained(folder, shares), folder).answer
     assert said.startswith("lora, m0, m1, m2, m3 and 4 more tie within 2 points on gsm8k (")
-    assert " points better than base; significantly worse: w0, w1, w2, w3, w4 and w5." in said
+    assert " points better than base; significantly worse than lora: w0, w1, w2, w3, w4 and w5." in said
 
 
 def test_of_one_method_there_is_nothing_to_choose(folder):

@@ -184,7 +184,7 @@ def test_each_method_stands_in_its_best_setting(folder, study):
 
 def test_the_caption_tells_what_can_be_said(folder, study):
     text = caption(best(study, folder))
-    assert "gsm8k exact_match strict-match: dora and lora tie. Significantly worse: full and base." in text
+    assert "gsm8k exact_match strict-match: dora and lora tie. Significantly worse than dora: full and base." in text
     assert "95% intervals over seeds and items" in text
     assert "studentized range, correction for 6 pairs" in text
     assert "has the least validation loss, mean over seeds" in text
@@ -199,7 +199,7 @@ def test_the_caption_says_what_to_do(folder, study):
     text = caption(table)
     assert table.answer[0].startswith("lora and dora tie on gsm8k (")
     assert "lora needs the least memory (1.00 GiB; dora 1.10 GiB)" in table.answer[0]
-    assert table.answer[0].endswith(" points better than base; significantly worse: full.")
+    assert table.answer[0].endswith(" points better than base; significantly worse than dora: full.")
     assert "The best of several tries looks better than it is" in text
     shares = [row(table, method)["Best (expected rank)"] for method in ("base", "full", "lora", "dora")]
     assert shares[:2] == ["< 1% (4.0)", "< 1% (3.0)"]

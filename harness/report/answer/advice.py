@@ -35,7 +35,7 @@ def ahead(contest: Contest, several: bool) -> str:
     tied = [label, *(other for other in contest.against_best if other not in worse)]
     if len(tied) > 1:
         parts = [f"{name}: {listed(tied)} tie."]
-        parts += [f"Significantly worse: {listed(worse)}."] if worse else []
+        parts += [f"Significantly worse than {label}: {listed(worse)}."] if worse else []
     else:
         parts = [f"{name}: {label} is significantly better than {listed(worse)}."] if worse else [f"{name}: {label}."]
     if near:

@@ -179,7 +179,7 @@ class ComparedMethods:
             significantly = f"scored significantly {self._words.higher} than the others"
             clauses = [f"of these models {self._named(tied)} {significantly} on {self._words.task}"]
         elif worse:
-            clauses.append(f"{self._named(worse)} scored significantly {self._words.lower}")
+            clauses.append(f"{self._named(worse)} scored significantly {self._words.lower} than {self._first}")
         if base := self._base:
             better = [s.choice.label for s in tied if self._better(s.choice.label, base)]
             if len(better) < len(tied):
@@ -267,7 +267,7 @@ class ComparedMethods:
             yield f"{cheap} saves {saving:.0%} of the memory of {labels[0]} and loses {loses}"
             worse = worse[1:]
         if worse and len(labels) > 1:
-            yield f"significantly worse: {few(worse)}"
+            yield f"significantly worse than {self._first}: {few(worse)}"
 
     def _unjudged(self) -> Iterator[str]:
         if self._tested and (single := [s.choice.label for s in self._tested if s not in self._judged]):
