@@ -54,6 +54,8 @@ def no_job(tmp_path, monkeypatch):
         ("model.path=empty", ["model.path=empty has no config.json"]),
         ("model.path=config", ["model.path=config has no tokenizer", "tokenizer.json"]),
         ("model.path=t5", ["model.path=t5 is an encoder-decoder"]),
+        ("model.path=/nowhere/jürgen", ["There is no folder /nowhere/jürgen; check model.path."]),
+        ("model.path=models/mine/last", ["There is no folder", "models/mine/last; check model.path."]),
         ("model=tiny data=local data.path=/nope.jsonl", ["There is no file /nope.jsonl; check data.path"]),
         ("model=tiny data=local data.path=mine.json", ["There is no file mine.json; did you mean mine.jsonl?"]),
         ("model=tiny data=local data.path=folder.jsonl", ["must be a file, got the folder folder.jsonl"]),

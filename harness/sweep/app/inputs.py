@@ -42,12 +42,17 @@ def _require_results(study: Path, results: str) -> None:
 
 
 def _require_model(path: Path) -> None:
-    """Raise UserError for a file, an adapter, or a folder that lacks its config or tokenizer; others are the hub's."""
+    """Raise UserError for a file, an adapter, a folder that is not there, or one that lacks its config or tokenizer.
+
+    A path of one or two names may be the hub's.
+    """
     if path.is_file():
         gguf = "it holds weights for llama.cpp; name the model that it was made from"
         remedy = gguf if path.suffix == ".gguf" else "name its folder"
         raise UserError(f"model.path must be a folder or a hub id, got the file {path}; {remedy}.")
     if not path.is_dir():
+        if path.is_absolute() or path.parts[0] in ("..", "~") or len(path.parts) > 2:  # no id of the hub
+            raise UserError(f"There is no folder {os.path.abspath(path)}; check model.path.")
         return
     if not (path / "config.json").is_file():
         if (adapter := path / "adapter_config.json").is_file():
