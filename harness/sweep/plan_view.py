@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -39,6 +40,8 @@ COLUMNS = (
 )
 BAR = FittedColumn("memory", 2)
 LEFT_OUT = "Decompositions and what devices send each other are left out."
+NAMED = 6  # names of a sentence, at most; others are counted
+SINGULAR = {"fit": "fits", "do": "does"}
 WIDTHS = (48, 24, 12)  # of bars; the widest that leaves room for what is more important
 KINDS = {"weights": ("█", "blue"), "adapters": ("▓", "magenta"), "optimizer": ("▒", "yellow")}
 KINDS |= {"gradients": ("░", "red"), "activations": ("▪", "green"), "overhead": ("·", "dim")}
@@ -48,7 +51,9 @@ def lines(plan: Plan, times: Times) -> list[str]:
     """The table as plain lines, with notes on how its figures were obtained."""
     columns, rows = _table(plan, times)
     header = [column.header for column in columns]
-    out = tabulate(rows, header, "simple", disable_numparse=True).splitlines() if rows else []
+    out = [line for sentence in answer(plan, times) for line in textwrap.wrap(sentence, 110)]
+    out += [""] if out else []
+    out += tabulate(rows, header, "simple", disable_numparse=True).splitlines() if rows else []
     out += [""] if rows else []
     notes = [line for note in _notes(plan, times) for line in textwrap.wrap(note, 110)]
     return out + outside(plan) + notes
@@ -59,8 +64,9 @@ def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
     from rich.text import Text
 
     all_columns, rows = _table(plan, times)
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [Text(sentence) for sentence in answer(plan, times)]
     if rows:
+        parts.append(Text(""))
         spare = width - min(terminal.needed(COLUMNS[:1], rows), 30) - 24
         size = next((size for size in WIDTHS if size <= spare), WIDTHS[-1])
         columns = [all_columns[0], BAR, *all_columns[1:]]
@@ -98,6 +104,49 @@ def _legend(plan: Plan) -> Text:
     for kind, (character, style) in KINDS.items():
         parts += [(character, style), f" {kind}  "]
     return Text.assemble(*parts, ("|", "bold"), f" {units.size(plan.budget)}")
+
+
+def answer(plan: Plan, times: Times) -> list[str]:
+    """Which of the predicted points fit, with which batches the others would, and how long those that fit take."""
+    labels, budget = _labels(plan.predicted), units.size(plan.budget)
+    fitting = [labels[point.name] for point in plan.predicted if plan.fits(point)]
+    by_batch: dict[int, list[str]] = {}  # 0: for none
+    for point in plan.predicted:
+        if not plan.fits(point):
+            by_batch.setdefault(_largest(plan, point), []).append(labels[point.name])
+    clauses = [f"{_said_of(fitting, 'fit')} in {budget}"] if fitting else []
+    for size in sorted(by_batch.keys() - {0}, reverse=True):
+        clauses.append(f"{_said_of(by_batch[size], 'fit')} with train.batch_size of {size} or less")
+    if too_large := by_batch.get(0):
+        clauses.append(f"{_said_of(too_large, 'do')} not" + ("" if fitting else f" fit in {budget}"))
+    return [f"{'; '.join(clauses)}.", *_grid(plan, times)] if clauses else []
+
+
+def _largest(plan: Plan, point: Planned) -> int:
+    """The largest train.batch_size with which a point that does not fit would; 0 for none."""
+    shortage = plan.shortage(point)
+    return (point.prediction["largest_batch"] or 0) if shortage is not None and shortage.phase == "train" else 0
+
+
+def _labels(points: Sequence[Planned]) -> dict[str, str]:
+    """By the name of a point the shortest of its labels that tells it from all others."""
+    for label in (
+        lambda point: point.cell.method,
+        lambda point: f"{point.cell.method} on {point.cell.model}",
+        lambda point: point.name.rpartition("-")[0],
+    ):
+        labels = {point.name: label(point) for point in points}
+        if len({*labels.values()}) == len(points):
+            return labels
+    return {point.name: point.name for point in points}
+
+
+def _said_of(names: Sequence[str], verb: str) -> str:
+    """Such as "lora and qlora fit" and "dora fits"; of many the first, and how many more."""
+    few = [*names[:NAMED], f"{len(names) - NAMED} more"] if len(names) > NAMED + 1 else [*names]
+    if len(few) == 1:
+        return f"{few[0]} {SINGULAR[verb]}"
+    return f"{', '.join(few[:-1])} and {few[-1]} {verb}"
 
 
 def _table(plan: Plan, times: Times) -> tuple[list[FittedColumn], list[list[str]]]:
@@ -193,7 +242,7 @@ def _notes(plan: Plan, times: Times) -> list[str]:
         if any(p.prediction["reference_flops"] for p in possible):
             notes.append("FLOPs and time of train.objective=dpo include a forward pass of the base over all pairs.")
         notes += [_phase_note(plan, point) for point in possible if "phases" in point.prediction]
-        notes += [*time_notes(plan, times), *_grid(plan, times)]
+        notes += [*time_notes(plan, times)]
     return notes
 
 
@@ -270,7 +319,7 @@ def _grid(plan: Plan, times: Times) -> list[str]:
     least, most = (sum(ends) for ends in zip(*ranges, strict=True))
     in_all = told_time(sum(known), (least, most) if least < most else None)
     train = f"They train {in_all} in all{price}{unknown}."
-    return [f"Grid: {len(fitting)} of {len(plan.points)} cells fit. {train}"]
+    return [f"{len(fitting)} of {len(plan.points)} cells fit. {train}"]
 
 
 def _short(n: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from on_screen import OnScreen
@@ -134,6 +135,29 @@ def test_advice_says_what_does_not_fit_at_all():
     unknown = Planned("a", small.cell, {"unknown": "its memory can't be predicted"})
     said = advising.too_large(plan, [[larger, large], [small, large], [unknown]])
     assert said == ["lora does not fit: it takes 7.00 GiB or more."]
+
+
+def test_a_plan_begins_with_what_fits_and_what_would(tmp_path):
+    def sized(method, mib, largest):
+        point = planned(f"{method}-r8-0123ab", (mib, 0, 0, 0, 0))
+        return replace(
+            point, cell=replace(point.cell, method=method), prediction=point.prediction | {"largest_batch": largest}
+        )
+
+    points = [sized("qlora", 512, 9), sized("lora", 1024, 8), sized("dora", 9000, 3), sized("full", 9000, None)]
+    for shown, said in {
+        4: "qlora and lora fit in 5.00 GiB; dora fits with train.batch_size of 3 or less; full does not.",
+        1: "qlora fits in 5.00 GiB.",
+    }.items():
+        plan = Plan(points[:shown], BESIDE + 4 * 2**30, {"device": {"type": "cpu"}}, "cpu")
+        times = Times(tmp_path, plan.environment, "cpu", throughput=100.0)
+        assert plan_view.lines(plan, times)[0] == said
+        assert terminal.lines(*plan_view.view(plan, times, 200), width=200)[0].startswith(said[:40])
+    assert plan_view.answer(Plan(points[3:], BESIDE, {}, "cpu"), times) == ["full does not fit in 1.00 GiB."]
+    twice = [points[1], replace(points[1], name="lora-r16-4567cd")]
+    assert plan_view.answer(Plan(twice, 2**40, {}, "cpu"), times)[0] == "lora-r8 and lora-r16 fit in 1024.00 GiB."
+    models = [points[1], replace(points[1], name="lora-r8-4567cd", cell=replace(points[1].cell, model="large"))]
+    assert plan_view.answer(Plan(models, 2**40, {}, "cpu"), times)[0].startswith(f"lora on {models[0].cell.model} and ")
 
 
 @pytest.mark.parametrize("width", [80, 200])

@@ -528,7 +528,7 @@ def test_plan_for_a_card_tells_what_it_costs(inside, tmp_path):
     assert "Memory: live tensors, in fp32 with CUDA's kernels" in said  # it has no bf16
     assert "within 14.50 GiB" in said
     assert "estimated from the rates of t4 (8.1 TFLOP/s in fp32, 320 GB/s)" in said
-    assert re.search(r"Grid: 2 of 2 cells fit\. They train \S+(?: to \S+)? s in all, \$[\d,.]+\.", said)
+    assert re.search(r"2 of 2 cells fit\. They train \S+(?: to \S+)? s in all, \$[\d,.]+\.", said)
     refused = inside("plan", "method=lora", *TINY, "--device", "t4", "train.precision=bf16").stdout
     assert re.search(r"train\.precision=bf16 .* got t4", refused)
 
