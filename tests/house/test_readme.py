@@ -14,7 +14,7 @@ from harness.record import read_study
 sys.path.append(str(ROOT / "docs"))
 import published
 
-README, STUDIES, VERDICTS = published.PAGES
+README, STUDIES, VERDICTS, OTHERS = published.PAGES
 BLOCKS = [
     (page, kind, study) for page in published.PAGES for kind, study in published.blocks(page) if kind in published.KINDS
 ]

@@ -1,7 +1,7 @@
 """Figures that others published, typed from their sources: the tables of results/published/.
 
-A row of a table is one figure: a score, a peak of memory or a time of one method in one setting. docs/published-results.md
-says which figures are taken.
+A row of a table is one figure: a score, a peak of memory or a time of one method in one setting.
+docs/published-results.md says which figures are taken.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ ErrorKind = Literal["", "sd", "se", "unstated"]
 Name = TypeVar("Name", bound=str)
 YES_NO = {"yes": True, "no": False}
 REQUIRED = ("source", "address", "place", "seen", "model", "billions", "data", "task", "ability", "trained", "metric")
+FOLDER = "published"  # below the results
 LEAST_BILLIONS = 1.0  # weights of a model that counts
 MOST_SCORE = 100.0
+TRAINING = "training"  # the task of memory and times
 
 
 class Setting(NamedTuple):
@@ -38,7 +40,8 @@ class Setting(NamedTuple):
     @property
     def label(self) -> str:
         """Llama-2-7B, MetaMathQA, GSM8K"""
-        return ", ".join(dict.fromkeys(part for part in (self.model, self.data, self.task, self.length) if part))
+        parts = (self.model, self.data, "" if self.task == TRAINING else self.task, self.length)
+        return ", ".join(dict.fromkeys(part for part in parts if part))
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def _read(path: Path) -> Iterator[Figure]:
             figure = _figure(row, where)
             key = (figure.setting, figure.method, figure.rank)
             if key in seen:
-                raise UserError(f"{where} must be another figure than line {seen[key]}: setting, method and rank agree.")
+                raise UserError(f"{where} must differ from line {seen[key]} in setting, method or rank.")
             seen[key] = reader.line_num
             yield figure
 

@@ -1,7 +1,7 @@
 """The rules that judge claims on figures which others published: docs/published-results.md has them in words.
 
-    rule = PublishedRule({"": Contrast("full", "lora", BETTER, abilities={"numerical"})})
-    judged_on(claim, rule, Evidence…)
+rule = PublishedRule({"": Contrast("full", "lora", BETTER, abilities={"numerical"})})
+judged_on(claim, rule, Evidence…)
 """
 
 from __future__ import annotations
@@ -114,6 +114,10 @@ class Vote:
     def error(self) -> float:
         return math.hypot(*(effect.error for effect in self.effects)) / len(self.effects)
 
+    def interval(self) -> Interval:
+        """On the scale of `value`, by the normal distribution."""
+        return Statistic(self.value, self.error, math.inf).interval()
+
 
 @dataclass(frozen=True)
 class Part:
@@ -178,7 +182,7 @@ def published_verdicts(
 def pooled_deviation(figures: Iterable[Figure], metric: str) -> float | None:
     """The standard deviation of a run, pooled over all figures of `metric` that are means of several runs, each with
     its degrees of freedom; of seconds as a share of them. None if there is none."""
-    squares, freedom = 0.0, 0
+    squares, freedom = 0.0, 0.0
     for figure in figures:
         if figure.metric == metric and figure.error_is in ("sd", "se") and (figure.runs or 0) > 1:
             squares += (_freedom(figure) or 0) * (_deviation(figure) or 0) ** 2
@@ -194,9 +198,23 @@ def _verdict(
     if len(parts) == 1:
         judgement = parts[0].judgement
     else:
-        judgement = hold_all(judgements) if rule.holds == "all" else _hold_any(judgements)
+        judgement = _hold_each(judgements) if rule.holds == "all" else _hold_any(judgements)
     shown = next((part for part in parts if part.judgement.effect is judgement.effect), parts[0])
     return PublishedVerdict(claim, judgement, parts, shown)
+
+
+def _hold_each(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
+    """`hold_all`, where parts without figures leave open what no other part refutes."""
+    measured = [(name, judgement) for name, judgement in parts if judgement.effect is not None]
+    if not measured:
+        return Judgement(OPEN, why=NO_FIGURES)
+    judgement = hold_all(measured)
+    missing = [name for name, one in parts if one.effect is None]
+    if not missing or judgement.decision == REFUTED:
+        return judgement
+    parts_of = "; ".join(f"{name}: {one.decision}" for name, one in measured)
+    why = f"{NO_FIGURES} of {' and '.join(missing)}; {parts_of}"
+    return replace(judgement, decision=OPEN, why=why, corrected=None)
 
 
 def _hold_any(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
@@ -254,16 +272,11 @@ def _judgement(contrast: Contrast, votes: Sequence[Vote], pooled: RandomEffects 
     each = [judged(_corrected(effect, ratio), contrast.bounds, None, ()) for effect in effects]
     if len(somewhere := sure_somewhere(each)) < 2:
         return judgement
-    sure = dict(reversed(list(zip(surely(each), effects, strict=True))))
-    where = [f"{decision} in {_where(sure[decision])}" for decision in sorted(somewhere) if decision in sure]
+    sure = sorted(zip(surely(each), each, effects, strict=True), key=lambda one: -abs(one[1].inside))
+    clearest = {decision: effect.setting for decision, _, effect in reversed(sure)}
+    where = [f"{d} in {clearest[d].source} ({clearest[d].label})" for d in sorted(somewhere) if d in clearest]
     why = "; ".join(where) or "Settings differ"
     return replace(judgement, decision=DEPENDS, why=why[0].upper() + why[1:], corrected=lambda _: DEPENDS)
-
-
-def _where(effect: Effect) -> str:
-    """PiSSA (Gemma-7B, GSM8K)"""
-    task = f", {effect.setting.task}" if effect.setting.metric == "score" else ""
-    return f"{effect.setting.source} ({effect.setting.model}{task})"
 
 
 def _corrected(effect: Effect, ratio: bool) -> Callable[[float], Interval]:

@@ -7,7 +7,7 @@ from harness.plugins.articles.beyond_lora.lora import SPREADS
 from harness.plugins.articles.beyond_lora.methods import TUNED
 from harness.plugins.articles.claims import Bounds
 from harness.plugins.articles.published_figures import Ability
-from harness.plugins.articles.published_rules import Contrast, PublishedRule
+from harness.plugins.articles.published_rules import Contrast, PublishedRule, Ranks
 from harness.plugins.articles.rules import BETTER
 
 FORGOTTEN = Bounds(low=0.02)
@@ -29,13 +29,11 @@ def _forgotten(*abilities: Ability) -> PublishedRule:
 
 def _memory(*pairs: tuple[str, str, Bounds]) -> PublishedRule:
     """DoRA and LoRA are compared at equal ranks."""
-    adapters = {"dora", "lora"}
-    return PublishedRule(
-        {
-            f"{one}/{other}": Contrast(one, other, b, "memory", ranks="equal" if {one, other} == adapters else "highest")
-            for one, other, b in pairs
-        }
-    )
+    parts = {}
+    for one, other, bounds in pairs:
+        ranks: Ranks = "equal" if {one, other} == {"dora", "lora"} else "highest"
+        parts[f"{one}/{other}"] = Contrast(one, other, bounds, "memory", ranks=ranks)
+    return PublishedRule(parts)
 
 
 PUBLISHED = {
