@@ -28,6 +28,7 @@ from harness.plugins.articles.claims import (
     SUPPORTED,
     TOO_SMALL,
     Claim,
+    Decision,
     Verdict,
     enough_seeds,
 )
@@ -124,7 +125,12 @@ def judged_articles(study: StudyResults) -> list[tuple[Article, ArticleVerdicts]
 
 def tally(verdicts: Sequence[JudgedClaim]) -> str:
     """How many claims are supported, refuted and not decided, and how many have each rarer verdict."""
-    counts = Counter(verdict.decision for verdict in verdicts)
+    return tally_of(verdict.decision for verdict in verdicts)
+
+
+def tally_of(decisions: Iterable[Decision]) -> str:
+    """The same of decisions: 2 supported, 1 refuted, 3 dependent on the setting, 5 not decided."""
+    counts = Counter(decisions)
     rare = {TOO_SMALL: TOO_SMALL, DEPENDS: "dependent on the setting"}
     parts = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
     parts += [f"{counts[decision]} {words}" for decision, words in rare.items() if counts[decision]]

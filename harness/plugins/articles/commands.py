@@ -95,6 +95,6 @@ def _published(article: Article, options: argparse.Namespace) -> int:
         raise UserError(f"--article {article.name} has no claims that are judged on published results.")
     figures = published_figures(options.results_dir / FOLDER)
     verdicts = article.judged_by_others(figures)
-    shown = [verdict_table(article, verdicts, explained=options.long)]
-    render([*shown, effect_table(verdicts, figures)] if options.long else shown, options)
+    tables = [verdict_table(article, verdicts, explained=options.long)]
+    render([*tables, effect_table(verdicts, figures)] if options.long else tables, options)
     return 0

@@ -27,7 +27,7 @@ MOST_SCORE = 100.0
 TRAINING = "training"  # the task of memory and times
 
 
-class Setting(NamedTuple):
+class PublishedSetting(NamedTuple):
     """What two figures must share to be compared; `length` of training may be empty."""
 
     source: str
@@ -77,8 +77,8 @@ class Figure:
     comment: str
 
     @property
-    def setting(self) -> Setting:
-        return Setting(self.source, self.model, self.data, self.task, self.metric, self.length)
+    def setting(self) -> PublishedSetting:
+        return PublishedSetting(self.source, self.model, self.data, self.task, self.metric, self.length)
 
 
 COLUMNS = [field.name for field in fields(Figure)]
@@ -94,7 +94,7 @@ def published_figures(folder: Path) -> list[Figure]:
 
 
 def _read(path: Path) -> Iterator[Figure]:
-    seen: dict[tuple[Setting, str, int | None], int] = {}
+    seen: dict[tuple[PublishedSetting, str, int | None], int] = {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != COLUMNS:

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from harness.plugins.articles.claims import Decision
 from harness.plugins.articles.forest import LOOKS, UNITS, Unit
-from harness.plugins.articles.published_rules import Part, PublishedVerdict
+from harness.plugins.articles.published_rules import PublishedPart, PublishedVerdict
 from harness.record import short
 from harness.report.figures.style import (
     COLUMN,
@@ -37,16 +37,16 @@ LEAST, MOST = 0.2, 5.0  # ends of an axis of ratios at most: intervals of two so
 @mpl.rc_context(STYLE)
 def published_forest(verdicts: Sequence[PublishedVerdict]) -> Drawn | None:
     """A panel for each claim of one part with at least two sources; None if there is none."""
-    shown = [v for v in verdicts if len(v.parts) == 1 and len(v.part.votes) >= SOURCES and v.part.pooled is not None]
-    if not shown:
+    panelled = [v for v in verdicts if len(v.parts) == 1 and len(v.part.votes) >= SOURCES and v.part.pooled is not None]
+    if not panelled:
         return None
-    heights = [HEAD + ROW * (len(verdict.part.votes) + 1) for verdict in shown]
+    heights = [HEAD + ROW * (len(verdict.part.votes) + 1) for verdict in panelled]
     figure = ShownFigure(figsize=(COLUMN, sum(heights)))
-    panels = figure.subplots(len(shown), height_ratios=heights, squeeze=False).flat
-    for verdict, axes in zip(shown, panels, strict=True):
+    panels = figure.subplots(len(panelled), height_ratios=heights, squeeze=False).flat
+    for verdict, axes in zip(panelled, panels, strict=True):
         add_title(figure, axes, f"{verdict.claim.name}: {verdict.decision}")
         _panel(axes, verdict, UNITS[verdict.claim.shown])
-    decisions: list[Decision] = list(dict.fromkeys(verdict.decision for verdict in shown))
+    decisions: list[Decision] = list(dict.fromkeys(verdict.decision for verdict in panelled))
     points = {f"mean, {d}": legend_point(LOOKS[d][0], mfc=LOOKS[d][1]) for d in decisions}
     add_legend(figure, {"source": legend_point(LOOKS["not decided"][0], mfc="0.15"), **points})
     return Drawn(
@@ -65,9 +65,9 @@ def _panel(axes: Axes, verdict: PublishedVerdict, unit: Unit) -> None:
             begin, end = (min(max(unit.factor * bound, low), high) for bound in zone)
             axes.axvspan(begin, end, color=shade, linewidth=0, zorder=0)
     for y, vote in enumerate(part.votes):
-        settings = [unit.factor * part.shown(effect.interval()).value for effect in vote.effects]
+        settings = [unit.factor * part.in_unit(effect.interval()).value for effect in vote.effects]
         axes.plot(settings, [y] * len(settings), **SETTING)
-        _bar(axes, y, part.shown(vote.interval()), unit, (low, high), SOURCE)
+        _bar(axes, y, part.in_unit(vote.interval()), unit, (low, high), SOURCE)
     _mean(axes, len(part.votes), verdict, unit, (low, high))
     axes.axvline(unit.none if unit.none is not None else low, color="0.4", linewidth=0.6)
     axes.set_xscale(unit.scale)
@@ -86,12 +86,12 @@ def _mean(axes: Axes, y: int, verdict: PublishedVerdict, unit: Unit, limits: tup
     part, (look, fill) = verdict.part, LOOKS[verdict.decision]
     if part.pooled is None:
         return
-    predicted = part.shown(part.pooled.prediction())
+    predicted = part.in_unit(part.pooled.prediction())
     if not math.isnan(predicted.low):
         ends = [min(max(unit.factor * end, limits[0]), limits[1]) for end in predicted[1:]]
         axes.plot(ends, [y, y], color=look.colour, linewidth=0.6)
     style: Style = {**POOLED, "color": look.colour, "mfc": fill}
-    _bar(axes, y, part.shown(part.pooled.interval()), unit, limits, style)
+    _bar(axes, y, part.in_unit(part.pooled.interval()), unit, limits, style)
 
 
 def _bar(axes: Axes, y: int, effect: Interval, unit: Unit, limits: tuple[float, float], style: Style) -> None:
@@ -100,14 +100,14 @@ def _bar(axes: Axes, y: int, effect: Interval, unit: Unit, limits: tuple[float, 
     axes.errorbar(value, y, xerr=[[value - low], [high - value]], capsize=0, **style)
 
 
-def _limits(part: Part, unit: Unit) -> tuple[float, float]:
+def _limits(part: PublishedPart, unit: Unit) -> tuple[float, float]:
     """The ends of the axis, with all effects and the mean's interval on it; of a ratio within LEAST and MOST."""
     intervals = [vote.interval() for vote in part.votes]
     scaled = [end for interval in intervals for end in interval] + [effect.value for effect in part.effects]
     scaled += [] if part.pooled is None else [*part.pooled.interval()]
-    known = [unit.factor * part.shown(Interval(end, end, end)).value for end in scaled]
-    known += [] if unit.none is None else [unit.none]
+    ends = [unit.factor * part.in_unit(Interval(end, end, end)).value for end in scaled]
+    ends += [] if unit.none is None else [unit.none]
     if unit.scale == "log":
-        return max(min(known) / 1.05, LEAST), min(max(known) * 1.05, MOST)
-    beyond = 0.04 * (max(known) - min(known))
-    return min(known) - beyond, max(known) + beyond
+        return max(min(ends) / 1.05, LEAST), min(max(ends) * 1.05, MOST)
+    beyond = 0.04 * (max(ends) - min(ends))
+    return min(ends) - beyond, max(ends) + beyond

@@ -28,7 +28,7 @@ from harness.plugins.articles.claims import (
 )
 from harness.plugins.articles.merged import sure_somewhere, surely
 from harness.plugins.articles.meta_analysis import RandomEffects, random_effects
-from harness.plugins.articles.published_figures import Ability, Figure, Metric, Setting
+from harness.plugins.articles.published_figures import Ability, Figure, Metric, PublishedSetting
 from harness.plugins.articles.rules import hold_all
 from harness.report.statistics import ALPHA, Interval, Statistic
 
@@ -88,7 +88,7 @@ class Effect:
     some of it is borrowed, or unknown in its degrees of freedom.
     """
 
-    setting: Setting
+    setting: PublishedSetting
     billions: float
     value: float
     error: float
@@ -120,7 +120,7 @@ class Vote:
 
 
 @dataclass(frozen=True)
-class Part:
+class PublishedPart:
     """A contrast, the votes on it and their meta-analysis (None without votes), and the judgement on them."""
 
     name: str
@@ -133,7 +133,7 @@ class Part:
     def effects(self) -> list[Effect]:
         return [effect for vote in self.votes for effect in vote.effects]
 
-    def shown(self, interval: Interval) -> Interval:
+    def in_unit(self, interval: Interval) -> Interval:
         """An interval of this part in the unit of the claim."""
         return _unscaled(interval, self.contrast.bounds.ratio)
 
@@ -144,8 +144,8 @@ class PublishedVerdict:
 
     claim: Claim
     judgement: Judgement
-    parts: tuple[Part, ...]
-    part: Part
+    parts: tuple[PublishedPart, ...]
+    part: PublishedPart
 
     @property
     def decision(self) -> Decision:
@@ -167,7 +167,7 @@ class PublishedVerdict:
         """Whether another source may decide otherwise: the prediction interval is not on the verdict's side."""
         if self.part.pooled is None or self.decision not in (SUPPORTED, REFUTED):
             return False
-        predicted = self.part.shown(self.part.pooled.prediction())
+        predicted = self.part.in_unit(self.part.pooled.prediction())
         return self.part.contrast.bounds.judge(predicted) != self.decision
 
 
@@ -199,8 +199,8 @@ def _verdict(
         judgement = parts[0].judgement
     else:
         judgement = _hold_each(judgements) if rule.holds == "all" else _hold_any(judgements)
-    shown = next((part for part in parts if part.judgement.effect is judgement.effect), parts[0])
-    return PublishedVerdict(claim, judgement, parts, shown)
+    closest = next((part for part in parts if part.judgement.effect is judgement.effect), parts[0])
+    return PublishedVerdict(claim, judgement, parts, closest)
 
 
 def _hold_each(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
@@ -229,20 +229,22 @@ def _hold_any(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
             return SUPPORTED
         return REFUTED if all(j.among(comparisons) == REFUTED for _, j in measured) else OPEN
 
-    name, shown = max(measured, key=lambda part: part[1].effect.value if part[1].effect else -math.inf)
+    name, largest = max(measured, key=lambda part: part[1].effect.value if part[1].effect else -math.inf)
     decision = decide(1)
     why = f"{name} has the largest effect"
-    why = f"{why}: {shown.why[0].lower()}{shown.why[1:]}" if decision == OPEN and shown.why else why
+    why = f"{why}: {largest.why[0].lower()}{largest.why[1:]}" if decision == OPEN and largest.why else why
     used = names([judgement for _, judgement in measured])
-    return replace(shown, decision=decision, records=used, why=why, corrected=decide)
+    return replace(largest, decision=decision, records=used, why=why, corrected=decide)
 
 
-def _part(name: str, contrast: Contrast, figures: Sequence[Figure], borrowed: Mapping[str, float | None]) -> Part:
+def _part(
+    name: str, contrast: Contrast, figures: Sequence[Figure], borrowed: Mapping[str, float | None]
+) -> PublishedPart:
     counted = [figure for figure in figures if contrast.counts(figure)]
-    by_setting: dict[Setting, list[Figure]] = defaultdict(list)
+    by_setting: dict[PublishedSetting, list[Figure]] = defaultdict(list)
     for figure in counted:
         by_setting[figure.setting].append(figure)
-    lengths: dict[Setting, list[Effect]] = defaultdict(list)
+    lengths: dict[PublishedSetting, list[Effect]] = defaultdict(list)
     for setting, group in by_setting.items():
         if (effect := _effect(setting, group, contrast, borrowed)) is not None:
             lengths[setting._replace(length="")].append(effect)
@@ -251,7 +253,7 @@ def _part(name: str, contrast: Contrast, figures: Sequence[Figure], borrowed: Ma
         by_source[setting.source].append(_over_lengths(setting, several))
     votes = tuple(Vote(source, tuple(effects)) for source, effects in by_source.items())
     pooled = random_effects([vote.value for vote in votes], [vote.error for vote in votes]) if votes else None
-    return Part(name, contrast, votes, pooled, _judgement(contrast, votes, pooled))
+    return PublishedPart(name, contrast, votes, pooled, _judgement(contrast, votes, pooled))
 
 
 def _judgement(contrast: Contrast, votes: Sequence[Vote], pooled: RandomEffects | None) -> Judgement:
@@ -283,16 +285,16 @@ def _corrected(effect: Effect, ratio: bool) -> Callable[[float], Interval]:
     return lambda comparisons: _unscaled(effect.interval(ALPHA / comparisons), ratio)
 
 
-def _over_lengths(setting: Setting, effects: Sequence[Effect]) -> Effect:
+def _over_lengths(setting: PublishedSetting, effects: Sequence[Effect]) -> Effect:
     """One effect of those at several lengths of the same runs, with the error of a single one."""
     freedoms = [effect.freedom for effect in effects]
-    known = [freedom for freedom in freedoms if freedom is not None]
+    own = [freedom for freedom in freedoms if freedom is not None]
     return replace(
         effects[0],
         setting=setting,
         value=fmean(effect.value for effect in effects),
         error=math.sqrt(fmean(effect.error**2 for effect in effects)),
-        freedom=min(known) if len(known) == len(freedoms) else None,
+        freedom=min(own) if len(own) == len(freedoms) else None,
         borrowed=any(effect.borrowed for effect in effects),
     )
 
@@ -308,7 +310,7 @@ class _Side:
 
 
 def _effect(
-    setting: Setting, group: Sequence[Figure], contrast: Contrast, borrowed: Mapping[str, float | None]
+    setting: PublishedSetting, group: Sequence[Figure], contrast: Contrast, borrowed: Mapping[str, float | None]
 ) -> Effect | None:
     """The effect in one setting; None if a side, or its error, is missing."""
     pairs = []
@@ -321,13 +323,13 @@ def _effect(
     values = [fmean(s.value for s in ones) - fmean(s.value for s in others) for ones, others in pairs]
     shares = [(s, 1 / len(side) / len(pairs)) for pair in pairs for side in pair for s in side]
     square = math.fsum(share**2 * side.square for side, share in shares)
-    known = [(side.square * share**2, side.freedom) for side, share in shares]
+    terms = [(side.square * share**2, side.freedom) for side, share in shares]
     return Effect(
         setting,
         group[0].billions,
         fmean(values),
         math.sqrt(square),
-        _welch(square, known),
+        _welch(square, terms),
         any(side.borrowed for side, _ in shares),
     )
 

@@ -10,10 +10,9 @@ import pandas as pd
 
 from harness import units
 from harness.plugins.articles import meanings
-from harness.plugins.articles.article import Article, interval_text
-from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL
+from harness.plugins.articles.article import Article, interval_text, tally_of
 from harness.plugins.articles.published_figures import Figure
-from harness.plugins.articles.published_rules import Part, PublishedVerdict
+from harness.plugins.articles.published_rules import PublishedPart, PublishedVerdict
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import TEXT_COLUMNS, Table
@@ -28,19 +27,20 @@ def verdict_table(article: Article, verdicts: Sequence[PublishedVerdict], explai
 
     explained: whether claims come in words, with why they are open. `data` has a row for each part of a claim.
     """
-    known = [verdict for verdict in verdicts if verdict.judgement.effect is not None]
+    judged = [verdict for verdict in verdicts if verdict.judgement.effect is not None]
     unknown = [verdict.claim.name for verdict in verdicts if verdict.judgement.effect is None]
+    counts = tally_of(verdict.decision for verdict in judged)
     return Table(
-        title=f"Claims of “{article.title}” on others' published results: {tally(known)}",
+        title=f"Claims of “{article.title}” on others' published results: {counts}",
         columns=["Claim", "Verdict", "Effect", "Another source", "τ", "I²", "Sources", "Models", "Remark"],
-        rows=[_row(verdict) for verdict in known],
+        rows=[_row(verdict) for verdict in judged],
         caption=[
             "Effect: the mean over sources, with its 95% interval (random effects, Paule and Mandel, Hartung and "
             "Knapp). Another source: where one more source would lie, in 95% of cases. τ: how far sources truly "
             "differ, as a standard deviation (of ratios as a factor). I²: the share of variance that is no error. Of a "
             "claim of several parts, the part that is closest to contradicting it.",
-            *(meanings.line(verdict.claim) for verdict in known if explained),
-            *(f"{v.claim.name}: {v.judgement.why}." for v in known if explained and v.judgement.why),
+            *(meanings.line(verdict.claim) for verdict in judged if explained),
+            *(f"{v.claim.name}: {v.judgement.why}." for v in judged if explained and v.judgement.why),
             *([f"Not judged, since no figures were collected: {', '.join(unknown)}."] if unknown else []),
             *([] if explained else ["`--long` has each claim in words, each setting's effect and the sources."]),
         ],
@@ -81,15 +81,6 @@ def _addresses(verdicts: Sequence[PublishedVerdict], figures: Sequence[Figure]) 
     return [f"{s}: {addresses[s]}" + (f" (read: {copies[s]})" if s in copies else "") + "." for s in used]
 
 
-def tally(verdicts: Sequence[PublishedVerdict]) -> str:
-    """2 supported, 1 refuted, 3 dependent on the setting, 5 not decided"""
-    words = {DEPENDS: "dependent on the setting"}
-    counts = {decision: sum(v.decision == decision for v in verdicts) for decision in (SUPPORTED, REFUTED, OPEN)}
-    rare = {decision: sum(v.decision == decision for v in verdicts) for decision in (TOO_SMALL, DEPENDS)}
-    shown = [(SUPPORTED, counts), (REFUTED, counts), *((d, rare) for d in rare if rare[d]), (OPEN, counts)]
-    return ", ".join(f"{of[decision]} {words.get(decision, decision)}" for decision, of in shown)
-
-
 def sizes_text(verdict: PublishedVerdict) -> str:
     """3 to 8B, the sizes of the models; the sign of a missing value without figures."""
     if verdict.billions is None:
@@ -103,14 +94,14 @@ def sources_text(verdict: PublishedVerdict) -> str:
 
 
 def _row(verdict: PublishedVerdict) -> list[str]:
-    pooled, shown = verdict.part.pooled, verdict.claim.shown
+    pooled, text = verdict.part.pooled, verdict.claim.shown
     alone = pooled is None or pooled.sources < 2
-    predicted = None if pooled is None else verdict.part.shown(pooled.prediction())
+    predicted = None if pooled is None else verdict.part.in_unit(pooled.prediction())
     return [
         verdict.claim.name,
         verdict.decision,
-        interval_text(verdict.judgement.effect, shown),
-        ABSENT if predicted is None or math.isnan(predicted.low) else _ends(predicted, shown),
+        interval_text(verdict.judgement.effect, text),
+        ABSENT if predicted is None or math.isnan(predicted.low) else _ends(predicted, text),
         ABSENT if alone or pooled is None else _tau(verdict, pooled.tau),
         ABSENT if alone or pooled is None else f"{pooled.i_squared:.0%}",
         str(len(verdict.sources)),
@@ -119,8 +110,8 @@ def _row(verdict: PublishedVerdict) -> list[str]:
     ]
 
 
-def _ends(interval: Interval, shown: Callable[[float], str]) -> str:
-    low, high = (shown(end).partition(" ")[0] for end in interval[1:])
+def _ends(interval: Interval, text: Callable[[float], str]) -> str:
+    low, high = (text(end).partition(" ")[0] for end in interval[1:])
     return f"{low} to {high}"
 
 
@@ -141,7 +132,7 @@ def remark(verdict: PublishedVerdict) -> str:
 def _effects(verdict: PublishedVerdict) -> Iterator[list[str]]:
     for part in verdict.parts:
         for effect in part.effects:
-            interval = interval_text(part.shown(effect.interval()), verdict.claim.shown)
+            interval = interval_text(part.in_unit(effect.interval()), verdict.claim.shown)
             error, setting = "borrowed" if effect.borrowed else "own", effect.setting
             yield [verdict.claim.name, _part_name(verdict, part), setting.source, setting.label, interval, error]
 
@@ -149,22 +140,22 @@ def _effects(verdict: PublishedVerdict) -> Iterator[list[str]]:
 def _votes(verdict: PublishedVerdict) -> Iterator[list[str]]:
     for part in verdict.parts:
         for vote in part.votes:
-            interval = interval_text(part.shown(vote.interval()), verdict.claim.shown)
+            interval = interval_text(part.in_unit(vote.interval()), verdict.claim.shown)
             borrowed = sum(effect.borrowed for effect in vote.effects)
             error = "own" if not borrowed else "borrowed" if borrowed == len(vote.effects) else "own and borrowed"
             settings = str(len(vote.effects))
             yield [verdict.claim.name, _part_name(verdict, part), vote.source, settings, interval, error]
 
 
-def _part_name(verdict: PublishedVerdict, part: Part) -> str:
+def _part_name(verdict: PublishedVerdict, part: PublishedPart) -> str:
     return part.name if len(verdict.parts) > 1 else ABSENT
 
 
 def _data(verdict: PublishedVerdict) -> Iterator[dict[str, Any]]:
     for part in verdict.parts:
         nothing = Interval(math.nan, math.nan, math.nan)
-        effect = nothing if part.pooled is None else part.shown(part.pooled.interval())
-        predicted = nothing if part.pooled is None else part.shown(part.pooled.prediction())
+        effect = nothing if part.pooled is None else part.in_unit(part.pooled.interval())
+        predicted = nothing if part.pooled is None else part.in_unit(part.pooled.prediction())
         yield {
             "claim": verdict.claim.name,
             "text": verdict.claim.text,
