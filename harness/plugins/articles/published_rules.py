@@ -339,7 +339,7 @@ def _compared(group: Sequence[Figure], contrast: Contrast) -> list[tuple[list[Fi
     ones = {figure.rank: figure for figure in group if figure.method == contrast.one}
     others = {figure.rank: figure for figure in group if figure.method == contrast.other}
     if contrast.ranks == "equal":
-        return [([ones[rank]], [others[rank]]) for rank in ones if rank in others]
+        return [([ones[rank]], [others[rank]]) for rank in ones if rank is not None and rank in others]
     if contrast.ranks == "high and low":
         high, low = ([ones[rank] for rank in ranks if rank in ones] for ranks in (HIGH_RANKS, LOW_RANKS))
         return [(high, low)] if high and low else []

@@ -113,6 +113,8 @@ def test_an_adapter_stands_at_its_highest_rank_or_at_equal_ranks(tmp_path):
         verdict(found, c).parts[0].votes[0].value for c in (FULL_LORA, Contrast("dora", "lora", BETTER, ranks="equal"))
     )
     assert (highest, equal) == (pytest.approx(0.05), pytest.approx((0.10 + 0.02) / 2))
+    unranked = figures(tmp_path, scored("dora", 60), scored("lora", 50))
+    assert verdict(unranked, Contrast("dora", "lora", BETTER, ranks="equal")).parts[0].votes == ()
     ranks = Contrast("lora", "lora", BETTER, ranks="high and low")
     assert verdict(found, ranks).parts[0].votes[0].value == pytest.approx(0.15)
 
