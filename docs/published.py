@@ -27,7 +27,7 @@ from harness.report.tables.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "studies.md", ROOT / "docs" / "verdicts.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("studies", "verdicts", "published-results"))]
 BLOCK = re.compile(r"(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PICTURES = {  # by name of the file: figure, study
     "pareto": ("accuracy_memory", "reference/study_skill"),

@@ -14,7 +14,7 @@ from harness.record import read_study
 sys.path.append(str(ROOT / "docs"))
 import published
 
-README, STUDIES, VERDICTS = published.PAGES
+README, STUDIES, VERDICTS, OTHERS = published.PAGES
 BLOCKS = [
     (page, kind, study) for page in published.PAGES for kind, study in published.blocks(page) if kind in published.KINDS
 ]
@@ -47,10 +47,12 @@ def test_pages_have_all_tables():
         ("summary", "beyond_lora"),
         ("decided", "beyond_lora"),
         ("decided", "lora_without_regret"),
+        ("others", "beyond_lora"),
         ("said", "beyond_lora"),
         ("said", "lora_without_regret"),
         ("article", "reference/smollm2"),
     ]
+    assert published.blocks(OTHERS) == [("published", "beyond_lora")]
 
 
 def test_the_committed_study_is_whole():

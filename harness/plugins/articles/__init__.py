@@ -17,10 +17,13 @@ PLUGIN = Plugin(
         "decided": "harness.plugins.articles.decided:table",
         "headline": "harness.plugins.articles.decided:headline",
         "said": "harness.plugins.articles.decided:said",
+        "others": "harness.plugins.articles.decided:others",
+        "published": "harness.plugins.articles.decided:published_results",
         "summary": "harness.plugins.articles.decided:summary",
         "article": "harness.plugins.articles.decided:article_table",
     },
     doc_files={
+        "docs/figures/published.svg": "harness.plugins.articles.decided:published_picture",
         "docs/figures/verdicts.svg": "harness.plugins.articles.decided:picture",
         "results/reference/smollm2/CLAIMS.md": "harness.plugins.articles.decided:verdicts_of_smollm2",
     },

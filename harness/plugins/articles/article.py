@@ -14,7 +14,7 @@ import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,17 +28,21 @@ from harness.plugins.articles.claims import (
     SUPPORTED,
     TOO_SMALL,
     Claim,
+    Decision,
     Verdict,
     enough_seeds,
 )
 from harness.plugins.articles.designed import DECIDED_BY
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, merge
+from harness.plugins.articles.published_figures import Figure
+from harness.plugins.articles.published_rules import PublishedRule, PublishedVerdict, published_verdicts
 from harness.plugins.articles.rule_version import names
 from harness.record import Record
 from harness.report.answer.next_run import listed
 from harness.report.items.answered import Items
 from harness.report.planned import study_plan
+from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import Table
 
@@ -52,6 +56,7 @@ class Article:
 
     name: of its folder. title, source: what to call it, and who published it where. caption: sentences below its
     verdicts. table: makes its table from records and the folder of their study (None: no scores are compared).
+    published: how others' published figures decide its claims, by claim.
     """
 
     name: str
@@ -60,6 +65,7 @@ class Article:
     claims: Mapping[str, Claim]
     caption: Sequence[str]
     table: Callable[[Sequence[Record], Path | None], Table] | None = None
+    published: Mapping[str, PublishedRule] = field(default_factory=dict)
 
     def verdicts(self, records: Sequence[Record], folder: Items | None) -> list[Verdict]:
         """The verdicts on each claim: one for each place with an effect, else the one with the most evidence.
@@ -95,6 +101,10 @@ class Article:
         verdicts = [verdict for records, folder in studies for verdict in self.verdicts(records, folder)]
         return merge(verdicts, DECIDED_BY.get(self.name))
 
+    def judged_by_others(self, figures: Sequence[Figure]) -> list[PublishedVerdict]:
+        """The verdicts of others' published figures, on the claims that such figures can decide."""
+        return published_verdicts(self.claims, self.published, figures)
+
 
 def find(name: str) -> Article:
     """The article of the folder `name`; UserError for an unknown one."""
@@ -115,7 +125,12 @@ def judged_articles(study: StudyResults) -> list[tuple[Article, ArticleVerdicts]
 
 def tally(verdicts: Sequence[JudgedClaim]) -> str:
     """How many claims are supported, refuted and not decided, and how many have each rarer verdict."""
-    counts = Counter(verdict.decision for verdict in verdicts)
+    return tally_of(verdict.decision for verdict in verdicts)
+
+
+def tally_of(decisions: Iterable[Decision]) -> str:
+    """The same of decisions: 2 supported, 1 refuted, 3 dependent on the setting, 5 not decided."""
+    counts = Counter(decisions)
     rare = {TOO_SMALL: TOO_SMALL, DEPENDS: "dependent on the setting"}
     parts = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
     parts += [f"{counts[decision]} {words}" for decision, words in rare.items() if counts[decision]]
@@ -138,7 +153,11 @@ def to_decide(verdict: JudgedClaim) -> str:
 
 def effect_text(verdict: JudgedClaim) -> str:
     """The effect, with its 95% interval if it is known; the unit stands once."""
-    effect, shown = verdict.judgement.effect, verdict.claim.shown
+    return interval_text(verdict.judgement.effect, verdict.claim.shown)
+
+
+def interval_text(effect: Interval | None, shown: Callable[[float], str]) -> str:
+    """`effect_text` of an effect and the format of its claim."""
     if effect is None:
         return ABSENT
     if math.isnan(effect.low) or effect.low == effect.high:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cli import results
+from harness.cli.output import render
 from harness.cli.parser import CommandLine, add_tables
 from harness.errors import UserError
 from harness.record import Record
 
 if TYPE_CHECKING:
+    from harness.plugins.articles.article import Article
     from harness.report.tables.table import Table
 
 ARTICLE = "beyond_lora"  # the default of --article
@@ -41,6 +43,11 @@ def add(command_line: CommandLine) -> None:
         "--long", action="store_true", help="also each claim in words, each study's verdict, remarks and commands"
     )
     parser.add_argument(
+        "--published",
+        action="store_true",
+        help="judge the claims on others' published results: the tables of RESULTS/published/, by a meta-analysis",
+    )
+    parser.add_argument(
         "--article", default=ARTICLE, metavar="NAME", help=f"article whose claims are judged (default: {ARTICLE})"
     )
 
@@ -62,14 +69,32 @@ def table(options: argparse.Namespace) -> int:
 
 
 def claims(options: argparse.Namespace) -> int:
-    """Render the verdicts of all studies, or of one, on an article's claims."""
+    """Render the verdicts of all studies, or of one, on an article's claims; with --published of others' results."""
     from harness.plugins.articles.article import find
     from harness.plugins.articles.verdict_tables import claim_lines, claim_tables
 
     article = find(options.article)
+    if options.published:
+        return _published(article, options)
 
     def tables(studies: Sequence[tuple[list[Record], Path]]) -> list[Table]:
         verdicts = article.merged(studies)
         return claim_tables(article, verdicts, explained=True) if options.long else [claim_lines(article, verdicts)]
 
     return results.render_joined(options, tables)
+
+
+def _published(article: Article, options: argparse.Namespace) -> int:
+    """Render the verdicts of others' published results."""
+    from harness.plugins.articles.published_figures import FOLDER, published_figures
+    from harness.plugins.articles.published_tables import effect_table, verdict_table
+
+    if options.study is not None:
+        raise UserError("--published can't be combined with --study: its tables are of no study.")
+    if not article.published:
+        raise UserError(f"--article {article.name} has no claims that are judged on published results.")
+    figures = published_figures(options.results_dir / FOLDER)
+    verdicts = article.judged_by_others(figures)
+    tables = [verdict_table(article, verdicts, explained=options.long)]
+    render([*tables, effect_table(verdicts, figures)] if options.long else tables, options)
+    return 0

@@ -15,19 +15,25 @@ from tabulate import tabulate
 
 from harness.config import ROOT
 from harness.plugins.articles import meanings
-from harness.plugins.articles.article import effect_text, every, find, tally
+from harness.plugins.articles.article import effect_text, every, find, interval_text, tally
 from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL
 from harness.plugins.articles.designed import DECIDED_BY
 from harness.plugins.articles.forest import forest
 from harness.plugins.articles.merged import ArticleVerdicts, MergedVerdict
+from harness.plugins.articles.published_figures import FOLDER, published_figures
+from harness.plugins.articles.published_forest import published_forest
+from harness.plugins.articles.published_rules import PublishedVerdict
+from harness.plugins.articles.published_tables import sizes_text, source_table, sources_text, verdict_table
 from harness.plugins.articles.verdict_tables import claim_tables, not_judged_text, studies_text
 from harness.record import Record, read_study, studies
 from harness.report.answer.advice import listed
+from harness.report.tables.entries import ABSENT
 from harness.report.tables.formats import document
 
 RESULTS = ROOT / "results"
 REFERENCE = RESULTS / "reference"
 MODEL = "smollm2-135m"  # and what is made of it, as smollm2-135m-instruct
+OURS = "135M"  # weights of it
 
 HEADLINE = {"beyond_lora": ("qlora-memory", "dora-task", "rank-capacity", "lr-ratio")}  # memory, method, rank, rate
 
@@ -109,6 +115,50 @@ def _line(merged: MergedVerdict, whole: bool) -> str:
 
 def _without_brackets(merged: MergedVerdict) -> str:
     return re.sub(r" \([^)]*\)", "", merged.claim.text)
+
+
+def others(article: str) -> str:
+    """A row a claim: what the article says, what we measured, and what others did."""
+    ours = {merged.claim.name: merged for merged in verdicts(article).judged}
+    theirs = {verdict.claim.name: verdict for verdict in others_verdicts(article)}
+    rows = []
+    for name, claim in find(article).claims.items():
+        merged, verdict = ours.get(name), theirs.get(name)
+        measured = ABSENT if merged is None else f"**{merged.decision}** {effect_text(merged)}"
+        rows.append([name, claim.text, measured, ABSENT if verdict is None else _of_others(verdict)])
+    headers = ["Claim", "The article says", f"We measured ({OURS})", "Others measured"]
+    return tabulate(rows, headers, "pipe", disable_numparse=True) + "\n"
+
+
+def _of_others(verdict: PublishedVerdict) -> str:
+    """**depends** 0.606× (0.395× to 0.928×), 6 sources, 3.2 to 8B"""
+    if verdict.judgement.effect is None:
+        return ABSENT
+    effect = interval_text(verdict.judgement.effect, verdict.claim.shown)
+    return ", ".join([f"**{verdict.decision}** {effect}", sources_text(verdict), sizes_text(verdict)])
+
+
+def published_results(article: str) -> str:
+    """The verdicts of others' published results, and the effect of each source, in Markdown."""
+    judged = others_verdicts(article)
+    figures = published_figures(RESULTS / FOLDER)
+    first = replace(verdict_table(find(article), judged), caption=verdict_table(find(article), judged).caption[:-1])
+    whys = [f"{v.claim.name}: {v.judgement.why}." for v in judged if v.judgement.effect and v.judgement.why]
+    return document([replace(first, caption=[*first.caption, *whys]), source_table(judged, figures)], "md")
+
+
+def published_picture() -> str:
+    """The effects that others published, as SVG."""
+    figure = published_forest(others_verdicts("beyond_lora"))
+    if figure is None:
+        raise ValueError("There is nothing to draw of others' results.")
+    return figure.svg()
+
+
+@functools.cache  # tables and picture show the same
+def others_verdicts(article: str) -> list[PublishedVerdict]:
+    """The verdicts of the published figures that others measured."""
+    return find(article).judged_by_others(published_figures(RESULTS / FOLDER))
 
 
 def claims(article: str) -> str:

@@ -7,6 +7,7 @@ that models behind an API are worth a comparison, and that these can write train
 from harness.plugins.articles.article import Article
 from harness.plugins.articles.beyond_lora import alpha, dora, forgetting, galore, hyperparameters, lora, memory
 from harness.plugins.articles.beyond_lora.meanings import MEANINGS
+from harness.plugins.articles.beyond_lora.published import PUBLISHED
 from harness.plugins.articles.beyond_lora.table import table
 from harness.plugins.articles.meanings import meant
 
@@ -27,4 +28,5 @@ ARTICLE = Article(
         "exact; memory holds for its batch, model and device, and runs of it count as varying by at least 1.5%.",
     ],
     table=table,
+    published=PUBLISHED,
 )

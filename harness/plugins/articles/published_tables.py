@@ -1,0 +1,173 @@
+"""The verdicts of others' published results as tables: a line a claim, and the effect in each setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness import units
+from harness.plugins.articles import meanings
+from harness.plugins.articles.article import Article, interval_text, tally_of
+from harness.plugins.articles.published_figures import Figure
+from harness.plugins.articles.published_rules import PublishedPart, PublishedVerdict
+from harness.report.statistics import Interval
+from harness.report.tables.entries import ABSENT
+from harness.report.tables.table import TEXT_COLUMNS, Table
+
+UNCERTAIN = "another source may differ"
+BORROWED = "Error: own, or borrowed from the runs of other figures. Each interval is of one row alone."
+TEXTS = (*TEXT_COLUMNS, "Part", "Source", "Setting", "Error")
+
+
+def verdict_table(article: Article, verdicts: Sequence[PublishedVerdict], explained: bool = False) -> Table:
+    """A line a claim with figures: verdict, pooled effect, where one more source would be, and how sources differ.
+
+    explained: whether claims come in words, with why they are open. `data` has a row for each part of a claim.
+    """
+    judged = [verdict for verdict in verdicts if verdict.judgement.effect is not None]
+    unknown = [verdict.claim.name for verdict in verdicts if verdict.judgement.effect is None]
+    counts = tally_of(verdict.decision for verdict in judged)
+    return Table(
+        title=f"Claims of “{article.title}” on others' published results: {counts}",
+        columns=["Claim", "Verdict", "Effect", "Another source", "τ", "I²", "Sources", "Models", "Remark"],
+        rows=[_row(verdict) for verdict in judged],
+        caption=[
+            "Effect: the mean over sources, with its 95% interval (random effects, Paule and Mandel, Hartung and "
+            "Knapp). Another source: where one more source would lie, in 95% of cases. τ: how far sources truly "
+            "differ, as a standard deviation (of ratios as a factor). I²: the share of variance that is no error. Of a "
+            "claim of several parts, the part that is closest to contradicting it.",
+            *(meanings.line(verdict.claim) for verdict in judged if explained),
+            *(f"{v.claim.name}: {v.judgement.why}." for v in judged if explained and v.judgement.why),
+            *([f"Not judged, since no figures were collected: {', '.join(unknown)}."] if unknown else []),
+            *([] if explained else ["`--long` has each claim in words, each setting's effect and the sources."]),
+        ],
+        data=pd.DataFrame([values for verdict in verdicts for values in _data(verdict)]),
+        text_columns=TEXTS,
+    )
+
+
+def effect_table(verdicts: Sequence[PublishedVerdict], figures: Sequence[Figure]) -> Table:
+    """A row for each setting in which a claim has an effect, and where its sources stand."""
+    return Table(
+        title="Effects in each setting",
+        columns=["Claim", "Part", "Source", "Setting", "Effect", "Error"],
+        rows=[row for verdict in verdicts for row in _effects(verdict)],
+        caption=[BORROWED, *_addresses(verdicts, figures)],
+        data=None,
+        text_columns=TEXTS,
+    )
+
+
+def source_table(verdicts: Sequence[PublishedVerdict], figures: Sequence[Figure]) -> Table:
+    """A row for each source of a claim, and where it stands."""
+    return Table(
+        title="Effects by source",
+        columns=["Claim", "Part", "Source", "Settings", "Effect", "Error"],
+        rows=[row for verdict in verdicts for row in _votes(verdict)],
+        caption=[BORROWED, *_addresses(verdicts, figures)],
+        data=None,
+        text_columns=TEXTS,
+    )
+
+
+def _addresses(verdicts: Sequence[PublishedVerdict], figures: Sequence[Figure]) -> list[str]:
+    """Where the sources of the verdicts stand, and what was read in their place."""
+    addresses = {figure.source: figure.address for figure in figures}
+    copies = {figure.source: figure.seen for figure in figures if figure.seen != "yes"}
+    used = sorted({source for verdict in verdicts for source in verdict.sources})
+    return [f"{s}: {addresses[s]}" + (f" (read: {copies[s]})" if s in copies else "") + "." for s in used]
+
+
+def sizes_text(verdict: PublishedVerdict) -> str:
+    """3 to 8B, the sizes of the models; the sign of a missing value without figures."""
+    if verdict.billions is None:
+        return ABSENT
+    least, most = (units.significant(size, 2).removesuffix(".0") for size in verdict.billions)
+    return f"{least}B" if least == most else f"{least} to {most}B"
+
+
+def sources_text(verdict: PublishedVerdict) -> str:
+    return units.plural(len(verdict.sources), "source")
+
+
+def _row(verdict: PublishedVerdict) -> list[str]:
+    pooled, text = verdict.part.pooled, verdict.claim.shown
+    alone = pooled is None or pooled.sources < 2
+    predicted = None if pooled is None else verdict.part.in_unit(pooled.prediction())
+    return [
+        verdict.claim.name,
+        verdict.decision,
+        interval_text(verdict.judgement.effect, text),
+        ABSENT if predicted is None or math.isnan(predicted.low) else _ends(predicted, text),
+        ABSENT if alone or pooled is None else _tau(verdict, pooled.tau),
+        ABSENT if alone or pooled is None else f"{pooled.i_squared:.0%}",
+        str(len(verdict.sources)),
+        sizes_text(verdict),
+        remark(verdict) or ABSENT,
+    ]
+
+
+def _ends(interval: Interval, text: Callable[[float], str]) -> str:
+    low, high = (text(end).partition(" ")[0] for end in interval[1:])
+    return f"{low} to {high}"
+
+
+def _tau(verdict: PublishedVerdict, tau: float) -> str:
+    """In the unit of the claim; of ratios the factor."""
+    if verdict.part.contrast.bounds.ratio:
+        return f"{units.significant(math.exp(tau), 3)}×"
+    return f"{100 * tau:.1f} points"
+
+
+def remark(verdict: PublishedVerdict) -> str:
+    """The part that is shown, where there are several, and what limits the verdict; may be empty."""
+    part = verdict.part.name if len(verdict.parts) > 1 else ""
+    one = "one source" if len(verdict.part.votes) == 1 else ""
+    return "; ".join(filter(None, [part, one, UNCERTAIN if verdict.uncertain else ""]))
+
+
+def _effects(verdict: PublishedVerdict) -> Iterator[list[str]]:
+    for part in verdict.parts:
+        for effect in part.effects:
+            interval = interval_text(part.in_unit(effect.interval()), verdict.claim.shown)
+            error, setting = "borrowed" if effect.borrowed else "own", effect.setting
+            yield [verdict.claim.name, _part_name(verdict, part), setting.source, setting.label, interval, error]
+
+
+def _votes(verdict: PublishedVerdict) -> Iterator[list[str]]:
+    for part in verdict.parts:
+        for vote in part.votes:
+            interval = interval_text(part.in_unit(vote.interval()), verdict.claim.shown)
+            borrowed = sum(effect.borrowed for effect in vote.effects)
+            error = "own" if not borrowed else "borrowed" if borrowed == len(vote.effects) else "own and borrowed"
+            settings = str(len(vote.effects))
+            yield [verdict.claim.name, _part_name(verdict, part), vote.source, settings, interval, error]
+
+
+def _part_name(verdict: PublishedVerdict, part: PublishedPart) -> str:
+    return part.name if len(verdict.parts) > 1 else ABSENT
+
+
+def _data(verdict: PublishedVerdict) -> Iterator[dict[str, Any]]:
+    for part in verdict.parts:
+        nothing = Interval(math.nan, math.nan, math.nan)
+        effect = nothing if part.pooled is None else part.in_unit(part.pooled.interval())
+        predicted = nothing if part.pooled is None else part.in_unit(part.pooled.prediction())
+        yield {
+            "claim": verdict.claim.name,
+            "text": verdict.claim.text,
+            "decision": verdict.decision,
+            "part": part.name,
+            "part_decision": part.judgement.decision,
+            **{"effect": effect.value, "low": effect.low, "high": effect.high},
+            **{"predicted_low": predicted.low, "predicted_high": predicted.high},
+            "tau": None if part.pooled is None else part.pooled.tau,
+            "i_squared": None if part.pooled is None else part.pooled.i_squared,
+            "settings": len(part.effects),
+            "borrowed": sum(effect.borrowed for effect in part.effects),
+            "sources": "; ".join(vote.source for vote in part.votes),
+            "why": verdict.judgement.why,
+        }
