@@ -16,7 +16,19 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from harness.errors import UserError
-from harness.job.data.columns import CHAT, OPTIONS, READERS, Item, check_prompt, limited, mapped, noisy, read
+from harness.job.data.columns import (
+    CHAT,
+    OPTIONS,
+    READERS,
+    Item,
+    check_prompt,
+    limited,
+    mapped,
+    noisy,
+    read,
+    text_before,
+)
+from harness.job.data.normalising import normalised
 from harness.job.models import hub
 from harness.settings import DataSettings
 
@@ -127,7 +139,10 @@ def from_file(
     share: float = 0.1,
     test_share: float = 0.0,
 ) -> dict[str, list[Item]]:
-    """The records of a file below data_root, or the working folder; the rest as in `from_hub`."""
+    """The records of a file below data_root, or the working folder; the rest as in `from_hub`.
+
+    The hash is of the normalised text, so that questions that differ in form alone are in one part.
+    """
     if path is None:
         raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(READERS)}.")
     rows = read(path)
@@ -135,7 +150,9 @@ def from_file(
     given = {field: column for field, column in columns.items() if column is not None}
     if CHAT in given:
         given = {field: given[field] for field in (CHAT, OPTIONS) if field in given}
-    return _held_out(mapped(rows, there, given, held_out_by, path), path, share, test_share)
+    items = mapped(rows, there, given, held_out_by, path)
+    keyed = [(normalised(text if held_out_by else text_before(item)), item) for text, item in items]
+    return _held_out(keyed, path, share, test_share)
 
 
 def _held_out(

@@ -138,7 +138,7 @@ class Tasks:
         """The sampled items' questions by task, without few-shot examples."""
         return {
             name: [
-                _asked(task, task.eval_docs[item])
+                task.questions[item] if isinstance(task, HeldOutTask) else _asked(task, task.eval_docs[item])
                 for leaf, task in loaded["tasks"].items()
                 for item in self.sample.get(leaf, [])
             ]

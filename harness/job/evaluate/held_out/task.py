@@ -26,7 +26,7 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU
 
 from harness.errors import UserError
-from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer
+from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer, text_before
 from harness.job.data.generators.reasoning_gym import Verifier
 from harness.job.data.preferences import REJECTED
 from harness.job.evaluate.held_out import matching
@@ -42,13 +42,19 @@ LAST_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"  # as in lm-eval's gsm8k
 class HeldOutTask(ConfigurableTask):
     """The records `docs` by split: prompt, answer, of a choice options and gold (an index), of a conversation turns.
 
-    bits: whether the bits per byte of the answers are measured as well. runs_code: whether answers are run as code.
+    questions: what each record of the test asks, without the prompt's words. bits: whether the bits per byte of the
+    answers are measured as well. runs_code: whether answers are run as code.
     """
 
     def __init__(
-        self, config: dict[str, Any], docs: dict[str, list[dict[str, Any]]], bits: bool, runs_code: bool = False
+        self,
+        config: dict[str, Any],
+        docs: dict[str, list[dict[str, Any]]],
+        questions: Sequence[str],
+        bits: bool,
+        runs_code: bool = False,
     ):
-        self._docs, self._bits, self.runs_code = docs, bits, runs_code
+        self.questions, self._docs, self._bits, self.runs_code = questions, docs, bits, runs_code
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -122,7 +128,9 @@ def task(
         config["process_results"] = verification(verifier)
         for doc in docs["test"]:
             doc["template"] = verifier.template(doc["question"])
-    return HeldOutTask(config, docs, kind == "text" and likelihoods, verifier is not None and verifier.runs_code)
+    questions = [text_before(item) for item in items["test"]]
+    runs_code = verifier is not None and verifier.runs_code
+    return HeldOutTask(config, docs, questions, kind == "text" and likelihoods, runs_code)
 
 
 def _verifier(data: DataSettings) -> Verifier | None:
