@@ -63,6 +63,18 @@ class Contamination:
 
 
 @dataclass
+class ClassCounts:
+    """Of a task whose answers are labels: what items of each class were taken for. A class's recall and F1 follow."""
+
+    labels: list[str]
+    """The classes, in alphabetical order."""
+    trained: list[int]
+    """Records of each class in the training part, before data.limit and data.noise."""
+    counts: list[list[int]]
+    """Items by true class (rows) and predicted one (columns). A last column has written answers without a label."""
+
+
+@dataclass
 class ApiUsage:
     """Cost of the answers behind the scores, of a model behind an API. Includes answers from before a crash."""
 

@@ -171,6 +171,24 @@ OVERLAPS: tuple[tuple[Callable[[Contamination], int], str], ...] = (
 """How many items are part of the training data in some way, and what that is and may mean."""
 
 
+def classes(records: Sequence[Record]) -> Sentences:
+    """Classes that an accuracy says nothing of: without a test item, or never recognised."""
+    for where, members in places(records):
+        for task in dict.fromkeys(task for record in members for task in record.classes):
+            cells = [record for record in members if task in record.classes]
+            tables = [record.classes[task] for record in cells]
+            for i, label in enumerate(tables[0].labels):
+                rows = [table.counts[i] for table in tables if table.labels == tables[0].labels]
+                if not any(map(sum, rows)):
+                    yield (
+                        f"{task} has no item of the class {label}{where}: no score says how well it is recognised.",
+                        (),
+                    )
+                elif not any(row[i] for row in rows):
+                    many = units.plural(max(map(sum, rows)), "item")
+                    yield f"No cell recognises any of the {many} of the class {label} of {task}{where}.", ()
+
+
 def inference(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         subject = f"Inference was measured differently{where}"
