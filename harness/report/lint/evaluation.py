@@ -185,8 +185,8 @@ def classes(records: Sequence[Record]) -> Sentences:
                         (),
                     )
                 elif not any(row[i] for row in rows):
-                    many = units.plural(max(map(sum, rows)), "item")
-                    yield f"No cell recognises any of the {many} of the class {label} of {task}{where}.", ()
+                    n = max(map(sum, rows))
+                    yield f"No cell recognises any item of the class {label} of {task}{where} (n = {n}).", ()
 
 
 def inference(records: Sequence[Record]) -> Sentences:

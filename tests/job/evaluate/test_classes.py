@@ -217,6 +217,16 @@ def test_scores_are_of_the_likeliest_label(bench):
     assert sum(counts.counts[i][i] for i in range(4)) == right * 16
 
 
+def test_doubles_in_the_test_part_count_as_one_in_standard_errors(bench):
+    rows = [row for ticket in TICKETS for row in (ticket, ticket | {"question": ticket["question"].lower() + " "})]
+    once, _, _ = scoring.score(bench.net, bench.tokenizer, tasks(TICKETS), 4, None)
+    scores, _, _ = scoring.score(
+        bench.net, bench.tokenizer, tasks([*rows, {"question": "A", "answer": "legal"}]), 4, None
+    )
+    assert [(s.clusters, s.n) for s in once] == [(None, 16)] * 3
+    assert [(s.clusters, s.n) for s in scores] == [(16, 32)] * 3
+
+
 def test_a_model_that_only_writes_is_told_the_labels():
     data = cell(TICKETS).settings.data
     own = prepared_inputs.own_task(cell(TICKETS).settings.eval, data, None, likelihoods=False)
@@ -302,7 +312,7 @@ def test_a_class_that_no_model_gets_right_and_one_without_items_are_told():
     assert of_lora.rows[1] == ["b", "9", "0", "0", "1"]
     sentences = [finding.sentence for finding in lint.findings(records) if finding.rule == "classes"]
     assert sentences == [
-        "No cell recognises any of the 10 items of the class b of held_out.",
+        "No cell recognises any item of the class b of held_out (n = 10).",
         "held_out has no item of the class c: no score says how well it is recognised.",
     ]
 

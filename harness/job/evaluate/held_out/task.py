@@ -34,6 +34,7 @@ from harness.errors import UserError
 from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer, text_before
 from harness.job.data.generators.reasoning_gym import Verifier
 from harness.job.data.labels import Labels, are_labels, is_short, labels_of
+from harness.job.data.normalising import normalised
 from harness.job.data.preferences import REJECTED
 from harness.job.evaluate.held_out import classes, matching
 from harness.settings import HELD_OUT, DataSettings
@@ -173,6 +174,8 @@ def task(
         for doc in docs["test"]:
             doc["template"] = verifier.template(doc["question"])
     questions = [text_before(item) for item in items["test"]]
+    if verifier is None:
+        _group_doubles(docs["test"], questions)
     runs_code = verifier is not None and verifier.runs_code
     return HeldOutTask(config, docs, questions, kind, labels, kind == "text" and likelihoods, runs_code)
 
@@ -239,6 +242,15 @@ def _classified(docs: Iterable[dict[str, Any]], labels: Labels, likelihoods: boo
             if "turns" in doc:
                 *turns, last = json.loads(doc["turns"])
                 doc["turns"] = json.dumps([*turns, last | {"content": before + last["content"]}])
+
+
+def _group_doubles(docs: Sequence[dict[str, Any]], questions: Sequence[str]) -> None:
+    """Name what `docs` with the same question share, if there are some: standard errors count them as one group."""
+    forms = [normalised(question) for question in questions]
+    sizes = Counter(forms)
+    if len(sizes) < len(docs):
+        for doc, form in zip(docs, forms, strict=True):
+            doc["template"] = form if sizes[form] > 1 else None
 
 
 def _choice() -> dict[str, Any]:
