@@ -127,10 +127,11 @@ class DataConfig:
     test_share: float = setting(0.0, least=0, below=1)
     """Share of the records that is held out for eval.tasks=[held_out], by a hash of the question: a record stays in its
     part as the file grows. Requires data in columns (data=local, or from the hub)."""
-    answers: str = setting("auto", choices=("auto", "choice", "exact", "text"))
-    """How eval.tasks=[held_out] scores answers: choice (of data.columns.options), exact (equal but for case,
-    punctuation and the form of numbers), text (ROUGE-L and bits per byte), or auto. auto is choice if there are
-    options, exact if nine of ten answers are short or end in a number, else text."""
+    answers: str = setting("auto", choices=("auto", "choice", "classify", "exact", "text"))
+    """How eval.tasks=[held_out] scores answers: choice (of data.columns.options), classify (into the labels that the
+    answers are), exact (equal but for case, punctuation and the form of numbers), text (ROUGE-L and bits per byte), or
+    auto. auto is choice if there are options, classify if the answers are few labels, exact if nine of ten are short or
+    end in a result, else text."""
     limit: int | None = setting(None, least=1, unit="items")
     """Training items (null: all). Every cell takes the same ones."""
     noise: float = setting(0.0, least=0, most=1)

@@ -14,8 +14,12 @@ from harness.record import Cell
 from harness.settings import HELD_OUT
 
 
-def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> None:
-    """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine."""
+def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> list[str]:
+    """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine.
+
+    Returns sentences that say how the test parts of own data are scored.
+    """
+    notes: list[str] = []
     include = IncludedTasks.of(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
@@ -30,8 +34,11 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
             splits.append(data)
         of = (asked, data if HELD_OUT in asked.tasks else None)
         if of not in tasks:
-            scoring.Tasks(asked, data_root, prepared_inputs.own_task(asked, data, data_root), include)
+            own = prepared_inputs.own_task(asked, data, data_root)
+            scoring.Tasks(asked, data_root, own, include)
+            notes += [] if own is None else own.notes
             tasks.append(of)
+    return list(dict.fromkeys(notes))
 
 
 def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> None:

@@ -133,6 +133,7 @@ def _made(
         steps = batching.scheduled(splits["train"], settings.train.tuned(), settings.seed or 0, drawing)
     asked = tasks.sample.get(HELD_OUT, []) if trained and train.paired else []
     rewarded = encode([splits["test"][i] for i in asked]) if asked else []
+    questions = [columns.text_before(item) for item in trained_on.values()]
     texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in trained_on.values()]
     return PreparedInputs(
         tokenizer,
@@ -141,7 +142,9 @@ def _made(
         encode(splits["validation"][: train.validation_items]),
         [drawn for drawn in rewarded if isinstance(drawn, encoding.Pair)],  # as all are
         {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)},
-        {name: contamination.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
+        {name: contamination.trained_on(items, questions, texts) for name, items in tasks.texts().items()}
+        if trained
+        else {},
     )
 
 

@@ -37,6 +37,9 @@ def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None)
     """
     recording = Recording(request, report)
     cell, result = LocalCell(request, report, recording.weights, rank), recording.result
+    if request.position is None and (rank is None or rank.number == 0):  # a sweep says it once, before its cells
+        for sentence in cell.inputs.tasks.notes:
+            report({"note": sentence})
     with recording.failures(cell):
         set_seed(cell.cell.seed or 0)
         result.fingerprints, result.contamination = cell.inputs.fingerprints, cell.inputs.contamination

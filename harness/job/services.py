@@ -19,6 +19,7 @@ from harness.protocol import (
     CheckTasks,
     ExamineMachine,
     JobEvent,
+    Noted,
     PlanCells,
     Progress,
     Rescore,
@@ -34,15 +35,23 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def progress(send: Send) -> Report:
-    """A function that sends a report of the job's own code: a warning as Warned, all else as Progress."""
-    return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**report))
+    """A function that sends a report of the job's own code: a warning as Warned, a note as Noted, else Progress."""
+
+    def event(report: dict[str, Any]) -> JobEvent:
+        if "warning" in report:
+            return Warned(report["warning"])
+        return Noted(report["note"]) if "note" in report else Progress(**report)
+
+    return lambda report: send(event(report))
 
 
 def check(request: CheckCells, send: Send) -> None:
     from harness.job import preflight
 
     runners = [(cell, cell_runner.runner_of(cell.settings)) for cell in request.cells]
-    preflight.check([cell for cell, by_plugin in runners if by_plugin is None], request.data_root, request.local)
+    own = [cell for cell, by_plugin in runners if by_plugin is None]
+    for sentence in preflight.check(own, request.data_root, request.local):
+        send(Noted(sentence))
     for cell, by_plugin in runners:
         if by_plugin is not None:
             cost = by_plugin.check(cell, request.extra[cell.id], request.data_root, request.local)

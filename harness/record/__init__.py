@@ -85,7 +85,7 @@ from harness.record.schema import (
     micro_batches,
     repeat_of,
 )
-from harness.record.scores import ApiUsage, Contamination, Judging, Score, Scoring, VllmUsage, item_hashes
+from harness.record.scores import ApiUsage, ClassCounts, Contamination, Judging, Score, Scoring, VllmUsage, item_hashes
 from harness.record.study_plan import (
     PLAN,
     ComparedGroup,
@@ -114,6 +114,7 @@ __all__ = [
     "ApiUsage",
     "Calibration",
     "Cell",
+    "ClassCounts",
     "ComparedGroup",
     "Contamination",
     "Disk",

@@ -22,7 +22,7 @@ from harness.record.measurements import (
     Train,
     ValidationPoint,
 )
-from harness.record.scores import ApiUsage, Contamination, Judging, Score, Scoring, VllmUsage
+from harness.record.scores import ApiUsage, ClassCounts, Contamination, Judging, Score, Scoring, VllmUsage
 from harness.settings import Settings
 
 SCHEMA = 4
@@ -174,6 +174,8 @@ class Record:
     """Answers that vLLM wrote. null where the harness wrote all."""
     scores: list[Score] = field(default_factory=list)
     """All scores."""
+    classes: dict[str, ClassCounts] = field(default_factory=dict)
+    """By task whose answers are labels, what items of each class were taken for."""
     items: dict[str, str] = field(default_factory=dict)
     """Hash of the ids of the scored items by task. The column `item` of NAME.items.parquet has the ids."""
     items_sha256: str | None = None

@@ -43,16 +43,35 @@ class Score:
 
 @dataclass
 class Contamination:
-    """Evaluation items of a task that share an n-gram with the training data: possible contamination."""
+    """Evaluation items of a task that are in the training data, whole or in part: possible contamination."""
 
     words: int
     """Words per n-gram."""
     items: int
     """Items of the task."""
     looked_at: int
-    """Items of 8 words or more. Of an item shorter than an n-gram, all its words are compared."""
+    """Items that were compared: all that have words. In records without `same`, those of 8 words or more."""
     shared: int
-    """Items that share an n-gram with the training data."""
+    """Items that share an n-gram with the training data, or are a training question. Of an item shorter than an n-gram,
+    all its words are compared."""
+    same: int | None = None
+    """Those of `shared` that are a training question but for Unicode's form, case, white space and punctuation. null in
+    records from before they were counted."""
+    near: int | None = None
+    """Further items that are near-duplicates of a training question: both have 13 words or more, and the Jaccard
+    similarity of their word 3-grams is 0.6 or more. null in records from before they were counted."""
+
+
+@dataclass
+class ClassCounts:
+    """Of a task whose answers are labels: what items of each class were taken for. A class's recall and F1 follow."""
+
+    labels: list[str]
+    """The classes, in alphabetical order."""
+    trained: list[int]
+    """Records of each class in the training part, before data.limit and data.noise."""
+    counts: list[list[int]]
+    """Items by true class (rows) and predicted one (columns). A last column has written answers without a label."""
 
 
 @dataclass

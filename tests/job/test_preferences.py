@@ -431,5 +431,5 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, monkeypatch, name, method
         per_token = measured.probe.flops_per_token + measured.probe.recomputed_flops_per_token
         assert found["flops"] == pytest.approx(per_token * measured.train.tokens.padded)
         assert measured.probe.recomputed_flops_per_token > 0  # of the head
-    assert [found["reference_flops"]] == pytest.approx(counted, rel=0.05)  # attention depends on lengths
+    assert [found["reference_flops"]] == pytest.approx(counted, rel=0.1)  # of few pairs, whose lengths differ
     assert (found["reference_flops"] > 0) == (name == "dpo")

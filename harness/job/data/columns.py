@@ -219,8 +219,15 @@ def answer_of(item: Item) -> str:
 def question_of(item: Item) -> str:
     """All text of an item except the answer."""
     if CHAT not in item:
-        return "\n".join(value for field, value in item.items() if field not in UNASKED)
+        return text_before(item)
     return "\n".join(turn["content"] for turn in item[CHAT] if turn["role"] != "assistant")
+
+
+def text_before(item: Item) -> str:
+    """All text of an item before its answer; of a conversation before the last one."""
+    if CHAT not in item:
+        return "\n".join(value for field, value in item.items() if field not in UNASKED)
+    return "\n".join(turn["content"] for turn in item[CHAT][: last_answer(item[CHAT])])
 
 
 def _end(item: Item) -> list[str]:

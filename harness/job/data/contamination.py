@@ -1,22 +1,26 @@
 """Compares texts by word n-grams: near-duplicates, and contamination of evaluation items by training data.
 
 Brown et al. (2020, arXiv:2005.14165, appendix C) count an evaluation item as contaminated if it shares an N-gram with
-the training data; N is 13, or as few as 8 for shorter items. In the record N is 13, or all words of a shorter item; an
-item of fewer than 8 words is not checked.
+the training data; N is 13, or as few as 8 for shorter items. In the record N is 13, or all words of a shorter item. An
+item of fewer than 8 words is compared whole, as every item is: with the training questions, but for the form of both.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from harness.job.data.minhash import MinHashIndex
+from harness.job.data.normalising import normalised
 from harness.record import Contamination
 
 NEAR = 0.6  # Jaccard similarity of word 3-grams from which on two texts are near-duplicates
 NEAR_WORDS = 3
 SHARED_WORDS = 13  # of a shared n-gram
-FEWEST_WORDS = 8  # of an item that is checked
+FEWEST_WORDS = 8  # of an item that is looked for inside longer texts
+MOST_TEMPLATE = 12  # words that all items begin, or end, with, and that may be their prompt's
 
 Gram = tuple[str, ...]
 
@@ -64,15 +68,83 @@ class Evaluation:
         return shared or self._near.nearest(text) >= NEAR
 
 
-def trained_on(items: Iterable[str], texts: Iterable[str]) -> Contamination:
-    """How many of the evaluation `items` share an n-gram with the training `texts`."""
-    runs = [grams(item, SHARED_WORDS) for item in items]
-    looked_at = [i for i, own in enumerate(runs) if own and min(map(len, own)) >= FEWEST_WORDS]
+def trained_on(items: Sequence[str], questions: Iterable[str], texts: Iterable[str]) -> Contamination:
+    """How many of the evaluation `items` were trained on.
+
+    questions: of the training examples. texts: the same with the answers, in which n-grams are looked for.
+    """
+    questions = list(questions)
+    same = _same(items, questions)
+    shared = same | _sharing(items, texts)
+    return Contamination(
+        words=SHARED_WORDS,
+        items=len(items),
+        looked_at=sum(bool(normalised(item)) for item in items),
+        shared=len(shared),
+        same=len(same),
+        near=len(_near(items, questions) - same),
+    )
+
+
+def _sharing(items: Sequence[str], texts: Iterable[str]) -> set[int]:
+    """The indices of the items that share an n-gram with the training `texts`."""
     where: dict[Gram, list[int]] = defaultdict(list)
-    for i in looked_at:
-        for gram in runs[i]:
-            where[gram].append(i)
+    for i, item in enumerate(items):
+        own = grams(item, SHARED_WORDS)
+        if own and min(map(len, own)) >= FEWEST_WORDS:
+            for gram in own:
+                where[gram].append(i)
     lengths = {len(gram) for gram in where}
     shared = {gram for text in texts for length in lengths for gram in where.keys() & grams(text, length)}
-    found = {i for gram in shared for i in where[gram]}
-    return Contamination(words=SHARED_WORDS, items=len(runs), looked_at=len(looked_at), shared=len(found))
+    return {i for gram in shared for i in where[gram]}
+
+
+def _same(items: Sequence[str], questions: Iterable[str]) -> set[int]:
+    """The indices of the items that are one of the training `questions`, but for form.
+
+    Items of a task come with its prompt ("Question: … Answer:"), so any of the words that all have at their ends may be
+    left out.
+    """
+    in_training = {normalised(question) for question in questions} - {""}
+    words = [normalised(item).split() for item in items]
+    before = _common(words)
+    after = _common([own[before:][::-1] for own in words])
+    cuts = [(begin, end) for begin in range(before + 1) for end in range(after + 1)]
+    return {
+        i
+        for i, own in enumerate(words)
+        if any(" ".join(own[begin : len(own) - end]) in in_training for begin, end in cuts)
+    }
+
+
+def _common(words: Sequence[Sequence[str]]) -> int:
+    """How many words all begin with, at most MOST_TEMPLATE: one word at least is left of each. 0 of a single one."""
+    if len(words) < 2:
+        return 0
+    count = 0
+    for column in itertools.islice(zip(*words, strict=False), MOST_TEMPLATE):
+        if len(set(column)) > 1:
+            break
+        count += 1
+    return max(0, min(count, min(map(len, words)) - 1))
+
+
+def _near(items: Sequence[str], questions: Iterable[str]) -> set[int]:
+    """The indices of the items that are near-duplicates of one of the training `questions`, both of 13 words or more.
+
+    MinHash finds those that may be, and the similarity itself decides.
+    """
+    near: set[int] = set()
+    of_items = {i: own for i, item in enumerate(items) if (own := _long(item))}
+    index = MinHashIndex({i: list(map(" ".join, own)) for i, own in of_items.items()})
+    for question in dict.fromkeys(questions):
+        if of_items and (own := _long(question)):
+            candidates = index.candidates(list(map(" ".join, own))) - near
+            near |= {i for i in candidates if len(own & of_items[i]) >= NEAR * len(own | of_items[i])}
+    return near
+
+
+def _long(text: str) -> set[Gram]:
+    """The word 3-grams of a text of 13 words or more; none of a shorter one, which is compared whole."""
+    words = normalised(text).split()
+    return grams(" ".join(words), NEAR_WORDS) if len(words) >= SHARED_WORDS else set()

@@ -10,13 +10,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import datasets
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from harness.errors import UserError
-from harness.job.data.columns import CHAT, OPTIONS, READERS, Item, check_prompt, limited, mapped, noisy, read
+from harness.job.data.columns import (
+    CHAT,
+    OPTIONS,
+    READERS,
+    Item,
+    check_prompt,
+    limited,
+    mapped,
+    noisy,
+    read,
+    text_before,
+)
+from harness.job.data.labels import are_labels, label_of
+from harness.job.data.normalising import normalised
 from harness.job.models import hub
 from harness.settings import DataSettings
 
@@ -72,12 +86,14 @@ def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:
 
     Raises UserError if they can't be loaded.
     """
-    keywords = {"test_share": data.test_share} if data.test_share else {}
+    keywords: dict[str, Any] = {"test_share": data.test_share} if data.test_share else {}
     if keywords and "test_share" not in inspect.signature(instantiate(data.load, _partial_=True)).parameters:
         raise UserError(
             f"data.test_share={data.test_share} requires data in columns, such as data=local; data={data.name} has "
             "tasks of its own."
         )
+    if data.load.get("_target_") == f"{__name__}.{from_file.__name__}":
+        keywords["answers"] = data.answers
     try:
         with with_data_root(data_root):
             loaded = instantiate(data.load, _convert_="all", **keywords)
@@ -126,8 +142,13 @@ def from_file(
     held_out_by: str | None = None,
     share: float = 0.1,
     test_share: float = 0.0,
+    answers: str = "auto",
 ) -> dict[str, list[Item]]:
-    """The records of a file below data_root, or the working folder; the rest as in `from_hub`."""
+    """The records of a file below data_root, or the working folder; the rest as in `from_hub`.
+
+    The hash is of the normalised text, so that questions that differ in form alone are in one part. answers: the
+    setting data.answers; of labels, each has its share of every part.
+    """
     if path is None:
         raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(READERS)}.")
     rows = read(path)
@@ -135,7 +156,11 @@ def from_file(
     given = {field: column for field, column in columns.items() if column is not None}
     if CHAT in given:
         given = {field: given[field] for field in (CHAT, OPTIONS) if field in given}
-    return _held_out(mapped(rows, there, given, held_out_by, path), path, share, test_share)
+    items = mapped(rows, there, given, held_out_by, path)
+    keyed = [(normalised(text if held_out_by else text_before(item)), item) for text, item in items]
+    if are_labels([item for _, item in items], answers):
+        return _stratified(keyed, path, share, test_share)
+    return _held_out(keyed, path, share, test_share)
 
 
 def _held_out(
@@ -149,19 +174,52 @@ def _held_out(
 
     what: the data's name for messages. Raises UserError if one of the parts `needed` is empty.
     """
+
+    def part(text: str) -> str:
+        place = _place(text)
+        if place < share * 2**64:
+            return "validation"
+        return "test" if place < (share + test_share) * 2**64 else "train"
+
+    return _parted([(part(text), item) for text, item in items], what, share, test_share, needed)
+
+
+def _stratified(items: list[tuple[str, Item]], what: str, share: float, test_share: float) -> dict[str, list[Item]]:
+    """As `_held_out`, but of each label: the questions with the lowest hashes. Of two or more one is in the test, of
+    three or more one in the validation. Of a question with several labels the first in alphabetical order counts."""
+    labels: dict[str, str] = {}
+    for text, item in items:
+        labels[text] = min(labels.get(text, label_of(item)), label_of(item))
+    part = dict.fromkeys(labels, "train")
+    for label in dict.fromkeys(labels.values()):
+        texts = sorted((text for text, own in labels.items() if own == label), key=_place)
+        validation = round(share * len(texts)) or int(len(texts) > 2)
+        test = (round(test_share * len(texts)) or int(len(texts) > 1)) if test_share else 0
+        part |= dict.fromkeys(texts[:validation], "validation")
+        part |= dict.fromkeys(texts[validation : validation + test], "test")
+    return _parted([(part[text], item) for text, item in items], what, share, test_share)
+
+
+def _place(text: str) -> int:
+    """The hash of a text, below 2**64."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def _parted(
+    items: list[tuple[str, Item]],
+    what: str,
+    share: float,
+    test_share: float,
+    needed: Sequence[str] = ("train", "validation", "test"),
+) -> dict[str, list[Item]]:
+    """The items by part. Raises as `_held_out`."""
     parts = ("train", "validation", "test") if test_share else ("train", "validation")
     out: dict[str, list[Item]] = {name: [] for name in parts}
-    for text, item in items:
-        place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-        if place < share * 2**64:
-            out["validation"].append(item)
-        elif place < (share + test_share) * 2**64:
-            out["test"].append(item)
-        else:
-            out["train"].append(item)
+    for part, item in items:
+        out[part].append(item)
     for name in needed:
         if name in out and not out[name]:
-            held_out = " and ".join(f"{part:g}" for part in (share, test_share) if part)
+            held_out = " and ".join(f"{size:g}" for size in (share, test_share) if size)
             why = f"{what} has too few records: with a share of {held_out} held out, {name} has none"
             raise UserError(why + ("; data.test_share=0 trains without a test." if name == "test" else "."))
     return out

@@ -169,6 +169,8 @@ def _add(
     recorded.scores = [s for s in recorded.scores if s.task not in again] + scores
     recorded.items = {leaf: known for leaf, known in recorded.items.items() if leaf not in leaves}
     recorded.items |= record.item_hashes(tasks.sample)
+    recorded.classes = {task: table for task, table in recorded.classes.items() if task not in again}
+    recorded.classes |= scoring.class_counts(tasks, items)
     for earlier in recorded.rescored:
         earlier.tasks = [name for name in earlier.tasks if name not in again]
     recorded.rescored = [earlier for earlier in recorded.rescored if earlier.tasks] + [made]

@@ -14,7 +14,7 @@ import math
 import os
 import random
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, Literal
 
 import lm_eval
@@ -34,17 +34,19 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
 from harness.job.data import sources
+from harness.job.data.labels import Labels
 from harness.job.evaluate import linear_weights, request_cache
 from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.answer_engines import ElsewhereWriter
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
+from harness.job.evaluate.held_out import classes
 from harness.job.evaluate.held_out.task import HeldOutTask
 from harness.job.evaluate.task_index import IncludedTasks, index_of, ours, runs_code
 from harness.job.models import hub
 from harness.job.models.structure import inner, prompted
 from harness.job.training import attention
-from harness.record import Score, cluster_numbers, clustered_error, subject_weights
+from harness.record import ClassCounts, Score, cluster_numbers, clustered_error, subject_weights
 from harness.settings import HELD_OUT, EvalSettings
 
 FEWSHOT_SEED = 1234  # lm-eval's default, for tasks that draw their examples
@@ -134,11 +136,16 @@ class Tasks:
         """Whether a task asks for written answers."""
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.leaves.values())
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that say how the test part of one's own data is scored."""
+        return [note for task in self.leaves.values() if isinstance(task, HeldOutTask) for note in task.notes]
+
     def texts(self) -> dict[str, list[str]]:
         """The sampled items' questions by task, without few-shot examples."""
         return {
             name: [
-                _asked(task, task.eval_docs[item])
+                task.questions[item] if isinstance(task, HeldOutTask) else _asked(task, task.eval_docs[item])
                 for leaf, task in loaded["tasks"].items()
                 for item in self.sample.get(leaf, [])
             ]
@@ -309,10 +316,12 @@ def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
     rows = []
     for name, loaded in tasks.by_name.items():
         for leaf, task in loaded["tasks"].items():
-            means = _means(task)
-            for entry in result["samples"].get(leaf, []):
+            means, entries = _means(task), result["samples"].get(leaf, [])
+            for entry in entries:
                 question = _question(task, entry["doc"])
                 rows += [_row(name, leaf, entry, metric, question) for metric in entry["metrics"] if metric in means]
+            if isinstance(task, HeldOutTask) and task.labels is not None:
+                rows += _class_rows(name, leaf, task, task.labels, entries)
     items = pd.DataFrame(rows)
     scores = [
         _score(name, metric, kind, group, tasks.by_name[name])
@@ -381,6 +390,31 @@ def _row(task: str, leaf: str, entry: dict[str, Any], metric: str, question: str
         "cluster": cluster_of(entry["doc"]),
         "question": question,
     }
+
+
+def _class_rows(
+    name: str, leaf: str, task: HeldOutTask, labels: Labels, entries: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows of macro-F1, with labels as predictions and targets."""
+    targets = [entry["doc"]["answer"] for entry in entries]
+    predictions = [classes.prediction(entry["filtered_resps"], labels.texts) for entry in entries]
+    values = classes.macro_f1(targets, predictions)
+    return [
+        _row(name, leaf, entry | {classes.MACRO_F1: value}, classes.MACRO_F1, _question(task, entry["doc"]))
+        | {"prediction": prediction, "target": target}
+        for entry, value, prediction, target in zip(entries, values, predictions, targets, strict=True)
+    ]
+
+
+def class_counts(tasks: Tasks, items: pd.DataFrame) -> dict[str, ClassCounts]:
+    """By task whose answers are labels, what `items`, as of `answered`, were taken for."""
+    counts = {}
+    for name, loaded in tasks.by_name.items():
+        for task in loaded["tasks"].values():
+            if isinstance(task, HeldOutTask) and task.labels is not None:
+                rows = items[(items["task"] == name) & (items["metric"] == classes.MACRO_F1)]
+                counts[name] = classes.counts(rows, task.labels)
+    return counts
 
 
 def _score(name: str, metric: str, kind: str, items: pd.DataFrame, loaded: dict[str, Any]) -> Score:

@@ -45,6 +45,7 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
         )
     if given:
         result.scores, items = rewards.beside(result.scores, items, given)
+    result.classes = scoring.class_counts(tasks, items)
     recording.keep_items(items)
     result.items, result.vllm = record.item_hashes(tasks.sample), None if writer is None else writer.usage
     cell.speedups.update(used)

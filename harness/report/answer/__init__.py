@@ -15,6 +15,7 @@ from pathlib import Path
 from harness.record import Record
 from harness.report.answer.advice import ahead, headline
 from harness.report.answer.compared import ComparedMethods
+from harness.report.answer.contaminated import cautions
 from harness.report.answer.limits import Limits
 from harness.report.answer.next_run import with_seeds
 from harness.report.answer.place import PlaceAnswer, place_prefix, unscored, without_result
@@ -108,14 +109,14 @@ class StudyAnswer:
     @cached_property
     def sentences(self) -> list[str]:
         """A line for each place, the decision first, then what would decide what they leave open, if anything; none if
-        nothing was tuned."""
+        nothing was tuned. Before all a caution, if test items were trained on."""
         if self.untuned:
             return []
         places = list(self.places)
         lines = [
             [*place_prefix(place, places), *each.sentences] for place, each in self.places.items() if each.sentences
         ]
-        return [*map(" ".join, lines), *self._advice()]
+        return [*cautions(self.rows.records), *map(" ".join, lines), *self._advice()]
 
     def _advice(self) -> Iterator[str]:
         """What would decide: more items where they are the remedy, then the least number of seeds.

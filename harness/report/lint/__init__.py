@@ -33,6 +33,7 @@ from harness.report.lint.environment import (
 )
 from harness.report.lint.evaluation import (
     asked_by,
+    classes,
     contaminated,
     cut_off,
     drawn,
@@ -126,6 +127,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "chosen batches": ("unequal", fitting_batches),
     "rescored": ("unequal", rescored),
     "contamination": ("incomplete", contaminated),
+    "classes": ("incomplete", classes),
     "base": ("incomplete", missing_base),
     "seeds": ("incomplete", seed_counts),
     "failed": ("incomplete", failed_cells),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from harness import units
-from harness.record import Inference, Record, Scoring
+from harness.record import Contamination, Inference, Record, Scoring
 from harness.report.lint.differences import (
     Sentence,
     Sentences,
@@ -139,16 +139,54 @@ def _fingerprint(record: Record, name: str) -> str | None:
 def contaminated(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         for task in dict.fromkeys(task for record in members for task in record.contamination):
-            cells = [r for r in members if task in r.contamination and r.contamination[task].shared]
-            if cells:
-                shared = [record.contamination[task] for record in cells]
-                counts = [f"{count:,}" for count in sorted({overlap.shared for overlap in shared})]
-                many = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
-                yield (
-                    f"{many} of {shared[0].items:,} items of {task} share a {shared[0].words}-gram with the training "
-                    f"data{where}, in {named(cells, members)}: possible contamination, or a common template.",
-                    tuple(record.cell.name for record in cells),
-                )
+            of = [record for record in members if task in record.contamination]
+            for count, text in OVERLAPS:
+                cells = [record for record in of if count(record.contamination[task])]
+                if cells:
+                    overlaps = [record.contamination[task] for record in cells]
+                    counts = [f"{number:,}" for number in sorted({*map(count, overlaps)})]
+                    many = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
+                    kind, meaning = text.format(words=overlaps[0].words).split(": ")
+                    yield (
+                        f"{many} of {overlaps[0].items:,} items of {task} {kind}{where}, in {named(cells, members)}: "
+                        f"{meaning}.",
+                        tuple(record.cell.name for record in cells),
+                    )
+
+
+OVERLAPS: tuple[tuple[Callable[[Contamination], int], str], ...] = (
+    (
+        lambda counts: counts.same or 0,
+        "are a training question, but for case, spaces and punctuation: the model may repeat what it was shown",
+    ),
+    (
+        lambda counts: counts.shared - (counts.same or 0),
+        "share a {words}-gram with the training data: possible contamination, or a common template",
+    ),
+    (
+        lambda counts: counts.near or 0,
+        "are near-duplicates of a training question: possible contamination, or a common template",
+    ),
+)
+"""How many items are part of the training data in some way, and what that is and may mean."""
+
+
+def classes(records: Sequence[Record]) -> Sentences:
+    """Classes that an accuracy says nothing of: without a test item, or never recognised."""
+    for where, members in places(records):
+        for task in dict.fromkeys(task for record in members for task in record.classes):
+            cells = [record for record in members if task in record.classes]
+            tables = [record.classes[task] for record in cells]
+            for i, label in enumerate(tables[0].labels):
+                rows = [table.counts[i] for table in tables if table.labels == tables[0].labels]
+                if not any(map(sum, rows)):
+                    yield (
+                        f"{task} has no item of the class {label}{where}: no score says how well it is recognised.",
+                        (),
+                    )
+                elif not any(row[i] for row in rows):
+                    n = max(map(sum, rows))
+                    yield f"No cell recognises any item of the class {label} of {task}{where} (n = {n}).", ()
 
 
 def inference(records: Sequence[Record]) -> Sentences:

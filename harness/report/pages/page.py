@@ -35,9 +35,10 @@ from harness.report.memory import comparable
 from harness.report.pages.commands import run_command
 from harness.report.pages.curves_block import curves_block
 from harness.report.pages.items_block import items_block
-from harness.report.pages.page_block import PageBlock
+from harness.report.pages.page_block import PageBlock, PageSection
 from harness.report.pages.settings_block import settings_block
 from harness.report.tables.best import tables_of
+from harness.report.tables.classes import class_tables, confusion_tables
 from harness.report.tables.entries import rate, score_entries
 from harness.report.tables.formats import html_grid, one_line
 from harness.report.tables.rows import Row, Rows
@@ -118,7 +119,7 @@ def render(
         best_heading=best.title.rpartition(": ")[2].capitalize(),
         best_settings=_settings_of(results.answer),
         settings=settings,
-        sections=[section for block in added for section in block.sections],
+        sections=[*_classes(results.answer), *(section for block in added for section in block.sections)],
         figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
         findings={kind: [f.sentence for f in findings if f.kind == kind] for kind in ("unequal", "incomplete")},
         origin=_origin(records),
@@ -228,6 +229,13 @@ def _scores_first(table: Table, rows: Rows) -> Table:
     order = sorted(range(len(table.columns)), key=lambda i: place(table.columns[i]))
     columns = [table.columns[i] for i in order]
     return replace(table, columns=columns, rows=[[row[i] for i in order] for row in table.rows])
+
+
+def _classes(answer: StudyAnswer) -> list[PageSection]:
+    """The section on answers that are labels; none without such a task."""
+    tables = [*class_tables(answer), *confusion_tables(answer)]
+    contents = {f"classes-table-{i}": table for i, table in enumerate(tables)}
+    return [PageSection("classes", "Classes", "Classes", contents)] if tables else []
 
 
 def _settings_of(answer: StudyAnswer) -> list[int | str]:

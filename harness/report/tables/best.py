@@ -22,6 +22,7 @@ from harness.report.planned import study_plan
 from harness.report.select import Choice
 from harness.report.statistics import Interval, Ratio, seeds_interval
 from harness.report.tables.captions import THROTTLED_MEANING, groups_line
+from harness.report.tables.classes import class_tables
 from harness.report.tables.entries import ABSENT, THROTTLED, cost, rate, score_style
 from harness.report.tables.published import published_of
 from harness.report.tables.rows import Row, Rows, group, several_seeds
@@ -41,6 +42,7 @@ def tables(
 
     Where nothing was tuned there are no settings to choose from, and models stand side by side instead: `survey_of`.
     Where others published a score and nothing to choose a setting by, all settings stand by score: `published_of`.
+    Where answers are labels, `class_tables` follow.
 
     folder: of the study, where the items lie. columns: of the second table, which then stands alone. price: dollars for
     an hour of one device. UserError for a price of records of several kinds of devices.
@@ -48,7 +50,10 @@ def tables(
     if price is not None:
         _require_one_device(records)
     rows = group(records, price)
-    return [comparison_of(rows, columns)] if columns is not None else tables_of(StudyAnswer(rows, folder))
+    if columns is not None:
+        return [comparison_of(rows, columns)]
+    answer = StudyAnswer(rows, folder)
+    return [*tables_of(answer), *class_tables(answer)]
 
 
 def tables_of(answer: StudyAnswer) -> list[Table]:

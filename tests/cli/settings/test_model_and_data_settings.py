@@ -69,7 +69,13 @@ def test_a_model_of_the_hub_is_loaded_as_asked(run, only, hub_with_a_model, tmp_
 
 
 ROWS = [
-    {"ask": f"Which is {i}?", "hint": "h" if i % 2 else "", "right": str(i), "other": json.dumps([str(i), "x"])}
+    {
+        "ask": f"Which is {i}?",
+        "hint": "h" if i % 2 else "",
+        "right": str(i),
+        "other": json.dumps([str(i), "x"]),
+        "kind": ("odd", "even")[i % 2],
+    }
     for i in range(90)
 ]
 
@@ -81,6 +87,8 @@ ROWS = [
     "data.answers=exact data.limit=40 data.noise=0.5 eval.tasks=[held_out]",
     f"run {SMALL} study=rooted data=local data_root={{folder}} data.path=mine.jsonl data.columns.question=ask "
     "data.columns.answer=right data.columns.options=other data.answers=choice eval.tasks=[held_out]",
+    f"run {SMALL} study=labels data=local data_root={{folder}} data.path=mine.jsonl data.columns.question=ask "
+    "data.columns.answer=kind data.answers=classify eval.tasks=[held_out]",
 )
 def test_a_file_of_ones_own_is_read_as_asked(run, only, tmp_path):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -90,6 +98,8 @@ def test_a_file_of_ones_own_is_read_as_asked(run, only, tmp_path):
     assert (data.prompt, data.prompt_if_empty) == ("{hint} {question}", "{question}")
     assert {score.metric for score in only("own").scores} == {"exact_match"}
     assert {score.metric for score in only("rooted").scores} >= {"acc"}
+    assert {score.metric for score in only("labels").scores} == {"acc", "acc_norm", "f1_macro"}
+    assert only("labels").classes["held_out"].labels == ["even", "odd"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is not None, reason="reasoning-gym is installed")

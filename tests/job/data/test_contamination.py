@@ -27,11 +27,13 @@ LONG = "one two three four five six seven eight nine ten eleven twelve thirteen 
     ],
 )
 def test_an_item_is_found_by_thirteen_words_or_all_that_it_has(trained, item, shared):
-    assert contamination.trained_on([item], ["Nothing.", trained]) == Contamination(13, 1, 1, shared)
+    counts = contamination.trained_on([item], ["Nothing."], ["Nothing.", trained])
+    assert counts == Contamination(13, 1, 1, shared, same=0, near=0)
 
 
-def test_an_item_of_few_words_tells_nothing():
-    assert contamination.trained_on(["What is it?", LONG], ["What is it?"]) == Contamination(13, 2, 1, 0)
+def test_an_item_of_few_words_is_not_looked_for_inside_others():
+    texts = ["What is it? This."]
+    assert contamination.trained_on(["What is it?", LONG], ["No."], texts) == Contamination(13, 2, 2, 0, same=0, near=0)
 
 
 def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypatch):
@@ -50,8 +52,9 @@ def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypat
         prepared_inputs.of(composed(*asking, *own, f"data.path={name}.jsonl").settings, None).contamination
         for name in ("clean", "leaky")
     )
-    assert clean == {"wordmath_short": Contamination(13, 6, 6, 0)}
+    assert clean == {"wordmath_short": Contamination(13, 6, 6, 0, same=0, near=0)}
     assert 3 <= leaky["wordmath_short"].shared <= 4  # a question may have been held out
+    assert leaky["wordmath_short"].same == leaky["wordmath_short"].shared
 
 
 def test_an_untuned_model_has_no_contamination():

@@ -102,7 +102,7 @@ def test_noise_and_a_limit_leave_the_test_as_it_is():
         ),
         (100, ["data.test_share=1"], r"data\.test_share must be at least 0 and below 1, got 1\.$"),
         (100, ["data.test_share=0.95"], r"of 0\.1 and 0\.95 held out, train has none"),
-        (100, ["data.answers=some"], r"data\.answers=some is unknown\. There is: auto, choice, exact, text"),
+        (100, ["data.answers=some"], r"data\.answers=some is unknown\. There is: auto, choice, classify, exact, text"),
         (
             100,
             ["data=wordmath", "data.path=null", "data.test_share=0.1"],

@@ -140,7 +140,7 @@ def test_a_system_instruction_beside_ones_own_is_refused(bench, monkeypatch):
     ("rows", "overrides", "kind"),
     [
         (CHOICES, [OPTIONS], "choice"),
-        (CHOICES, [], "exact"),
+        (CHOICES, ["data.answers=exact"], "exact"),
         (SUMS, [], "exact"),
         (TEXTS, [], "text"),
         (TALKS, [MESSAGES], "exact"),
@@ -215,7 +215,11 @@ def test_a_number_is_found_strictly_and_flexibly():
     task = tasks(SUMS).leaves["held_out"]
     assert [kind.name for kind in task._filters] == ["flexible-extract", "strict-match"]
     assert task.config.generation_kwargs["until"] == ["Question:"]  # an answer has two lines
-    assert tasks(CHOICES).leaves["held_out"].config.generation_kwargs["until"] == ["Question:", "\n"]
+    short = tasks(CHOICES, "data.answers=exact").leaves["held_out"]
+    assert short.config.generation_kwargs["until"] == [
+        "Question:",
+        "\n",
+    ]
 
 
 # From the file to the record
@@ -228,7 +232,8 @@ def recorded(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for method in ("lora", "base"):
-            mine = cell(TEXTS, f"method={method}", "eval.limit=4", "eval.tasks=[held_out,plain_text]")
+            asked = ("eval.limit=4", "eval.tasks=[held_out,plain_text]", "data.test_share=0.2")
+            mine = cell(TEXTS, f"method={method}", *asked)
             path = folder / "results" / "own" / f"{mine.name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             run_request(mine, "own", path, None, lambda event: None, save="adapter")

@@ -318,6 +318,20 @@ def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
         estimate(tmp_path, cell(served, *own, "data.columns.options=from"), root)
 
 
+def test_a_chat_model_is_told_the_labels_and_its_answers_are_counted(tmp_path, served):
+    rows = [{"question": f"Is {i} even?", "answer": ("no", "yes")[i % 2]} for i in range(60)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data=local", "data.path=mine.jsonl", f"data_root={tmp_path}", "eval=local", "eval.tasks=[held_out]")
+    asked = cell(served, *own)
+    extra = {"extra": encode(asking(tmp_path, asked))}
+    one = run_request(asked, "test", tmp_path / "chat.json", str(tmp_path), lambda event: None, **extra)
+    assert (one.status, one.failure) == ("ok", None)
+    assert [(s.task, s.metric) for s in one.scores] == [("held_out (chat)", "acc"), ("held_out (chat)", "f1_macro")]
+    counts = one.classes["held_out (chat)"]
+    assert counts.labels == ["no", "yes"]
+    assert sum(map(sum, counts.counts)) == one.scores[0].n
+
+
 @pytest.mark.long
 @needs_data
 def test_the_chat_form_of_mmlu_has_the_same_items():

@@ -12,6 +12,7 @@ from decimal import Decimal
 NUMBER = r"[-+]?[$€£¥]?(?:0|[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d*)?(?:\.\d+)?"
 PLAIN = re.compile(rf"(?=.*\d){NUMBER} ?[€%]?")
 LAST = re.compile(rf"(?<![\w.,])(?=[-+$€£¥.]*\d){NUMBER}(?= ?[€%]?\W*$)")
+RESULT = re.compile(r"(?:\n|=|\b(?:answer|result|total|solution)(?: is|:| is:)?|\\boxed\{)[\s*_$(]*$", re.IGNORECASE)
 AROUND = " ,:;!?\"'`“”‘’()[]{}*_"  # not - + # %, which tell C from C++
 SIGNS = str.maketrans({"−": "-", "\u00a0": " "})
 MARK = "####"
@@ -34,6 +35,18 @@ def last_number(text: str) -> str | None:
     """The number at the end of `text`, as it is written there; None if it ends otherwise."""
     found = LAST.search(final(text).translate(SIGNS).rstrip())
     return found[0] if found else None
+
+
+def states_result(text: str) -> bool:
+    """Whether a longer text ends in a result, and not in prose that happens to end in a number, such as a date.
+
+    A result follows `####`, "=", "answer is" or a like phrase, or has a line of its own.
+    """
+    if MARK in text:
+        return True
+    whole = text.translate(SIGNS).rstrip()
+    number = LAST.search(whole)
+    return number is not None and RESULT.search(whole[: number.start()]) is not None
 
 
 def plain(text: str) -> str:

@@ -5,6 +5,8 @@ measured depends on the answers:
 
 - choice: the likeliest option, by its log-probability (acc) and by that per character (acc_norm); of preference data
   the options are the two answers, and the chosen one is right;
+- classify: the likeliest of the labels that the records have (acc), and macro-F1 (f1_macro); a model that only writes
+  is told the labels;
 - exact: a greedy answer that is the same but for its form (harness/job/evaluate/held_out/matching.py);
 - text: ROUGE-L (Lin 2004) and BLEU (Papineni et al. 2002) of a greedy answer, and the bits per byte of the right one;
 - verified: a greedy answer that the verifier of its task in reasoning-gym takes for wholly right (solved).
@@ -12,9 +14,11 @@ measured depends on the answers:
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -25,29 +29,48 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU
 
+from harness import units
 from harness.errors import UserError
-from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer
+from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer, text_before
 from harness.job.data.generators.reasoning_gym import Verifier
+from harness.job.data.labels import Labels, are_labels, is_short, labels_of
+from harness.job.data.normalising import normalised
 from harness.job.data.preferences import REJECTED
-from harness.job.evaluate.held_out import matching
+from harness.job.evaluate.held_out import classes, matching
 from harness.settings import HELD_OUT, DataSettings
 
 MOST = 0.9  # share of the answers that decides what they all are
-SHORT_WORDS, SHORT_CHARACTERS = 5, 40
 FEWEST_TOKENS, MOST_TOKENS = 16, 512  # room for a written answer
 BYTES = 2  # of the longest answer for each token of room, which is about twice what it takes
+NAMED = 8  # labels that a sentence names
+SCORED_BY = {
+    "choice": "the likeliest option",
+    "classify": "the likeliest label",
+    "exact": "exact match",
+    "text": "ROUGE-L and BLEU, as prose",
+}
 LAST_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"  # as in lm-eval's gsm8k
 
 
 class HeldOutTask(ConfigurableTask):
     """The records `docs` by split: prompt, answer, of a choice options and gold (an index), of a conversation turns.
 
-    bits: whether the bits per byte of the answers are measured as well. runs_code: whether answers are run as code.
+    questions: what each record of the test asks, without the prompt's words. kind: how answers are scored. labels: of
+    answers that are classified. bits: whether the bits per byte of the answers are measured as well. runs_code: whether
+    answers are run as code.
     """
 
     def __init__(
-        self, config: dict[str, Any], docs: dict[str, list[dict[str, Any]]], bits: bool, runs_code: bool = False
+        self,
+        config: dict[str, Any],
+        docs: dict[str, list[dict[str, Any]]],
+        questions: Sequence[str],
+        kind: str,
+        labels: Labels | None,
+        bits: bool,
+        runs_code: bool = False,
     ):
+        self.questions, self.kind, self.labels = questions, kind, labels
         self._docs, self._bits, self.runs_code = docs, bits, runs_code
         super().__init__(config=config)
 
@@ -58,6 +81,28 @@ class HeldOutTask(ConfigurableTask):
     def chats(self) -> bool:
         """Whether the records are conversations, which a chat template writes."""
         return "turns" in self._docs["test"][0]
+
+    @property
+    def notes(self) -> list[str]:
+        """How the answers are scored, and which labels none of them has, a sentence each."""
+        if self.kind == "verified":
+            return []
+        count = units.plural(len(self._docs["test"]), "answer")
+        by = f"{SCORED_BY[self.kind]} (data.answers={self.kind})"
+        if self.labels is None:
+            return [f"{HELD_OUT}: {count}, scored by {by}."]
+        each = Counter(doc["answer"] for doc in self._docs["test"])
+        named = [f"{text} {each[text]}" for text in sorted(self.labels.texts, key=lambda text: -each[text])]
+        sizes = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
+        return [
+            f"{HELD_OUT}: {count} with {len(named)} labels ({sizes}), scored by {by}.",
+            *(f"{HELD_OUT} has no record with the label {text}." for text in self.labels.texts if not each[text]),
+            *(
+                f"The label {other} begins with the label {text}, which is therefore never less likely: rename one."
+                for text, other in itertools.permutations(self.labels.texts, 2)
+                if other.startswith(text) and self.OUTPUT_TYPE == "multiple_choice"
+            ),
+        ]
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **form: Any) -> str:
         """lm-eval's context; of a conversation its turns before the answer, after whole ones as examples.
@@ -105,8 +150,11 @@ def task(
         raise UserError(f"eval.num_fewshot must be at most {len(items['train'])}, the items to train on, got {shots}.")
     of = {"test": items["test"], **({"train": items["train"][:shots]} if shots else {})}
     verifier = _verifier(data)
-    kind = kind_of(data, items["test"]) if verifier is None else "verified"
+    kind = kind_of(data, items) if verifier is None else "verified"
+    labels = labels_of(items) if kind == "classify" else None
     docs = {split: [_doc(item, data, kind) for item in part] for split, part in of.items()}
+    if labels is not None:
+        _classified([doc for part in docs.values() for doc in part], labels, likelihoods)
     config: dict[str, Any] = {
         "task": HELD_OUT,
         "test_split": "test",
@@ -115,14 +163,21 @@ def task(
     }
     if shots:
         config |= {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
-    config |= _choice() if kind == "choice" else _written(kind, data, [doc["answer"] for doc in docs["test"]])
+    options = kind == "choice" or (kind == "classify" and likelihoods)
+    config |= _choice() if options else _written(kind, data, [doc["answer"] for doc in docs["test"]])
+    if labels is not None and not likelihoods:
+        config |= {"process_results": classification(labels), "metric_list": [_metric("acc")]}
     if kind == "text" and not likelihoods:
         config["metric_list"] = config["metric_list"][:-1]
     if verifier is not None:
         config["process_results"] = verification(verifier)
         for doc in docs["test"]:
             doc["template"] = verifier.template(doc["question"])
-    return HeldOutTask(config, docs, kind == "text" and likelihoods, verifier is not None and verifier.runs_code)
+    questions = [text_before(item) for item in items["test"]]
+    if verifier is None:
+        _group_doubles(docs["test"], questions)
+    runs_code = verifier is not None and verifier.runs_code
+    return HeldOutTask(config, docs, questions, kind, labels, kind == "text" and likelihoods, runs_code)
 
 
 def _verifier(data: DataSettings) -> Verifier | None:
@@ -132,14 +187,18 @@ def _verifier(data: DataSettings) -> Verifier | None:
     return Verifier(**{name: value for name, value in data.load.items() if name != "_target_"})
 
 
-def kind_of(data: DataSettings, items: Sequence[Item]) -> str:
-    """How `items` are scored: choice, exact or text. `auto` says exact if nearly all answers are short or a result.
+def kind_of(data: DataSettings, parts: dict[str, list[Item]]) -> str:
+    """How the part ``test`` is scored: choice, classify, exact or text.
 
-    Raises UserError for data.answers=choice without options.
+    `auto` says classify if the answers of all parts are labels, and exact if nearly all of the test are short or a
+    result. Raises UserError for data.answers=choice without options, and as `are_labels`.
     """
+    items = parts["test"]
     options = not items[0].keys().isdisjoint((OPTIONS, REJECTED))
     if data.answers == "choice" and not options:
         raise UserError("data.answers=choice requires data.columns.options, the column of the options.")
+    if are_labels([item for part in parts.values() for item in part], data.answers):
+        return "classify"
     if data.answers != "auto":
         return data.answers
     if options:
@@ -153,8 +212,7 @@ def _mostly(of: Iterable[bool]) -> bool:
 
 
 def _is_result(answer: str) -> bool:
-    short = len(answer.split()) <= SHORT_WORDS and len(answer.strip()) <= SHORT_CHARACTERS
-    return short or matching.MARK in answer or matching.last_number(answer) is not None
+    return is_short(answer) or matching.states_result(answer)
 
 
 def _doc(item: Item, data: DataSettings, kind: str) -> dict[str, Any]:
@@ -171,6 +229,28 @@ def _doc(item: Item, data: DataSettings, kind: str) -> dict[str, Any]:
         options = [doc["answer"], item[REJECTED]] if REJECTED in item else item[OPTIONS]
         doc |= {"options": options, "gold": options.index(doc["answer"])}
     return doc
+
+
+def _classified(docs: Iterable[dict[str, Any]], labels: Labels, likelihoods: bool) -> None:
+    """Give `docs` the labels as options; those of a model that only writes name them before the question."""
+    for doc in docs:
+        doc["answer"] = doc["answer"].strip()
+        doc |= {"options": list(labels.texts), "gold": labels.texts.index(doc["answer"])}
+        if not likelihoods:
+            before = f"Answer with one of these labels: {', '.join(labels.texts)}.\n\n"
+            doc["prompt"] = before + doc["prompt"]
+            if "turns" in doc:
+                *turns, last = json.loads(doc["turns"])
+                doc["turns"] = json.dumps([*turns, last | {"content": before + last["content"]}])
+
+
+def _group_doubles(docs: Sequence[dict[str, Any]], questions: Sequence[str]) -> None:
+    """Name what `docs` with the same question share, if there are some: standard errors count them as one group."""
+    forms = [normalised(question) for question in questions]
+    sizes = Counter(forms)
+    if len(sizes) < len(docs):
+        for doc, form in zip(docs, forms, strict=True):
+            doc["template"] = form if sizes[form] > 1 else None
 
 
 def _choice() -> dict[str, Any]:
@@ -229,6 +309,15 @@ def _filter(name: str, *steps: dict[str, Any]) -> dict[str, Any]:
 def exactness(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Whether the written answer is the right one."""
     return {"exact_match": float(matching.same(results[0], doc["answer"]))}
+
+
+def classification(labels: Labels) -> Callable[[dict[str, Any], list[str]], dict[str, float]]:
+    """Whether the written answer names the right label alone."""
+
+    def accuracy(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+        return {"acc": float(classes.written_label(results[0], labels.texts) == doc["answer"])}
+
+    return accuracy
 
 
 def likeness(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:

@@ -72,6 +72,7 @@ class ApiCell:
         self._report({"phase": "score"})
         try:
             result.scores, items = scoring.answered(lm, tasks)
+            result.classes = scoring.class_counts(tasks, items)
         finally:
             self._phases["score"] = Phase(time.monotonic() - clock, Memory())
             result.api = _spent(lm, _is_chat(self.cell.settings))
