@@ -131,6 +131,9 @@ class DataConfig:
     """How eval.tasks=[held_out] scores answers: choice (of data.columns.options), exact (equal but for case,
     punctuation and the form of numbers), text (ROUGE-L and bits per byte), or auto. auto is choice if there are
     options, exact if nine of ten answers are short or end in a number, else text."""
+    drop_empty: bool = False
+    """Leaves out records without a question or an answer, however many they are (data=local). Without it a file of
+    which a third is empty is refused."""
     limit: int | None = setting(None, least=1, unit="items")
     """Training items (null: all). Every cell takes the same ones."""
     noise: float = setting(0.0, least=0, most=1)

@@ -302,13 +302,20 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """A sentence for the user on what was done with the input, which is no warning."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Refused:
     """Bad input, as one sentence; the job ends."""
 
     sentence: str
 
 
-JobEvent = Progress | Result | Warned | Refused
+JobEvent = Progress | Result | Warned | Noted | Refused
 
 
 def facts(progress: Progress) -> dict[str, Any]:

@@ -84,6 +84,12 @@ class DataSettings:
     noise: float = 0.0
     test_share: float = 0.0
     answers: str = "auto"
+    drop_empty: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether the data are a file of the user's own."""
+        return str(self.load.get("_target_")).endswith(".sources.from_file")
 
     @property
     def tested(self) -> bool:

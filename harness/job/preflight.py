@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+from harness.errors import UserError
 from harness.job import prepared_inputs
 from harness.job.data import chat, columns
 from harness.job.evaluate import answer_engines, scoring
@@ -11,11 +14,14 @@ from harness.job.models import checks, loading
 from harness.job.training import activation_offload, compiled
 from harness.protocol import NO_PATHS, LocalPaths
 from harness.record import Cell
-from harness.settings import HELD_OUT
+from harness.settings import HELD_OUT, DataSettings
 
 
-def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> None:
-    """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine."""
+def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> list[str]:
+    """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine.
+
+    Returns a sentence on each file of the user's own.
+    """
     include = IncludedTasks.of(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
@@ -32,6 +38,17 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
         if of not in tasks:
             scoring.Tasks(asked, data_root, prepared_inputs.own_task(asked, data, data_root), include)
             tasks.append(of)
+    return notes(cells, data_root)
+
+
+def notes(cells: list[Cell], data_root: str | None) -> list[str]:
+    """A sentence on each file of the user's own that can be read: as what it is, and what is left out."""
+    sentences: dict[DataSettings, str] = {}
+    for data in dict.fromkeys(cell.settings.data for cell in cells):
+        with suppress(UserError):  # which the cell says
+            if (own := prepared_inputs.own_data(data, data_root)) is not None:
+                sentences[data] = own.sentence
+    return list(dict.fromkeys(sentences.values()))
 
 
 def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> None:

@@ -17,7 +17,7 @@ from harness.job.evaluate import scoring
 from harness.job.evaluate.held_out import task as held_out
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.models import loading
-from harness.record import Contamination, HeldOut, Record
+from harness.record import Contamination, HeldOut, OwnData, Record
 from harness.settings import (
     HELD_OUT,
     DataSettings,
@@ -38,7 +38,8 @@ class PreparedInputs:
 
     steps: what each optimizer step's micro-batches have drawn; none for an untuned model. held_out: examples for the
     validation loss, or pairs. rewarded: of a cell that is trained on pairs, those that `tasks` asks of its own test
-    part. fingerprints: of data and model. contamination: of each task by the training examples.
+    part. fingerprints: of data and model. contamination: of each task by the training examples. own_data: how
+    the user's own file was read (null: of other data).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -48,6 +49,7 @@ class PreparedInputs:
     rewarded: list[encoding.Pair]
     fingerprints: dict[str, str]
     contamination: dict[str, Contamination]
+    own_data: OwnData | None
 
     @property
     def longest(self) -> int:
@@ -107,6 +109,11 @@ def splits(data: DataSettings, data_root: str | None) -> dict[str, list[encoding
     return _splits(data, (data_root, sources.data_state(data, data_root)))
 
 
+def own_data(data: DataSettings, data_root: str | None) -> OwnData | None:
+    """How the user's own file is read; None of other data. Raises UserError if it can't be."""
+    return _own_data(data, (data_root, sources.data_state(data, data_root)))
+
+
 def same_data(found: Record, data_root: str | None) -> bool:
     """Whether the data of a recorded cell are still those that it was trained on."""
     return sources.fingerprint(splits(found.cell.settings.data, data_root)) == found.fingerprints.get("data")
@@ -142,7 +149,13 @@ def _made(
         [drawn for drawn in rewarded if isinstance(drawn, encoding.Pair)],  # as all are
         {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)},
         {name: contamination.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
+        _own_data(settings.data, root),
     )
+
+
+@functools.lru_cache(HELD)
+def _own_data(settings: DataSettings, root: Root) -> OwnData | None:
+    return sources.own_data(settings, root[0])
 
 
 @functools.lru_cache(HELD)

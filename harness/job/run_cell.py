@@ -40,6 +40,9 @@ def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None)
     with recording.failures(cell):
         set_seed(cell.cell.seed or 0)
         result.fingerprints, result.contamination = cell.inputs.fingerprints, cell.inputs.contamination
+        result.own_data = cell.inputs.own_data
+        if request.warn and result.own_data is not None and rank is None:
+            report({"note": result.own_data.sentence})
         model, loaded = load(cell, result)
         if cell.tuned:
             model, plan = prepare(cell, model, loaded)

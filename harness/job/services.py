@@ -19,6 +19,7 @@ from harness.protocol import (
     CheckTasks,
     ExamineMachine,
     JobEvent,
+    Noted,
     PlanCells,
     Progress,
     Rescore,
@@ -34,15 +35,23 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def progress(send: Send) -> Report:
-    """A function that sends a report of the job's own code: a warning as Warned, all else as Progress."""
-    return lambda report: send(Warned(report["warning"]) if "warning" in report else Progress(**report))
+    """A function that sends a report of the job's own code: a warning as Warned, a note as Noted, else as Progress."""
+
+    def event(report: dict[str, Any]) -> JobEvent:
+        if "warning" in report:
+            return Warned(report["warning"])
+        return Noted(report["note"]) if "note" in report else Progress(**report)
+
+    return lambda report: send(event(report))
 
 
 def check(request: CheckCells, send: Send) -> None:
     from harness.job import preflight
 
     runners = [(cell, cell_runner.runner_of(cell.settings)) for cell in request.cells]
-    preflight.check([cell for cell, by_plugin in runners if by_plugin is None], request.data_root, request.local)
+    local = [cell for cell, by_plugin in runners if by_plugin is None]
+    for note in preflight.check(local, request.data_root, request.local):
+        send(Noted(note))
     for cell, by_plugin in runners:
         if by_plugin is not None:
             cost = by_plugin.check(cell, request.extra[cell.id], request.data_root, request.local)
@@ -50,8 +59,11 @@ def check(request: CheckCells, send: Send) -> None:
 
 
 def plan(request: PlanCells, send: Send) -> None:
+    from harness.job import preflight
     from harness.job.predict import workers
 
+    for note in preflight.notes([planned.cell for planned in request.cells], request.data_root):
+        send(Noted(note))
     for answer in workers.answer(request):
         send(Result(answer))
 

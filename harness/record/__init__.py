@@ -61,6 +61,7 @@ from harness.record.names import (
     names_a_file,
     short,
 )
+from harness.record.own_data import OwnData
 from harness.record.planned_study import PlannedStudy, PlanProgress, Unplanned
 from harness.record.reading import (
     RecordError,
@@ -128,6 +129,7 @@ __all__ = [
     "LossPoint",
     "Memory",
     "Merge",
+    "OwnData",
     "Parameters",
     "Phase",
     "PlanProgress",

@@ -22,6 +22,7 @@ from harness.record.measurements import (
     Train,
     ValidationPoint,
 )
+from harness.record.own_data import OwnData
 from harness.record.scores import ApiUsage, Contamination, Judging, Score, Scoring, VllmUsage
 from harness.settings import Settings
 
@@ -187,6 +188,8 @@ class Record:
     """Comparisons by a judge, whose shares are in `scores`."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Hashes of data and model."""
+    own_data: OwnData | None = None
+    """How the user's own file was read. null of other data, and in records from before it was kept."""
     contamination: dict[str, Contamination] = field(default_factory=dict)
     """Contamination by task. Empty where it was not checked."""
     position: int | None = None
@@ -199,6 +202,13 @@ class Record:
     """Origin of an imported record. null for the harness's own."""
     schema: int = SCHEMA
     """Version of this format."""
+
+    @property
+    def question_template(self) -> str | None:
+        """The prompt template of a question without context; None for conversations, which use the chat template."""
+        if self.own_data is not None and self.own_data.conversations:
+            return None
+        return self.cell.settings.data.question_template
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """What a notebook shows, where all fields would fill pages."""

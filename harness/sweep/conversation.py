@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 from harness.errors import UserError
-from harness.protocol import Progress, Refused, Request, Result, Warned, decode_event, encode
+from harness.protocol import Noted, Progress, Refused, Request, Result, Warned, decode_event, encode
 from harness.sweep.fork_server import Job
 from harness.sweep.lease import Lease
 
@@ -57,6 +57,8 @@ class Conversation:
                 self._refusal = event.sentence
             elif isinstance(event, Warned):
                 warn(event.sentence)
+            elif isinstance(event, Noted):
+                print(event.sentence, file=sys.stderr)
             else:
                 if self._lease is not None and isinstance(event, Progress):
                     self._lease.works(self._job.holder, self._job.stop)

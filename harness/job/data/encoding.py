@@ -18,6 +18,7 @@ from harness.errors import UserError
 from harness.job.data import chat
 from harness.job.data.columns import CHAT, Item, answering, asked
 from harness.job.data.preferences import REJECTED
+from harness.job.data.turns import TOOLS
 from harness.settings import DataSettings
 
 IGNORED = -100  # torch's ignore_index
@@ -107,7 +108,7 @@ def encode(
     says whether the loss is on its last answer alone.
     """
     if CHAT in item:
-        ids, spans = chat.encode(tokenizer, item[CHAT])
+        ids, spans = chat.encode(tokenizer, item[CHAT], item.get(TOOLS))
         spans = spans[-1:] if last else spans
         between = zip([end for _, end in spans], [begin for begin, _ in spans[1:]] + [len(ids)], strict=True)
         first = spans[0][0] if spans else len(ids)

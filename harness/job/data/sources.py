@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,8 +16,23 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from harness.errors import UserError
-from harness.job.data.columns import CHAT, OPTIONS, READERS, Item, check_prompt, limited, mapped, noisy, read
+from harness.job.data import formats
+from harness.job.data.columns import (
+    READERS,
+    Item,
+    MappedRows,
+    check_empty,
+    check_prompt,
+    limited,
+    mapped,
+    mapped_rows,
+    noisy,
+    read,
+)
+from harness.job.data.preferences import REJECTED
+from harness.job.data.turns import CALLS, CHAT, SYSTEM, TOOLS
 from harness.job.models import hub
+from harness.record import OwnData
 from harness.settings import DataSettings
 
 _root: ContextVar[str | None] = ContextVar("data_root", default=None)
@@ -72,25 +87,34 @@ def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:
 
     Raises UserError if they can't be loaded.
     """
-    keywords = {"test_share": data.test_share} if data.test_share else {}
-    if keywords and "test_share" not in inspect.signature(instantiate(data.load, _partial_=True)).parameters:
-        raise UserError(
-            f"data.test_share={data.test_share} requires data in columns, such as data=local; data={data.name} has "
-            "tasks of its own."
-        )
-    try:
-        with with_data_root(data_root):
-            loaded = instantiate(data.load, _convert_="all", **keywords)
-    except InstantiationException as error:  # hydra wraps all that the target raises, also UserError
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise UserError(f"data.load failed: {str(cause or error).strip().splitlines()[0]}") from error
+    with with_data_root(data_root):
+        loaded = _loaded(data)
     for prompt in (data.prompt, data.prompt_if_empty):
         check_prompt(prompt or "", loaded["train"])
     train = limited(loaded["train"], data.limit)
     parts = {"train": noisy(train, data.noise), "validation": loaded["validation"]}
     return parts | ({"test": loaded["test"]} if data.tested else {})
+
+
+def _loaded(data: DataSettings) -> dict[str, list[Item]]:
+    """What the function of the settings `data` returns, called with those of them that it takes."""
+    settings = {"test_share": data.test_share, "drop_empty": data.drop_empty}
+    keywords = {name: value for name, value in settings.items() if value}
+    takes = inspect.signature(instantiate(data.load, _partial_=True)).parameters if keywords else {}
+    if "test_share" in keywords and "test_share" not in takes:
+        raise UserError(
+            f"data.test_share={data.test_share} requires data in columns, such as data=local; data={data.name} has "
+            "tasks of its own."
+        )
+    if "drop_empty" in keywords and "drop_empty" not in takes:
+        raise UserError(f"data.drop_empty=true requires a file of your own (data=local), got data={data.name}.")
+    try:
+        return instantiate(data.load, _convert_="all", **keywords)
+    except InstantiationException as error:  # hydra wraps all that the target raises, also UserError
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"data.load failed: {str(cause or error).strip().splitlines()[0]}") from error
 
 
 def from_hub(
@@ -126,16 +150,63 @@ def from_file(
     held_out_by: str | None = None,
     share: float = 0.1,
     test_share: float = 0.0,
+    drop_empty: bool = False,
 ) -> dict[str, list[Item]]:
-    """The records of a file below data_root, or the working folder; the rest as in `from_hub`."""
+    """The records of a file below data_root, or the working folder; the rest as in `from_hub`.
+
+    The file may be another trainer's: harness/job/data/formats.py. drop_empty: whether records without a question or an
+    answer may be many. Raises UserError if they are and may not be.
+    """
+    name, mapped, _ = _of_file(path, columns, held_out_by)
+    if not drop_empty:
+        check_empty(mapped, name)
+    return _held_out(mapped.items, name, share, test_share)
+
+
+def own_data(data: DataSettings, data_root: str | None) -> OwnData | None:
+    """How the user's own file is read; None of other data. Raises UserError if it can't be."""
+    if not data.own:
+        return None
+    with with_data_root(data_root):
+        return _of_file(data.load["path"], data.load["columns"], data.load.get("held_out_by"))[2]
+
+
+def _of_file(
+    path: str | None, columns: Mapping[str, str | None], held_out_by: str | None
+) -> tuple[str, MappedRows, OwnData]:
+    """The name of a file, its items, and how it was read."""
     if path is None:
         raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(READERS)}.")
     rows = read(path)
+    form = formats.recognised(rows, columns, path)
+    unused = formats.unused(rows, form, held_out_by)
+    rows = form.rows(rows)
     there = list(dict.fromkeys(name for row in rows for name in row))
-    given = {field: column for field, column in columns.items() if column is not None}
-    if CHAT in given:
-        given = {field: given[field] for field in (CHAT, OPTIONS) if field in given}
-    return _held_out(mapped(rows, there, given, held_out_by, path), path, share, test_share)
+    mapped = mapped_rows(rows, there, form.columns, held_out_by, path, asking=True)
+    items = [item for _, item in mapped.items]
+    own = OwnData(
+        name=path,
+        format=form.name,
+        conversations=CHAT in items[0],
+        pairs=REJECTED in items[0],
+        records=len(rows),
+        extras=[*form.extras, *(kind for kind in _extras(items) if kind not in form.extras)],
+        unused=unused,
+        without_answer=mapped.without_answer,
+        without_question=mapped.without_question,
+    )
+    return path, mapped, own
+
+
+def _extras(items: Sequence[Item]) -> list[str]:
+    """What conversations among `items` have beside what is said in them."""
+    talks = [item for item in items if CHAT in item]
+    kinds = {
+        "system prompts": any(turn["role"] == SYSTEM for item in talks for turn in item[CHAT]),
+        "tools": any(TOOLS in item for item in talks),
+        "tool calls": any(CALLS in turn for item in talks for turn in item[CHAT]),
+    }
+    return [kind for kind, there in kinds.items() if there]
 
 
 def _held_out(

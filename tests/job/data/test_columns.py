@@ -259,17 +259,15 @@ def test_a_file_without_records_is_refused():
     refused(r"mine\.csv has no records", [], name="mine.csv")
 
 
-def test_a_file_without_answers_is_refused(capsys):
+def test_a_file_without_answers_is_refused():
     refused(
         r"None of the 60 records of mine\.jsonl has an answer in the column 'solution'",
         [r | {"solution": ""} for r in ROWS],
     )
-    found = local(write("some.jsonl", [*ROWS, {"problem": "?", "solution": None}]))
+    found = local(path := write("some.jsonl", [*ROWS, {"problem": "?", "solution": None}]))
     assert sum(map(len, found.values())) == 60
-    assert (
-        "1 of 61 records of some.jsonl are left out: they have no answer in the column 'solution'."
-        in capsys.readouterr().err
-    )
+    own = sources.own_data(settings(*COLUMNS, f"data.path={path}"), None)
+    assert "61 records; left out: 1 without an answer; not used: topic." in own.sentence
 
 
 def test_a_conversation_without_the_assistant_is_refused():
