@@ -147,7 +147,8 @@ def _made(
         steps,
         encode(splits["validation"][: train.validation_items]),
         [drawn for drawn in rewarded if isinstance(drawn, encoding.Pair)],  # as all are
-        {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)},
+        {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)}
+        | sources.file_fingerprint(settings.data, root[0]),
         {name: contamination.trained_on(items, texts) for name, items in tasks.texts().items()} if trained else {},
         _own_data(settings.data, root),
     )

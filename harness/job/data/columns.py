@@ -8,17 +8,13 @@ harness/job/data/preferences.py.
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import string
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from harness.errors import UserError
 from harness.job.data import options
@@ -30,46 +26,6 @@ Item = dict[str, Any]
 OPTIONS = "options"
 UNASKED = ("answer", OPTIONS, REJECTED)  # fields of an item that are no part of its question
 MOST_EMPTY = 1 / 3  # of the records of a file, from which on data.drop_empty=true is asked for
-READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".jsonl": lambda file: _json_lines(file),
-    ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
-    ".csv": lambda file: _table(file, ","),
-    ".tsv": lambda file: _table(file, "\t"),
-    ".parquet": lambda file: pq.read_table(file).to_pylist(),
-}
-
-
-def _json_lines(file: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):  # text may hold U+2028
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number}, column {error.colno}: {error.msg}.") from None
-    return rows
-
-
-def _table(file: Path, delimiter: str) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines, delimiter=delimiter))
-
-
-def read(path: str) -> list[dict[str, Any]]:
-    """The rows of a file, read by its suffix. Raises UserError if the file is missing or has another format."""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"data.path must be a file below data_root, or the working folder, got {path}.")
-    if file.suffix not in READERS:
-        raise UserError(f"data.path must have one of the suffixes {', '.join(READERS)}, got {path}.")
-    try:
-        rows = READERS[file.suffix](file)
-    except UnicodeDecodeError:
-        raise UserError(f"data.path={path} is not UTF-8; save it as UTF-8 (iconv -f CP1252 -t UTF-8 {path}).") from None
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's and json's are ValueErrors
-        raise UserError(f"data.path={path} can't be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"data.path={path} must hold a list of records, each an object of columns.")
-    return rows
 
 
 @dataclass(frozen=True)

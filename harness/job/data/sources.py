@@ -15,10 +15,11 @@ import datasets
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from harness import data_files
+from harness.data_files import SUFFIXES
 from harness.errors import UserError
 from harness.job.data import formats
 from harness.job.data.columns import (
-    READERS,
     Item,
     MappedRows,
     check_empty,
@@ -27,8 +28,8 @@ from harness.job.data.columns import (
     mapped,
     mapped_rows,
     noisy,
-    read,
 )
+from harness.job.data.files import FileRows, read
 from harness.job.data.preferences import REJECTED
 from harness.job.data.turns import CALLS, CHAT, SYSTEM, TOOLS
 from harness.job.models import hub
@@ -75,10 +76,11 @@ def data_state(data: DataSettings, data_root: str | None) -> str:
     """
     states = [folder_digest(data_root)] if data_root is not None else []
     if data.path is not None:
-        file = Path(data_root or ".", data.path).absolute()
-        states.append(str(file))
-        if file.is_file():
-            states += [str(file.stat().st_size), str(file.stat().st_mtime_ns)]
+        path = Path(data_root or ".", data.path).absolute()
+        states.append(str(path))
+        with suppress(UserError):  # of an index, which the reader says
+            for status in (file.stat() for file in data_files.behind(path)):
+                states += [str(status.st_size), str(status.st_mtime_ns)]
     return " ".join(states)
 
 
@@ -176,8 +178,9 @@ def _of_file(
 ) -> tuple[str, MappedRows, OwnData]:
     """The name of a file, its items, and how it was read."""
     if path is None:
-        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(READERS)}.")
-    rows = read(path)
+        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(SUFFIXES)}.")
+    content = _content(path)
+    rows = content.rows
     form = formats.recognised(rows, columns, path)
     unused = formats.unused(rows, form, held_out_by)
     rows = form.rows(rows)
@@ -186,16 +189,27 @@ def _of_file(
     items = [item for _, item in mapped.items]
     own = OwnData(
         name=path,
-        format=form.name,
+        format=f"{form.name} ({', '.join(content.notes)})" if content.notes else form.name,
         conversations=CHAT in items[0],
         pairs=REJECTED in items[0],
         records=len(rows),
         extras=[*form.extras, *(kind for kind in _extras(items) if kind not in form.extras)],
-        unused=unused,
+        unused=unused + content.unread,
         without_answer=mapped.without_answer,
         without_question=mapped.without_question,
     )
     return path, mapped, own
+
+
+def _content(path: str) -> FileRows:
+    """The rows of a file or folder, or of the split train of a hub data set where nothing of that name is here."""
+    if _root.get() is not None or not data_files.names_hub(path, Path(".")):
+        return read(path)
+    hub.settle()
+    try:
+        return FileRows(datasets.load_dataset(path, split="train").to_list(), ["split train"])
+    except Exception as error:  # datasets and the hub raise a dozen kinds
+        raise missing(f"The data set {path}", error) from error
 
 
 def _extras(items: Sequence[Item]) -> list[str]:
@@ -250,6 +264,12 @@ def missing(what: str, error: Exception | None) -> UserError:
     if root is not None:
         return UserError(f"{what} is not in data_root={root}; put it there, or omit data_root.")
     return hub.refused(what, error, "check the connection, or set data_root= to a folder that has it")
+
+
+def file_fingerprint(data: DataSettings, data_root: str | None) -> dict[str, str]:
+    """The sha256 of the own file of a user, under ``file``, which a sweep compares before it goes on; else empty."""
+    digest = data_files.digest(data.path, data_root) if data.own else None
+    return {} if digest is None else {"file": digest}
 
 
 def fingerprint(items: dict[str, list[Item]]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from harness import data_files
 from harness.job.data import batching, encoding, sources
 from harness.job.models import loading
 from harness.record import Cell
@@ -28,7 +29,7 @@ def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
     """The examples of `cell`; None if its data or tokenizer is not on this machine."""
     settings, train, tuned = cell.settings, cell.settings.train.validated(), cell.settings.method.tuned
     path = settings.data.load.get("path")
-    if path is not None and data_root is None and not os.path.isfile(path):
+    if path is not None and data_root is None and not data_files.behind(Path(path)):
         return None  # a hub data set
     if (tokenizer := _tokenizer(settings.model)) is None:
         return None

@@ -126,7 +126,8 @@ def _sample(record: Record) -> str | None:
 
 def fingerprints(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
-        for name in dict.fromkeys(name for record in members for name in record.fingerprints):
+        # That of a file says what that of the data in it says
+        for name in dict.fromkeys(name for record in members for name in record.fingerprints if name != "file"):
             subject = f"Fingerprints of the {name} differ{where}"
             yield from confounded(subject, members, functools.partial(_fingerprint, name=name), method_of)
 

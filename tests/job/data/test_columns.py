@@ -287,7 +287,7 @@ def test_messages_that_are_none_are_refused():
         ("mine.json", "3", r"data\.path=mine\.json must hold a list of records"),
         ("mine.parquet", "x", r"data\.path=mine\.parquet can't be read as parquet"),
         ("mine.xlsx", "", r"data\.path must have one of the suffixes \.jsonl, \.json, \.csv.*, got mine\.xlsx"),
-        (None, None, r"data\.path must be a file below data_root, or the working folder, got mine\.jsonl"),
+        (None, None, r"data\.path must be a file or folder below data_root, or the working folder, got mine\.jsonl"),
     ],
 )
 def test_a_file_that_is_none_is_refused(name, text, said):
