@@ -131,6 +131,9 @@ class DataConfig:
     """How eval.tasks=[held_out] scores answers: choice (of data.columns.options), exact (equal but for case,
     punctuation and the form of numbers), text (ROUGE-L and bits per byte), or auto. auto is choice if there are
     options, exact if nine of ten answers are short or end in a number, else text."""
+    too_long: str | None = setting(None, choices=("error", "cut", "drop"))
+    """What happens to records that are longer than train.max_length: error refuses the cell before it runs, cut keeps
+    their beginning, drop leaves them out (null: error for a file of your own, cut for other data)."""
     drop_empty: bool = False
     """Leaves out records without a question or an answer, however many they are (data=local). Without it a file of
     which a third is empty is refused."""

@@ -85,6 +85,12 @@ class DataSettings:
     test_share: float = 0.0
     answers: str = "auto"
     drop_empty: bool = False
+    too_long: str | None = None
+
+    @property
+    def length_rule(self) -> str:
+        """What happens to records that are too long: error, cut or drop."""
+        return self.too_long or ("error" if self.own else "cut")
 
     @property
     def own(self) -> bool:

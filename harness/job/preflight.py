@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 from harness.errors import UserError
@@ -34,6 +35,8 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
             if any(columns.CHAT in item for item in loaded["train"][:1]):
                 chat.require(loading.tokenizer(cell.settings.model))
             splits.append(data)
+        if data.own or data.too_long is not None:
+            prepared_inputs.fitted(cell.settings, data_root)
         of = (asked, data if HELD_OUT in asked.tasks else None)
         if of not in tasks:
             scoring.Tasks(asked, data_root, prepared_inputs.own_task(asked, data, data_root), include)
@@ -48,7 +51,17 @@ def notes(cells: list[Cell], data_root: str | None) -> list[str]:
         with suppress(UserError):  # which the cell says
             if (own := prepared_inputs.own_data(data, data_root)) is not None:
                 sentences[data] = own.sentence
-    return list(dict.fromkeys(sentences.values()))
+    return list(dict.fromkeys([*sentences.values(), *_on_lengths(cells, data_root)]))
+
+
+def _on_lengths(cells: list[Cell], data_root: str | None) -> Iterator[str]:
+    """A sentence on the long records of each cell whose data have some, which are cut or dropped."""
+    for cell in cells:
+        if cell.settings.data.own:
+            with suppress(UserError):
+                fitted = prepared_inputs.fitted(cell.settings, data_root)
+                if (sentence := fitted.sentence(cell.settings.train.validated().max_length)) is not None:
+                    yield sentence
 
 
 def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> None:

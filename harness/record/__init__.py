@@ -61,7 +61,7 @@ from harness.record.names import (
     names_a_file,
     short,
 )
-from harness.record.own_data import OwnData
+from harness.record.own_data import Lengths, OwnData
 from harness.record.planned_study import PlannedStudy, PlanProgress, Unplanned
 from harness.record.reading import (
     RecordError,
@@ -126,6 +126,7 @@ __all__ = [
     "Judging",
     "JudgingRules",
     "Kinds",
+    "Lengths",
     "LossPoint",
     "Memory",
     "Merge",

@@ -8,6 +8,18 @@ from harness import units
 
 
 @dataclass
+class Lengths:
+    """What became of training records that are longer than train.max_length."""
+
+    records: int
+    """Different records that training reads."""
+    cut: int
+    """Those of them that were cut at train.max_length."""
+    dropped: int
+    """Records that were left out before any was drawn, those of the validation included (data.too_long=drop)."""
+
+
+@dataclass
 class OwnData:
     """How a file of the user's own was read. Counts are of its records, before parts of them are held out."""
 

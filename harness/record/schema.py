@@ -22,7 +22,7 @@ from harness.record.measurements import (
     Train,
     ValidationPoint,
 )
-from harness.record.own_data import OwnData
+from harness.record.own_data import Lengths, OwnData
 from harness.record.scores import ApiUsage, Contamination, Judging, Score, Scoring, VllmUsage
 from harness.settings import Settings
 
@@ -190,6 +190,12 @@ class Record:
     """Hashes of data and model."""
     own_data: OwnData | None = None
     """How the user's own file was read. null of other data, and in records from before it was kept."""
+    lengths: Lengths | None = None
+    """Training records that were cut or left out as too long. null of an untuned model, and in records from before it
+    was kept."""
+    truncated_requests: int | None = None
+    """Requests of the scoring whose beginning was cut off, as the model has no room for them. null where it was not
+    counted: with speedups=off, of a model behind an API, and in records from before."""
     contamination: dict[str, Contamination] = field(default_factory=dict)
     """Contamination by task. Empty where it was not checked."""
     position: int | None = None

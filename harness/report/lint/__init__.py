@@ -40,6 +40,7 @@ from harness.report.lint.evaluation import (
     fingerprints,
     inference,
     rescored,
+    too_long,
     written_by,
 )
 from harness.report.lint.training import (
@@ -126,6 +127,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "chosen batches": ("unequal", fitting_batches),
     "rescored": ("unequal", rescored),
     "contamination": ("incomplete", contaminated),
+    "too long": ("incomplete", too_long),
     "base": ("incomplete", missing_base),
     "seeds": ("incomplete", seed_counts),
     "failed": ("incomplete", failed_cells),
