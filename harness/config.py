@@ -110,7 +110,8 @@ class DataConfig:
     name: str = MISSING
     """Name in tables and records."""
     path: str | None = None
-    """Your file (data=local): jsonl, json, csv, tsv or parquet, below data_root or the working folder."""
+    """Your data (data=local), below data_root or the working folder: a file (jsonl, json, csv, tsv, parquet, also with
+    .gz or .zst), a folder of files, one by save_to_disk, dataset_info.json/NAME, or a hub id."""
     task: str | None = None
     """Task of the package reasoning-gym (data=reasoning_gym), such as gsm_symbolic."""
     options: dict[str, Any] = field(default_factory=dict)
