@@ -110,7 +110,8 @@ class DataConfig:
     name: str = MISSING
     """Name in tables and records."""
     path: str | None = None
-    """Your file (data=local): jsonl, json, csv, tsv or parquet, below data_root or the working folder."""
+    """Your data (data=local), below data_root or the working folder: a file (jsonl, json, csv, tsv, parquet, also with
+    .gz or .zst), a folder of files, one by save_to_disk, dataset_info.json/NAME, or a hub id."""
     task: str | None = None
     """Task of the package reasoning-gym (data=reasoning_gym), such as gsm_symbolic."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -132,6 +133,12 @@ class DataConfig:
     answers are), exact (equal but for case, punctuation and the form of numbers), text (ROUGE-L and bits per byte), or
     auto. auto is choice if there are options, classify if the answers are few labels, exact if nine of ten are short or
     end in a result, else text."""
+    too_long: str | None = setting(None, choices=("error", "cut", "drop"))
+    """What happens to records that are longer than train.max_length: error refuses the cell before it runs, cut keeps
+    their beginning, drop leaves them out (null: error for a file of your own, cut for other data)."""
+    drop_empty: bool = False
+    """Leaves out records without a question or an answer, however many they are (data=local). Without it a file of
+    which a third is empty is refused."""
     limit: int | None = setting(None, least=1, unit="items")
     """Training items (null: all). Every cell takes the same ones."""
     noise: float = setting(0.0, least=0, most=1)

@@ -303,7 +303,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Noted:
-    """A sentence for the user that is no warning, such as how answers will be scored."""
+    """A sentence for the user that is no warning, such as how a file is read or answers will be scored."""
 
     sentence: str
 

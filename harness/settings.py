@@ -84,6 +84,18 @@ class DataSettings:
     noise: float = 0.0
     test_share: float = 0.0
     answers: str = "auto"
+    drop_empty: bool = False
+    too_long: str | None = None
+
+    @property
+    def length_rule(self) -> str:
+        """What happens to records that are too long: error, cut or drop."""
+        return self.too_long or ("error" if self.own else "cut")
+
+    @property
+    def own(self) -> bool:
+        """Whether the data are a file of the user's own."""
+        return str(self.load.get("_target_")).endswith(".sources.from_file")
 
     @property
     def tested(self) -> bool:

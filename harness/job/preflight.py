@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+
+from harness.errors import UserError
 from harness.job import prepared_inputs
 from harness.job.data import chat, columns
 from harness.job.evaluate import answer_engines, scoring
@@ -11,15 +15,15 @@ from harness.job.models import checks, loading
 from harness.job.training import activation_offload, compiled
 from harness.protocol import NO_PATHS, LocalPaths
 from harness.record import Cell
-from harness.settings import HELD_OUT
+from harness.settings import HELD_OUT, DataSettings
 
 
 def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> list[str]:
     """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine.
 
-    Returns sentences that say how the test parts of own data are scored.
+    Returns sentences on how files of the user's own are read, and how their test parts are scored.
     """
-    notes: list[str] = []
+    scored: list[str] = []
     include = IncludedTasks.of(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
@@ -32,13 +36,35 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
             if any(columns.CHAT in item for item in loaded["train"][:1]):
                 chat.require(loading.tokenizer(cell.settings.model))
             splits.append(data)
+        if data.own or data.too_long is not None:
+            prepared_inputs.fitted(cell.settings, data_root)
         of = (asked, data if HELD_OUT in asked.tasks else None)
         if of not in tasks:
             own = prepared_inputs.own_task(asked, data, data_root)
             scoring.Tasks(asked, data_root, own, include)
-            notes += [] if own is None else own.notes
+            scored += [] if own is None else own.notes
             tasks.append(of)
-    return list(dict.fromkeys(notes))
+    return list(dict.fromkeys([*notes(cells, data_root), *scored]))
+
+
+def notes(cells: list[Cell], data_root: str | None) -> list[str]:
+    """A sentence on each file of the user's own that can be read: as what it is, and what is left out."""
+    sentences: dict[DataSettings, str] = {}
+    for data in dict.fromkeys(cell.settings.data for cell in cells):
+        with suppress(UserError):  # which the cell says
+            if (own := prepared_inputs.own_data(data, data_root)) is not None:
+                sentences[data] = own.sentence
+    return list(dict.fromkeys([*sentences.values(), *_on_lengths(cells, data_root)]))
+
+
+def _on_lengths(cells: list[Cell], data_root: str | None) -> Iterator[str]:
+    """A sentence on the long records of each cell whose data have some, which are cut or dropped."""
+    for cell in cells:
+        if cell.settings.data.own:
+            with suppress(UserError):
+                fitted = prepared_inputs.fitted(cell.settings, data_root)
+                if (sentence := fitted.sentence(cell.settings.train.validated().max_length)) is not None:
+                    yield sentence
 
 
 def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> None:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from harness.job.data import batching, columns, contamination, encoding, sources
+from harness.job.data import batching, columns, contamination, encoding, lengths, sources
 from harness.job.evaluate import scoring
 from harness.job.evaluate.held_out import task as held_out
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.models import loading
-from harness.record import Contamination, HeldOut, Record
+from harness.record import Contamination, HeldOut, Lengths, OwnData, Record
 from harness.settings import (
     HELD_OUT,
     DataSettings,
@@ -38,7 +38,8 @@ class PreparedInputs:
 
     steps: what each optimizer step's micro-batches have drawn; none for an untuned model. held_out: examples for the
     validation loss, or pairs. rewarded: of a cell that is trained on pairs, those that `tasks` asks of its own test
-    part. fingerprints: of data and model. contamination: of each task by the training examples.
+    part. fingerprints: of data and model. contamination: of each task by the training examples. own_data: how
+    the user's own file was read (null: of other data). lengths: of the training's records (null: of an untuned model).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -48,6 +49,18 @@ class PreparedInputs:
     rewarded: list[encoding.Pair]
     fingerprints: dict[str, str]
     contamination: dict[str, Contamination]
+    own_data: OwnData | None
+    lengths: Lengths | None
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence on the user's own file, and one on the records that are too long."""
+        own = [] if self.own_data is None else [self.own_data.sentence]
+        if self.lengths is not None and self.lengths.cut:
+            own.append(f"{self.lengths.cut:,} records of {self.lengths.records:,} are cut at train.max_length.")
+        if self.lengths is not None and self.lengths.dropped:
+            own.append(f"{self.lengths.dropped:,} records are left out, as they are longer than train.max_length.")
+        return own
 
     @property
     def longest(self) -> int:
@@ -107,6 +120,11 @@ def splits(data: DataSettings, data_root: str | None) -> dict[str, list[encoding
     return _splits(data, (data_root, sources.data_state(data, data_root)))
 
 
+def own_data(data: DataSettings, data_root: str | None) -> OwnData | None:
+    """How the user's own file is read; None of other data. Raises UserError if it can't be."""
+    return _own_data(data, (data_root, sources.data_state(data, data_root)))
+
+
 def same_data(found: Record, data_root: str | None) -> bool:
     """Whether the data of a recorded cell are still those that it was trained on."""
     return sources.fingerprint(splits(found.cell.settings.data, data_root)) == found.fingerprints.get("data")
@@ -123,14 +141,19 @@ def _made(
     tasks = _tasks(settings.eval, *_tested(settings.eval, settings.data, root[0]), include)
     encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
     trained_on: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
+    cut: set[int] = set()
+    fitted = _fitted(settings.data, root, settings.model, model_state, *_room(settings))
 
     def drawing(items: list[encoding.Item]) -> list[encoding.Drawn]:
         trained_on.update((id(item), item) for item in items)
-        return encode(items)
+        examples = encode(items)
+        both = zip(items, examples, strict=True)
+        cut.update(id(item) for item, example in both if any(sequence.cut for sequence in example.sequences))
+        return examples
 
     steps: list[list[list[encoding.Drawn]]] = []
     if trained:
-        steps = batching.scheduled(splits["train"], settings.train.tuned(), settings.seed or 0, drawing)
+        steps = batching.scheduled(fitted.train, settings.train.tuned(), settings.seed or 0, drawing)
     asked = tasks.sample.get(HELD_OUT, []) if trained and train.paired else []
     rewarded = encode([splits["test"][i] for i in asked]) if asked else []
     questions = [columns.text_before(item) for item in trained_on.values()]
@@ -139,13 +162,45 @@ def _made(
         tokenizer,
         tasks,
         steps,
-        encode(splits["validation"][: train.validation_items]),
+        encode(fitted.validation),
         [drawn for drawn in rewarded if isinstance(drawn, encoding.Pair)],  # as all are
-        {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)},
+        {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)}
+        | sources.file_fingerprint(settings.data, root[0]),
         {name: contamination.trained_on(items, questions, texts) for name, items in tasks.texts().items()}
         if trained
         else {},
+        _own_data(settings.data, root),
+        Lengths(records=len(trained_on), cut=len(cut), dropped=fitted.without) if trained else None,
     )
+
+
+def fitted(settings: Settings, data_root: str | None) -> lengths.FittedItems:
+    """The records of the cell's data that may be drawn. Raises UserError for long ones that may not be there."""
+    root = (data_root, sources.data_state(settings.data, data_root))
+    return _fitted(settings.data, root, settings.model, loading.state(settings.model), *_room(settings))
+
+
+def _room(settings: Settings) -> tuple[int, bool, int | None]:
+    train = settings.train.validated()
+    return train.max_length, train.paired, train.validation_items
+
+
+@functools.lru_cache(HELD)
+def _fitted(
+    data: DataSettings,
+    root: Root,
+    model: ModelSettings,
+    model_state: str,
+    max_length: int,
+    pairs: bool,
+    validation_items: int | None,
+) -> lengths.FittedItems:
+    return lengths.fitted(_splits(data, root), data, loading.tokenizer(model), max_length, pairs, validation_items)
+
+
+@functools.lru_cache(HELD)
+def _own_data(settings: DataSettings, root: Root) -> OwnData | None:
+    return sources.own_data(settings, root[0])
 
 
 @functools.lru_cache(HELD)

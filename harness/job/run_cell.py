@@ -43,6 +43,10 @@ def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None)
     with recording.failures(cell):
         set_seed(cell.cell.seed or 0)
         result.fingerprints, result.contamination = cell.inputs.fingerprints, cell.inputs.contamination
+        result.own_data, result.lengths = cell.inputs.own_data, cell.inputs.lengths
+        if request.warn and rank is None:
+            for note in cell.inputs.notes:
+                report({"note": note})
         model, loaded = load(cell, result)
         if cell.tuned:
             model, plan = prepare(cell, model, loaded)

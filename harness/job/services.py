@@ -49,9 +49,9 @@ def check(request: CheckCells, send: Send) -> None:
     from harness.job import preflight
 
     runners = [(cell, cell_runner.runner_of(cell.settings)) for cell in request.cells]
-    own = [cell for cell, by_plugin in runners if by_plugin is None]
-    for sentence in preflight.check(own, request.data_root, request.local):
-        send(Noted(sentence))
+    local = [cell for cell, by_plugin in runners if by_plugin is None]
+    for note in preflight.check(local, request.data_root, request.local):
+        send(Noted(note))
     for cell, by_plugin in runners:
         if by_plugin is not None:
             cost = by_plugin.check(cell, request.extra[cell.id], request.data_root, request.local)
@@ -59,8 +59,11 @@ def check(request: CheckCells, send: Send) -> None:
 
 
 def plan(request: PlanCells, send: Send) -> None:
+    from harness.job import preflight
     from harness.job.predict import workers
 
+    for note in preflight.notes([planned.cell for planned in request.cells], request.data_root):
+        send(Noted(note))
     for answer in workers.answer(request):
         send(Result(answer))
 

@@ -61,6 +61,7 @@ from harness.record.names import (
     names_a_file,
     short,
 )
+from harness.record.own_data import Lengths, OwnData
 from harness.record.planned_study import PlannedStudy, PlanProgress, Unplanned
 from harness.record.reading import (
     RecordError,
@@ -126,9 +127,11 @@ __all__ = [
     "Judging",
     "JudgingRules",
     "Kinds",
+    "Lengths",
     "LossPoint",
     "Memory",
     "Merge",
+    "OwnData",
     "Parameters",
     "Phase",
     "PlanProgress",

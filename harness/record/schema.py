@@ -22,6 +22,7 @@ from harness.record.measurements import (
     Train,
     ValidationPoint,
 )
+from harness.record.own_data import Lengths, OwnData
 from harness.record.scores import ApiUsage, ClassCounts, Contamination, Judging, Score, Scoring, VllmUsage
 from harness.settings import Settings
 
@@ -189,6 +190,14 @@ class Record:
     """Comparisons by a judge, whose shares are in `scores`."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Hashes of data and model."""
+    own_data: OwnData | None = None
+    """How the user's own file was read. null of other data, and in records from before it was kept."""
+    lengths: Lengths | None = None
+    """Training records that were cut or left out as too long. null of an untuned model, and in records from before it
+    was kept."""
+    truncated_requests: int | None = None
+    """Requests of the scoring whose beginning was cut off, as the model has no room for them. null where it was not
+    counted: with speedups=off, of a model behind an API, and in records from before."""
     contamination: dict[str, Contamination] = field(default_factory=dict)
     """Contamination by task. Empty where it was not checked."""
     position: int | None = None
@@ -201,6 +210,13 @@ class Record:
     """Origin of an imported record. null for the harness's own."""
     schema: int = SCHEMA
     """Version of this format."""
+
+    @property
+    def question_template(self) -> str | None:
+        """The prompt template of a question without context; None for conversations, which use the chat template."""
+        if self.own_data is not None and self.own_data.conversations:
+            return None
+        return self.cell.settings.data.question_template
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """What a notebook shows, where all fields would fill pages."""

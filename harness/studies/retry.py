@@ -23,6 +23,7 @@ from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths, RunCell
 from harness.record import Record, read_study
 from harness.sweep import runner
+from harness.sweep.changed_data import changed_data
 from harness.sweep.lease import Lease
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
@@ -71,6 +72,7 @@ def retry(
         require(found, study.path(found.cell))
         if found.tracker is not None:
             validate.check_installed(found.tracker)
+    _require_same_data(study, records, data_root)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     runner.check([found.cell for found in records], data_root, local=local)
     progress, done = SweepProgress(len(records)), []
@@ -97,6 +99,15 @@ def retry(
     finally:
         progress.close()
     return done
+
+
+def _require_same_data(study: Study, records: Sequence[Record], data_root: str | None) -> None:
+    """Raise UserError if other cells of the study ran with other data than those of `records` would now."""
+    again = {record.cell.id for record in records}
+    paths = {record.cell.settings.data.path for record in records} - {None}
+    others = [r for r in read_study(study.folder)[0] if r.cell.id not in again and r.cell.settings.data.path in paths]
+    if (changed := changed_data(others, data_root)) is not None:
+        raise UserError(f"{changed}, so that this study would mix two data sets; run a sweep with another study=NAME.")
 
 
 def _run(study: Study, found: Record, request: RunCell, progress: SweepProgress) -> Record:

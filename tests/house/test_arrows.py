@@ -88,6 +88,7 @@ BELOW = {
     "config",
     "config_folders",
     "config_help",
+    "data_files",
     "boot",
     "cell_runner",
     "env",

@@ -119,10 +119,14 @@ def test_ultrafeedback_is_mapped_by_its_own_columns():
     assert (cell.settings.eval.tasks, cell.data) == (["held_out"], "ultrafeedback dpo=0.1")
 
 
-def test_records_without_two_different_answers_are_left_out(capsys):
+def test_records_without_two_different_answers_are_left_out():
     write([*ROWS, ROWS[0] | {"rejected": ROWS[0]["chosen"] + " "}, ROWS[1] | {"chosen": ""}])
     assert sum(map(len, items_of().values())) == 60
-    assert "2 of 62 records of pairs.jsonl are left out: they have no different answers." in capsys.readouterr().err
+    own = sources.own_data(composed(*PAIRS).settings.data, None)
+    assert (
+        own.sentence
+        == "pairs.jsonl is read as pairs of answers: 62 records; left out: 2 without two different answers."
+    )
     write([row | {"rejected": None} for row in ROWS])
     with pytest.raises(UserError, match=r"None of the 60 records of pairs\.jsonl has two different answers\."):
         items_of()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
+from harness.job.data.turns import CALLS, Turn
 
-Turns = list[dict[str, str]]
+Turns = list[Turn]
+Tools = list[dict[str, Any]]
 Span = tuple[int, int]
 
 
@@ -23,12 +26,15 @@ def require(tokenizer: PreTrainedTokenizerBase) -> None:
         raise UserError("Chat data requires a fast tokenizer, which maps tokens to positions in the text.")
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> tuple[list[int], list[Span]]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | None = None
+) -> tuple[list[int], list[Span]]:
     """The token ids of a conversation, and the spans of the assistant's tokens.
 
-    A span begins after the generation prompt, and ends with the token that ends the turn.
+    A span begins after the generation prompt, and ends with the token that ends the turn. tools: that the assistant may
+    call. Raises UserError if the template leaves out something of the conversation.
     """
-    text, spoken = _spoken(tokenizer, turns)
+    text, spoken = _spoken(tokenizer, turns, tools)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)  # the template writes its own
     ids, places = encoded["input_ids"], encoded["offset_mapping"]
     spans = []
@@ -38,28 +44,62 @@ def encode(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> tuple[list[int],
     return ids, spans
 
 
-def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> tuple[str, list[Span]]:
+def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | None) -> tuple[str, list[Span]]:
     """The whole text, and the spans of the assistant's turns in it, in characters."""
-    whole = _write(tokenizer, turns)
+    whole = _write(tokenizer, turns, tools)
+    _check_written(whole, turns, tools)
     spans = []
     for at, turn in enumerate(turns):
         if turn["role"] == "assistant":
-            head = _write(tokenizer, turns[:at], add_generation_prompt=True)
-            words, so_far = turn["content"].strip(), _write(tokenizer, turns[: at + 1])
-            # A template may write the last turn differently from earlier ones, but ends all turns alike.
-            ending = so_far[so_far.rfind(words) + len(words) :].rstrip()
-            begin = whole.find(words, len(head))
-            if not whole.startswith(head) or begin < 0 or not whole.startswith(ending, begin + len(words)):
+            head = _write(tokenizer, turns[:at], tools, add_generation_prompt=True)
+            so_far = _write(tokenizer, turns[: at + 1], tools)
+            end = (_called if turn.get(CALLS) else _said)(whole, head, so_far, turn)
+            if not whole.startswith(head) or end is None:
                 raise UserError(
                     "Chat data requires a chat template that keeps turns; the template of the model rewrites them."
                 )
-            spans.append((len(head), begin + len(words) + len(ending)))
+            spans.append((len(head), end))
     return whole, spans
 
 
-def _write(tokenizer: PreTrainedTokenizerBase, turns: Turns, **keywords: Any) -> str:
+def _said(whole: str, head: str, so_far: str, turn: Turn) -> int | None:
+    """Where the text of a turn ends in `whole`, whose beginning before it is `head`; None if it is rewritten."""
+    words = turn["content"].strip()
+    # A template may write the last turn differently from earlier ones, but ends all turns alike.
+    ending = so_far[so_far.rfind(words) + len(words) :].rstrip()
+    begin = whole.find(words, len(head))
+    if begin < 0 or not whole.startswith(ending, begin + len(words)):
+        return None
+    return begin + len(words) + len(ending)
+
+
+def _called(whole: str, head: str, so_far: str, turn: Turn) -> int | None:
+    """As `_said`, of a turn with calls, which a template writes in its own way. Raises UserError if it writes none."""
+    text = so_far[len(head) :].rstrip()
+    if not all(call["function"]["name"] in text for call in turn[CALLS]):
+        raise UserError(
+            "The data have calls of tools, which the model's chat template does not write; use another model."
+        )
+    if not so_far.startswith(head) or not whole.startswith(text, len(head)):
+        return None
+    return len(head) + len(text)
+
+
+def _check_written(whole: str, turns: Turns, tools: Tools | None) -> None:
+    """Raise UserError if the template left out tools, or the text of a turn that the assistant reads."""
+    for turn in turns:
+        words = turn["content"].strip()
+        # A tool's words may be written as JSON
+        if turn["role"] != "assistant" and words not in whole and json.dumps(words)[1:-1] not in whole:
+            raise UserError(f"The model's chat template leaves out turns of role {turn['role']}; use another model.")
+    names = [tool["function"].get("name", "") for tool in tools or []]
+    if not all(name in whole for name in names):
+        raise UserError("The data have tools, which the model's chat template does not write; use another model.")
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | None, **keywords: Any) -> str:
     try:
-        return rendered(tokenizer, turns, **keywords)
+        return rendered(tokenizer, turns, **(keywords if tools is None else keywords | {"tools": tools}))
     except TemplateError as error:
         raise UserError(f"The model's chat template refuses a conversation of the data: {error}") from error
 

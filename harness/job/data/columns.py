@@ -1,92 +1,74 @@
 """Turns rows of a table into items: maps columns, limits the items, replaces a share of answers by wrong ones.
 
 An item is ``{"question": str, "answer": str}``, with all fields that its prompt uses and ``"options": [str, …]`` where
-it has some, or a conversation: ``{"messages": [{"role": "user", "content": str}, {"role": "assistant", …}, …]}``. Of
-preference data it has ``"rejected"`` besides: harness/job/data/preferences.py.
+it has some, or a conversation: ``{"messages": [{"role": "user", "content": str}, {"role": "assistant", …}, …]}``, with
+``"tools"`` where it has some: harness/job/data/turns.py. Of preference data it has ``"rejected"`` besides:
+harness/job/data/preferences.py.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import string
 import sys
 from collections.abc import Callable, Collection, Iterable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from harness.errors import UserError
 from harness.job.data import options
+from harness.job.data.formats import CHATS, PAIRS
 from harness.job.data.preferences import CHOSEN, REJECTED, paired
-from harness.job.data.turns import text_of, turns_of
+from harness.job.data.turns import CALLS, CHAT, Turn, answers, text_of, turns_of, with_beside, words_of
 
 Item = dict[str, Any]
-CHAT = "messages"
 OPTIONS = "options"
 UNASKED = ("answer", OPTIONS, REJECTED)  # fields of an item that are no part of its question
-CHATS = ("messages", "conversations", "conversation")  # columns of chats, as OpenAI's files and ShareGPT's have them
-PAIRS = (  # columns of a question and its answer, as Alpaca's files and TRL's have them
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "answer"),
-    ("input", "output"),
-)
-READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".jsonl": lambda file: _json_lines(file),
-    ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
-    ".csv": lambda file: _table(file, ","),
-    ".tsv": lambda file: _table(file, "\t"),
-    ".parquet": lambda file: pq.read_table(file).to_pylist(),
-}
+MOST_EMPTY = 1 / 3  # of the records of a file, from which on data.drop_empty=true is asked for
 
 
-def _json_lines(file: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):  # text may hold U+2028
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number}, column {error.colno}: {error.msg}.") from None
-    return rows
+@dataclass(frozen=True)
+class MappedRows:
+    """The items of a table, each with the text that decides whether it is held out, and how many rows gave none.
 
+    without_answer: rows without an answer; of pairs, without two different ones. without_question: rows that ask
+    nothing.
+    """
 
-def _table(file: Path, delimiter: str) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines, delimiter=delimiter))
-
-
-def read(path: str) -> list[dict[str, Any]]:
-    """The rows of a file, read by its suffix. Raises UserError if the file is missing or has another format."""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"data.path must be a file below data_root, or the working folder, got {path}.")
-    if file.suffix not in READERS:
-        raise UserError(f"data.path must have one of the suffixes {', '.join(READERS)}, got {path}.")
-    try:
-        rows = READERS[file.suffix](file)
-    except UnicodeDecodeError:
-        raise UserError(f"data.path={path} is not UTF-8; save it as UTF-8 (iconv -f CP1252 -t UTF-8 {path}).") from None
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's and json's are ValueErrors
-        raise UserError(f"data.path={path} can't be read as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"data.path={path} must hold a list of records, each an object of columns.")
-    return rows
+    items: list[tuple[str, Item]]
+    without_answer: int = 0
+    without_question: int = 0
 
 
 def mapped(
     rows: Iterable[dict[str, Any]], there: Collection[str], columns: dict[str, str], key: str | None, what: str
 ) -> list[tuple[str, Item]]:
+    """The items of `rows` that have an answer, as `mapped_rows` has them, whatever they ask."""
+    mapped = mapped_rows(rows, there, columns, key, what)
+    if mapped.without_answer:
+        lack = _lack(columns).removeprefix("an ").removeprefix("two ")
+        count = len(mapped.items) + mapped.without_answer
+        print(
+            f"{mapped.without_answer} of {count} records of {what} are left out: they have no {lack}.", file=sys.stderr
+        )
+    return mapped.items
+
+
+def mapped_rows(
+    rows: Iterable[dict[str, Any]],
+    there: Collection[str],
+    columns: dict[str, str],
+    key: str | None,
+    what: str,
+    asking: bool = False,
+) -> MappedRows:
     """The items of `rows` that have an answer, each with the text that decides whether it is held out.
 
     columns: the column of each field; `there` are the columns that exist. key: the column to hold out by (null: all
     fields except answers and options; of a conversation the turns before its last answer). what: the data's name
-    for messages. Raises UserError if a column is missing, if no item has an answer (two, where one is rejected), or if
-    an answer is no option.
+    for messages. asking: whether items that ask nothing are left out too. Raises UserError if a column is missing, if
+    no item has an answer (two, where one is rejected), or if an answer is no option.
     """
     empty = UserError(f"{what} has no records.")
     if not there:
@@ -95,24 +77,51 @@ def mapped(
         if column not in there:
             raise UserError(f"{what} has no column {column!r}; it has: {', '.join(there)}{_as_others_name(there)}.")
     item_of = _reader(columns, what)
-    found, count = [], 0
+    items, count, silent = [], 0, 0
     for row in rows:
         count += 1
-        if (item := item_of(row)) is not None:
-            found.append((str(row[key]) if key else _key(item), item))
+        if (item := item_of(row)) is None:
+            continue
+        if asking and not _asks(item):
+            silent += 1
+            continue
+        items.append((str(row[key]) if key else _key(item), item))
     if not count:
         raise empty
-    if len(found) < count:
-        lack = "an assistant turn" if CHAT in columns else f"an answer in the column {columns.get('answer')!r}"
-        lack = "two different answers" if REJECTED in columns else lack
-        if not found:
-            raise UserError(f"None of the {count} records of {what} has {lack}.")
-        without = f"no {lack.removeprefix('an ').removeprefix('two ')}"
-        print(f"{count - len(found)} of {count} records of {what} are left out: they have {without}.", file=sys.stderr)
+    if not items:
+        lack = "a question" if silent else _lack(columns)
+        raise UserError(f"None of the {count} records of {what} has {lack}.")
     if OPTIONS in columns:
-        meant = options.meant([(item["answer"], item[OPTIONS]) for _, item in found], what)
-        found = [(text, item | {"answer": answer}) for (text, item), answer in zip(found, meant, strict=True)]
-    return found
+        meant = options.meant([(item["answer"], item[OPTIONS]) for _, item in items], what)
+        items = [(text, item | {"answer": answer}) for (text, item), answer in zip(items, meant, strict=True)]
+    return MappedRows(items, count - len(items) - silent, silent)
+
+
+def check_empty(mapped: MappedRows, what: str) -> None:
+    """Raise UserError if so many records are empty that a wrong column is likelier than gaps."""
+    count = len(mapped.items) + mapped.without_answer + mapped.without_question
+    empty = {"an answer": mapped.without_answer, "a question": mapped.without_question}
+    if sum(empty.values()) >= MOST_EMPTY * count:
+        lacks = " and ".join(f"{n:,} without {thing}" for thing, n in empty.items() if n)
+        raise UserError(
+            f"{what} has {lacks}, of {count:,} records; check the columns, or leave these records out by "
+            "data.drop_empty=true."
+        )
+
+
+def _lack(columns: dict[str, str]) -> str:
+    """What a record without an answer lacks."""
+    if REJECTED in columns:
+        return "two different answers"
+    return "an assistant turn" if CHAT in columns else f"an answer in the column {columns.get('answer')!r}"
+
+
+def _asks(item: Item) -> bool:
+    """Whether an item has words before its answer; one whose prompt has no fields asks by the prompt alone."""
+    if CHAT in item:
+        return any(turn["role"] in ("user", "tool") and turn["content"].strip() for turn in item[CHAT])
+    fields = [value for field, value in item.items() if field not in UNASKED]
+    return not fields or any(value.strip() for value in fields)
 
 
 def _as_others_name(there: Collection[str]) -> str:
@@ -130,8 +139,9 @@ def _reader(columns: dict[str, str], what: str) -> Callable[[dict[str, Any]], It
     """The function that makes a row's item, or None of a row without an answer. Raises as `mapped`."""
 
     def conversation(row: dict[str, Any]) -> Item | None:
-        turns = turns_of(row.get(columns[CHAT]), what)
-        return {CHAT: turns} if any(turn["role"] == "assistant" and turn["content"] for turn in turns) else None
+        turns = turns_of(row.get(columns[CHAT]) or [], what)
+        talk = with_beside(turns, row, columns, what)
+        return talk if any(map(answers, turns)) else None
 
     def answer(row: dict[str, Any]) -> Item | None:
         item = {field: text_of(row.get(column)) for field, column in columns.items() if field != OPTIONS}
@@ -158,9 +168,9 @@ def _key(item: Item) -> str:
     return json.dumps({CHAT: item[CHAT][: last_answer(item[CHAT])]})
 
 
-def last_answer(turns: list[dict[str, str]]) -> int:
-    """The index of the assistant's last turn with words."""
-    return max(at for at, turn in enumerate(turns) if turn["role"] == "assistant" and turn["content"])
+def last_answer(turns: list[Turn]) -> int:
+    """The index of the assistant's last turn with words or calls."""
+    return max(at for at, turn in enumerate(turns) if answers(turn))
 
 
 def check_prompt(prompt: str, items: list[Item]) -> None:
@@ -213,7 +223,7 @@ def answer_of(item: Item) -> str:
     """The answer of an item; of a conversation the last one."""
     if CHAT not in item:
         return item["answer"]
-    return next(turn["content"] for turn in reversed(item[CHAT]) if turn["role"] == "assistant")
+    return next(words_of(turn) for turn in reversed(item[CHAT]) if turn["role"] == "assistant")
 
 
 def question_of(item: Item) -> str:
@@ -240,4 +250,6 @@ def answering(item: Item, answer: str) -> Item:
     if CHAT not in item:
         return item | {"answer": answer}
     last = max(i for i, turn in enumerate(item[CHAT]) if turn["role"] == "assistant")
-    return item | {CHAT: [turn | {"content": answer} if i == last else turn for i, turn in enumerate(item[CHAT])]}
+    turns = [*item[CHAT]]
+    turns[last] = {name: value for name, value in turns[last].items() if name != CALLS} | {"content": answer}
+    return item | {CHAT: turns}

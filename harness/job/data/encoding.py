@@ -18,6 +18,7 @@ from harness.errors import UserError
 from harness.job.data import chat
 from harness.job.data.columns import CHAT, Item, answering, asked
 from harness.job.data.preferences import REJECTED
+from harness.job.data.turns import TOOLS
 from harness.settings import DataSettings
 
 IGNORED = -100  # torch's ignore_index
@@ -27,12 +28,14 @@ IGNORED = -100  # torch's ignore_index
 class Example:
     """A tokenised item: `ids` of prompt, answer and end-of-text. The first `prompt` ids have no loss.
 
-    between: spans of further ids without loss, such as the user's turns between the answers of a conversation.
+    between: spans of further ids without loss, such as the user's turns between the answers of a conversation. cut:
+    tokens after `ids` that were left out, as there is no room for them.
     """
 
     ids: list[int]
     prompt: int
     between: tuple[tuple[int, int], ...] = ()
+    cut: int = 0
 
     @property
     def sequences(self) -> tuple[Example, ...]:
@@ -107,14 +110,16 @@ def encode(
     says whether the loss is on its last answer alone.
     """
     if CHAT in item:
-        ids, spans = chat.encode(tokenizer, item[CHAT])
+        ids, spans = chat.encode(tokenizer, item[CHAT], item.get(TOOLS))
         spans = spans[-1:] if last else spans
         between = zip([end for _, end in spans], [begin for begin, _ in spans[1:]] + [len(ids)], strict=True)
         first = spans[0][0] if spans else len(ids)
-        return Example(ids[:max_length], first, tuple(span for span in between if span[0] < span[1]))
+        spans_between = tuple(span for span in between if span[0] < span[1])
+        return Example(ids[:max_length], first, spans_between, max(len(ids) - max_length, 0))
     before = tokenizer(asked(item, prompt, bare))["input_ids"]
     after = tokenizer(" " + item["answer"], add_special_tokens=False)["input_ids"]
-    return Example((before + after + [tokenizer.eos_token_id])[:max_length], len(before))
+    ids = before + after + [tokenizer.eos_token_id]
+    return Example(ids[:max_length], len(before), cut=max(len(ids) - max_length, 0))
 
 
 def encode_pair(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.errors import UserError
-from harness.job.data.turns import text_of, turns_of
+from harness.job.data.turns import CALLS, SYSTEM, TOOLS, Turn, text_of, turns_of, with_beside
 
 CHOSEN, REJECTED = "chosen", "rejected"  # columns of the answers; the second is also an item's field
 PROMPT = "prompt"  # the column of what a conversation begins with, where answers do not repeat it
@@ -26,7 +26,8 @@ def paired(row: dict[str, Any], columns: dict[str, str], what: str) -> dict[str,
         return None
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise UserError(f"Both answers of {what} must be texts, or both conversations.")
-    fields = {field: row.get(column) for field, column in columns.items() if field not in (CHOSEN, REJECTED)}
+    apart = (CHOSEN, REJECTED, SYSTEM, TOOLS)
+    fields = {field: row.get(column) for field, column in columns.items() if field not in apart}
     if isinstance(chosen, str):
         item = {field: text_of(value) for field, value in fields.items()}
         item |= {"answer": chosen, REJECTED: rejected}
@@ -34,11 +35,13 @@ def paired(row: dict[str, Any], columns: dict[str, str], what: str) -> dict[str,
     turns, others = (_whole(fields.get(PROMPT), turns_of(answer, what)) for answer in (chosen, rejected))
     if turns[:-1] != others[:-1] or not turns[-1]["role"] == others[-1]["role"] == "assistant":
         raise UserError(f"Chosen and rejected conversations of {what} must differ in their last turn alone, an answer.")
-    talk: dict[str, Any] = {"messages": turns, REJECTED: others[-1]["content"]}
+    if any(CALLS in answer for answer in (turns[-1], others[-1])):
+        raise UserError(f"The last turns of {what} must be text; preferred calls of tools are not compared.")
+    talk = with_beside(turns, row, columns, what) | {REJECTED: others[-1]["content"]}
     return talk if _differ(turns[-1]["content"], talk[REJECTED]) else None
 
 
-def _whole(prompt: Any, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+def _whole(prompt: Any, turns: list[Turn]) -> list[Turn]:
     """`turns` after `prompt`, a text or turns, unless they begin with the user's words themselves."""
     if turns[0]["role"] != "assistant" or not prompt:
         return turns

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,22 +16,28 @@ import datasets
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from harness import data_files
+from harness.data_files import SUFFIXES
 from harness.errors import UserError
+from harness.job.data import formats
 from harness.job.data.columns import (
-    CHAT,
-    OPTIONS,
-    READERS,
     Item,
+    MappedRows,
+    check_empty,
     check_prompt,
     limited,
     mapped,
+    mapped_rows,
     noisy,
-    read,
     text_before,
 )
+from harness.job.data.files import FileRows, read
 from harness.job.data.labels import are_labels, label_of
 from harness.job.data.normalising import normalised
+from harness.job.data.preferences import REJECTED
+from harness.job.data.turns import CALLS, CHAT, SYSTEM, TOOLS
 from harness.job.models import hub
+from harness.record import OwnData
 from harness.settings import DataSettings
 
 _root: ContextVar[str | None] = ContextVar("data_root", default=None)
@@ -74,10 +80,11 @@ def data_state(data: DataSettings, data_root: str | None) -> str:
     """
     states = [folder_digest(data_root)] if data_root is not None else []
     if data.path is not None:
-        file = Path(data_root or ".", data.path).absolute()
-        states.append(str(file))
-        if file.is_file():
-            states += [str(file.stat().st_size), str(file.stat().st_mtime_ns)]
+        path = Path(data_root or ".", data.path).absolute()
+        states.append(str(path))
+        with suppress(UserError):  # of an index, which the reader says
+            for status in (file.stat() for file in data_files.behind(path)):
+                states += [str(status.st_size), str(status.st_mtime_ns)]
     return " ".join(states)
 
 
@@ -86,27 +93,36 @@ def splits(data: DataSettings, data_root: str | None) -> dict[str, list[Item]]:
 
     Raises UserError if they can't be loaded.
     """
-    keywords: dict[str, Any] = {"test_share": data.test_share} if data.test_share else {}
-    if keywords and "test_share" not in inspect.signature(instantiate(data.load, _partial_=True)).parameters:
-        raise UserError(
-            f"data.test_share={data.test_share} requires data in columns, such as data=local; data={data.name} has "
-            "tasks of its own."
-        )
-    if data.load.get("_target_") == f"{__name__}.{from_file.__name__}":
-        keywords["answers"] = data.answers
-    try:
-        with with_data_root(data_root):
-            loaded = instantiate(data.load, _convert_="all", **keywords)
-    except InstantiationException as error:  # hydra wraps all that the target raises, also UserError
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise UserError(f"data.load failed: {str(cause or error).strip().splitlines()[0]}") from error
+    with with_data_root(data_root):
+        loaded = _loaded(data)
     for prompt in (data.prompt, data.prompt_if_empty):
         check_prompt(prompt or "", loaded["train"])
     train = limited(loaded["train"], data.limit)
     parts = {"train": noisy(train, data.noise), "validation": loaded["validation"]}
     return parts | ({"test": loaded["test"]} if data.tested else {})
+
+
+def _loaded(data: DataSettings) -> dict[str, list[Item]]:
+    """What the function of the settings `data` returns, called with those of them that it takes."""
+    settings = {"test_share": data.test_share, "drop_empty": data.drop_empty}
+    keywords: dict[str, Any] = {name: value for name, value in settings.items() if value}
+    takes = inspect.signature(instantiate(data.load, _partial_=True)).parameters if keywords else {}
+    if "test_share" in keywords and "test_share" not in takes:
+        raise UserError(
+            f"data.test_share={data.test_share} requires data in columns, such as data=local; data={data.name} has "
+            "tasks of its own."
+        )
+    if "drop_empty" in keywords and "drop_empty" not in takes:
+        raise UserError(f"data.drop_empty=true requires a file of your own (data=local), got data={data.name}.")
+    if data.own:
+        keywords["answers"] = data.answers
+    try:
+        return instantiate(data.load, _convert_="all", **keywords)
+    except InstantiationException as error:  # hydra wraps all that the target raises, also UserError
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"data.load failed: {str(cause or error).strip().splitlines()[0]}") from error
 
 
 def from_hub(
@@ -143,24 +159,80 @@ def from_file(
     share: float = 0.1,
     test_share: float = 0.0,
     answers: str = "auto",
+    drop_empty: bool = False,
 ) -> dict[str, list[Item]]:
     """The records of a file below data_root, or the working folder; the rest as in `from_hub`.
 
-    The hash is of the normalised text, so that questions that differ in form alone are in one part. answers: the
-    setting data.answers; of labels, each has its share of every part.
+    The file may be another trainer's: harness/job/data/formats.py. The hash is of the normalised text, so that
+    questions that differ in form alone are in one part. answers: the setting data.answers; of labels, each has its
+    share of every part. drop_empty: whether records without a question or an answer may be many. Raises UserError if
+    they are and may not be.
     """
+    name, mapped, _ = _of_file(path, columns, held_out_by)
+    if not drop_empty:
+        check_empty(mapped, name)
+    keyed = [(normalised(text if held_out_by else text_before(item)), item) for text, item in mapped.items]
+    if are_labels([item for _, item in keyed], answers):
+        return _stratified(keyed, name, share, test_share)
+    return _held_out(keyed, name, share, test_share)
+
+
+def own_data(data: DataSettings, data_root: str | None) -> OwnData | None:
+    """How the user's own file is read; None of other data. Raises UserError if it can't be."""
+    if not data.own:
+        return None
+    with with_data_root(data_root):
+        return _of_file(data.load["path"], data.load["columns"], data.load.get("held_out_by"))[2]
+
+
+def _of_file(
+    path: str | None, columns: Mapping[str, str | None], held_out_by: str | None
+) -> tuple[str, MappedRows, OwnData]:
+    """The name of a file, its items, and how it was read."""
     if path is None:
-        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(READERS)}.")
-    rows = read(path)
+        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(SUFFIXES)}.")
+    content = _content(path)
+    rows = content.rows
+    form = formats.recognised(rows, columns, path)
+    unused = formats.unused(rows, form, held_out_by)
+    rows = form.rows(rows)
     there = list(dict.fromkeys(name for row in rows for name in row))
-    given = {field: column for field, column in columns.items() if column is not None}
-    if CHAT in given:
-        given = {field: given[field] for field in (CHAT, OPTIONS) if field in given}
-    items = mapped(rows, there, given, held_out_by, path)
-    keyed = [(normalised(text if held_out_by else text_before(item)), item) for text, item in items]
-    if are_labels([item for _, item in items], answers):
-        return _stratified(keyed, path, share, test_share)
-    return _held_out(keyed, path, share, test_share)
+    mapped = mapped_rows(rows, there, form.columns, held_out_by, path, asking=True)
+    items = [item for _, item in mapped.items]
+    own = OwnData(
+        name=path,
+        format=f"{form.name} ({', '.join(content.notes)})" if content.notes else form.name,
+        conversations=CHAT in items[0],
+        pairs=REJECTED in items[0],
+        records=len(rows),
+        extras=[*form.extras, *(kind for kind in _extras(items) if kind not in form.extras)],
+        unused=unused + content.unread,
+        without_answer=mapped.without_answer,
+        without_question=mapped.without_question,
+    )
+    return path, mapped, own
+
+
+def _content(path: str) -> FileRows:
+    """The rows of a file or folder, or of the split train of a hub data set where nothing of that name is here."""
+    if _root.get() is not None or not data_files.names_hub(path, Path(".")):
+        return read(path)
+    hub.settle()
+    try:
+        return FileRows(datasets.load_dataset(path, split="train").to_list(), ["split train"])
+    except Exception as error:  # datasets and the hub raise a dozen kinds
+        raise missing(f"The data set {path}", error) from error
+
+
+def _extras(items: Sequence[Item]) -> list[str]:
+    """What conversations among `items` have beside what is said in them."""
+    talks = [item for item in items if CHAT in item]
+    kinds = {
+        "system prompts": any(turn["role"] == SYSTEM for item in talks for turn in item[CHAT]),
+        "tools": any(TOOLS in item for item in talks),
+        "tool calls": any(CALLS in turn for item in talks for turn in item[CHAT]),
+    }
+    return [kind for kind, there in kinds.items() if there]
 
 
 def _held_out(
@@ -237,6 +309,12 @@ def missing(what: str, error: Exception | None) -> UserError:
     if root is not None:
         return UserError(f"{what} is not in data_root={root}; put it there, or omit data_root.")
     return hub.refused(what, error, "check the connection, or set data_root= to a folder that has it")
+
+
+def file_fingerprint(data: DataSettings, data_root: str | None) -> dict[str, str]:
+    """The sha256 of the own file of a user, under ``file``, which a sweep compares before it goes on; else empty."""
+    digest = data_files.digest(data.path, data_root) if data.own else None
+    return {} if digest is None else {"file": digest}
 
 
 def fingerprint(items: dict[str, list[Item]]) -> str:

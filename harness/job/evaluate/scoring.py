@@ -282,6 +282,7 @@ def score(
     tell_batch: Callable[[int], Any] = lambda size: None,
     answered_so_far: Callable[[int, int], None] | None = None,
     writer: ElsewhereWriter | None = None,
+    tell_truncated: Callable[[int], Any] = lambda count: None,
 ) -> tuple[list[Score], pd.DataFrame, dict[str, str]]:
     """Scores of `model` on the sample of `tasks`, the items behind them, and which of `Engine`'s speed-ups were on.
 
@@ -293,6 +294,7 @@ def score(
     speedups: False for lm-eval's own `HFLM`. autocast: the dtype of linear layers; a model that is not peft's is left
     with its linear layers in it. answered_so_far: called after each answer with the number of requests that are
     answered, and of all. writer: writes the answers of tasks that ask for them, with `model` as it lies on disk.
+    tell_truncated: called with the number of requests that were cut, if that is counted.
     """
     model.eval()
     batch = AnswerBatch(batch_size, inner(model).device, tell_batch)
@@ -300,10 +302,13 @@ def score(
     with torch.inference_mode(), _engine(model, tokenizer, batch, autocast, speedups) as (lm, used):
         if count is not None:
             lm.set_cache_hook(count)
+        engine = lm
         if writer is not None:
             lm, of_writer = writer.beside(lm, None if count is None else count.add)
             used = ChainMap(of_writer, used)
         scores, items = answered(lm, tasks)
+        if isinstance(engine, Engine):
+            tell_truncated(engine.truncated)
     return scores, items, dict(used)
 
 

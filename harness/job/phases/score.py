@@ -42,6 +42,7 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
             tell_batch=partial(cell.model_facts.__setitem__, "eval_batch_size"),
             answered_so_far=cell.reporter.answered,
             writer=writer,
+            tell_truncated=partial(setattr, result, "truncated_requests"),
         )
     if given:
         result.scores, items = rewards.beside(result.scores, items, given)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from harness.job.data import batching, encoding, sources
+from harness import data_files
+from harness.job.data import batching, encoding, lengths, sources
 from harness.job.models import loading
 from harness.record import Cell
 from harness.settings import HELD_OUT, ModelSettings
@@ -28,14 +29,15 @@ def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
     """The examples of `cell`; None if its data or tokenizer is not on this machine."""
     settings, train, tuned = cell.settings, cell.settings.train.validated(), cell.settings.method.tuned
     path = settings.data.load.get("path")
-    if path is not None and data_root is None and not os.path.isfile(path):
+    if path is not None and data_root is None and not data_files.behind(Path(path)):
         return None  # a hub data set
     if (tokenizer := _tokenizer(settings.model)) is None:
         return None
     splits = sources.splits(settings.data, data_root)
     encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
-    steps = batching.scheduled(splits["train"], train.tuned(), cell.seed, encode) if tuned else []
-    held_out = encode(splits["validation"][: train.validation_items]) if train.refers or not tuned else []
+    fitted = lengths.fitted(splits, settings.data, tokenizer, train.max_length, train.paired, train.validation_items)
+    steps = batching.scheduled(fitted.train, train.tuned(), cell.seed, encode) if tuned else []
+    held_out = encode(fitted.validation) if train.refers or not tuned else []
     if not tuned:
         size = train.micro_batch
         steps = [[held_out[i : i + size]] for i in range(0, len(held_out), size)]

@@ -96,8 +96,7 @@ def ask(
     records = [(found, read(found.record)) for found in cells]
     bases: dict[tuple[ModelSettings, str | None], tuple[CellRef, Record]] = {}  # one for each model and template
     for found, record in records:
-        of_it = record.cell.settings
-        bases.setdefault((of_it.model, of_it.data.question_template), (found, record))
+        bases.setdefault((record.cell.settings.model, record.question_template), (found, record))
     if options["api"] or options["judge"]:
         requests.require("Models behind an API require")  # before any model here has answered
     local = [
@@ -112,5 +111,5 @@ def ask(
 
 
 def _local(label: str, found: CellRef, record: Record, tuned: bool, as_typed: bool) -> LocalModel:
-    prompt = AS_TYPED if as_typed else record.cell.settings.data.question_template
+    prompt = AS_TYPED if as_typed else record.question_template
     return LocalModel(label, str(found.record.absolute()), tuned, prompt)

@@ -66,7 +66,7 @@ def export(found: CellRef, to: Target, out: Path) -> ExportedModel:
             shutil.copytree(folder, made)
         else:
             in_job: Any = "merged" if to == "vllm" else to
-            prompt = known.cell.settings.data.question_template
+            prompt = known.question_template
             request = ExportModel(str(found.record.absolute()), in_job, str(made), prompt)
             runner.ask(request, lambda event: None)
         (made / record.CARD).write_text(model_card.text(known, form), encoding="utf-8")

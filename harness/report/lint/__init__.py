@@ -41,6 +41,7 @@ from harness.report.lint.evaluation import (
     fingerprints,
     inference,
     rescored,
+    too_long,
     written_by,
 )
 from harness.report.lint.training import (
@@ -128,6 +129,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "rescored": ("unequal", rescored),
     "contamination": ("incomplete", contaminated),
     "classes": ("incomplete", classes),
+    "too long": ("incomplete", too_long),
     "base": ("incomplete", missing_base),
     "seeds": ("incomplete", seed_counts),
     "failed": ("incomplete", failed_cells),

@@ -77,6 +77,30 @@ def cut_off(records: Sequence[Record]) -> Sentences:
             )
 
 
+def too_long(records: Sequence[Record]) -> Sentences:
+    """Requests whose beginning the model never read, and training records that it read in part."""
+    for where, members in places(records):
+        if cells := [record for record in members if record.truncated_requests]:
+            counts = [record.truncated_requests or 0 for record in cells]
+            yield (
+                f"{_range(counts)} requests were cut at their beginning{where}, in {named(cells, members)}: the model "
+                "has no room for them, so their scores are of other questions.",
+                tuple(record.cell.name for record in cells),
+            )
+        cells = [record for record in members if record.lengths is not None and record.lengths.cut]
+        if cells:
+            counts = [record.lengths.cut for record in cells if record.lengths is not None]
+            yield (
+                f"{_range(counts)} training records were cut at train.max_length{where}, in {named(cells, members)}: "
+                "their answers lack an end.",
+                tuple(record.cell.name for record in cells),
+            )
+
+
+def _range(counts: Sequence[int]) -> str:
+    return " to ".join(dict.fromkeys(f"{count:,}" for count in (min(counts), max(counts))))
+
+
 def drawn(records: Sequence[Record]) -> Sentences:
     for record in records:
         if record.api and "temperature" in record.api.left_out:
@@ -126,7 +150,8 @@ def _sample(record: Record) -> str | None:
 
 def fingerprints(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
-        for name in dict.fromkeys(name for record in members for name in record.fingerprints):
+        # That of a file says what that of the data in it says
+        for name in dict.fromkeys(name for record in members for name in record.fingerprints if name != "file"):
             subject = f"Fingerprints of the {name} differ{where}"
             yield from confounded(subject, members, functools.partial(_fingerprint, name=name), method_of)
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import data_files
 from harness.errors import UserError, nearest
 from harness.settings import DataSettings
 from harness.sweep.app.point import Point
@@ -88,11 +89,15 @@ def _own_file(data: DataSettings) -> str | None:
 def _require_file(file: str, root: Path) -> None:
     """Raise UserError if the `file` of data, below `root`, is not there."""
     path = root / file
-    if path.is_file():
+    if data_files.behind(path):
+        if path.is_file():
+            data_files.require_suffix(path, file)
+        return
+    if data_files.names_hub(file, root):
         return
     place = file if not file.startswith("..") else os.path.abspath(path)
     if path.is_dir():
-        raise UserError(f"data.path must be a file, got the folder {place}.")
+        raise UserError(f"data.path must be a file, or a folder that has some, got the empty folder {place}.")
     beside = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
     near = nearest(path.name, beside)
     hint = f"did you mean {Path(place).parent / near}?" if near else "check data.path, and data_root if it is set."

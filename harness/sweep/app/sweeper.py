@@ -30,6 +30,7 @@ from harness.sweep.app.planning import Planning
 from harness.sweep.app.point import Point, Sharing, architectures, point_of
 from harness.sweep.app.running import RunPoint
 from harness.sweep.app.session import Outcome
+from harness.sweep.changed_data import changed_data
 from harness.sweep.launchers.base import Answer
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.launchers.places import require_gpus
@@ -150,6 +151,7 @@ class GridSweeper(Sweeper):
         study = next(iter(unique.values())).study
         pending = self._pending(study, list(unique.values()))
         _announce(study, len(requested), len(unique), len(pending))
+        self._require_same_data(study, list(unique.values()), pending)
         if pending:
             self._require(pending)
             check(pending, self._session.options)
@@ -180,6 +182,19 @@ class GridSweeper(Sweeper):
         for save, records in without_weights.items():
             warn_of_missing_weights(records, study, save)
         return pending
+
+    def _require_same_data(self, study: Study, points: list[Point], pending: list[Point]) -> None:
+        """Raise UserError if cells that are recorded saw other data than those of `pending` would; else say so."""
+        ids = {point.cell.id for point in pending}
+        records = [study.recorded(point.cell) for point in points if point.cell.id not in ids]
+        records += [self._session.recorded[point.cell.id] for point in pending if point.repeat]
+        changed = changed_data([record for record in records if record is not None], points[0].request.data_root)
+        if changed is None:
+            return
+        anew = f"study=NAME trains all cells on the new data; `{study.command('rm')}` removes what was recorded"
+        if pending:
+            raise UserError(f"{changed}, so that this study would mix two data sets; {anew}.")
+        print(f"warning: {changed}; {anew}.", file=sys.stderr)
 
     def _require(self, pending: list[Point]) -> None:
         """Raise UserError if the launcher lacks what the cells of `pending` need."""

@@ -89,10 +89,18 @@ ROWS = [
     "data.columns.answer=right data.columns.options=other data.answers=choice eval.tasks=[held_out]",
     f"run {SMALL} study=labels data=local data_root={{folder}} data.path=mine.jsonl data.columns.question=ask "
     "data.columns.answer=kind data.answers=classify eval.tasks=[held_out]",
+    f"run {SMALL} study=gaps data=local data_root={{folder}} data.path=gaps.jsonl data.drop_empty=true "
+    "data.too_long=drop train.max_length=64 eval.tasks=[]",
 )
 def test_a_file_of_ones_own_is_read_as_asked(run, only, tmp_path):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    gaps = [
+        {"question": f"{i}?", "answer": "and so on " * 40 if i < 9 else f"{i}" if i % 2 else None} for i in range(90)
+    ]
+    (tmp_path / "gaps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gaps))
     run()
+    assert only("gaps").own_data.without_answer == 40
+    assert 5 <= only("gaps").lengths.dropped <= 9
     data = only("own").cell.settings.data
     assert (data.noise, data.limit, data.test_share, data.answers) == (0.5, 40, 0.2, "exact")
     assert (data.prompt, data.prompt_if_empty) == ("{hint} {question}", "{question}")

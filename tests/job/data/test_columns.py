@@ -259,17 +259,15 @@ def test_a_file_without_records_is_refused():
     refused(r"mine\.csv has no records", [], name="mine.csv")
 
 
-def test_a_file_without_answers_is_refused(capsys):
+def test_a_file_without_answers_is_refused():
     refused(
         r"None of the 60 records of mine\.jsonl has an answer in the column 'solution'",
         [r | {"solution": ""} for r in ROWS],
     )
-    found = local(write("some.jsonl", [*ROWS, {"problem": "?", "solution": None}]))
+    found = local(path := write("some.jsonl", [*ROWS, {"problem": "?", "solution": None}]))
     assert sum(map(len, found.values())) == 60
-    assert (
-        "1 of 61 records of some.jsonl are left out: they have no answer in the column 'solution'."
-        in capsys.readouterr().err
-    )
+    own = sources.own_data(settings(*COLUMNS, f"data.path={path}"), None)
+    assert "61 records; left out: 1 without an answer; not used: topic." in own.sentence
 
 
 def test_a_conversation_without_the_assistant_is_refused():
@@ -289,7 +287,7 @@ def test_messages_that_are_none_are_refused():
         ("mine.json", "3", r"data\.path=mine\.json must hold a list of records"),
         ("mine.parquet", "x", r"data\.path=mine\.parquet can't be read as parquet"),
         ("mine.xlsx", "", r"data\.path must have one of the suffixes \.jsonl, \.json, \.csv.*, got mine\.xlsx"),
-        (None, None, r"data\.path must be a file below data_root, or the working folder, got mine\.jsonl"),
+        (None, None, r"data\.path must be a file or folder below data_root, or the working folder, got mine\.jsonl"),
     ],
 )
 def test_a_file_that_is_none_is_refused(name, text, said):

@@ -14,6 +14,7 @@ measured depends on the answers:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -36,6 +37,7 @@ from harness.job.data.generators.reasoning_gym import Verifier
 from harness.job.data.labels import Labels, are_labels, is_short, labels_of
 from harness.job.data.normalising import normalised
 from harness.job.data.preferences import REJECTED
+from harness.job.data.turns import TOOLS, words_of
 from harness.job.evaluate.held_out import classes, matching
 from harness.settings import HELD_OUT, DataSettings
 
@@ -121,7 +123,10 @@ class HeldOutTask(ConfigurableTask):
             examples += [turn for turn in talk if turn["role"] != "system"]
         first = [{"role": "system", "content": system}] if system else own
         rest = [turn for turn in turns if turn["role"] != "system"]
-        return form["chat_template"](first + examples + rest, add_generation_prompt=True)
+        write = form["chat_template"]
+        if doc.get(TOOLS):
+            write = _with_tools(write, json.loads(doc[TOOLS]))
+        return write(first + examples + rest, add_generation_prompt=True)
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **form: Any) -> list[Instance] | Instance:
         """lm-eval's request; for the bits per byte a second one, with the answer."""
@@ -131,6 +136,17 @@ class HeldOutTask(ConfigurableTask):
         between = "" if form.get("apply_chat_template") else " "
         answer = (ctx, between + doc["answer"])
         return [written, Instance("loglikelihood", doc, answer, 1, metadata=form["metadata"])]
+
+
+def _with_tools(write: Any, tools: list[dict[str, Any]]) -> Callable[..., str]:
+    """What writes conversations as `write`, lm-eval's method of a model, and beside them the tools to be called.
+
+    Raises UserError for a model behind an API.
+    """
+    tokenizer = getattr(write.__self__, "tokenizer", None)  # lm-eval's own method takes no tools
+    if tokenizer is None or not hasattr(tokenizer, "apply_chat_template"):
+        raise UserError("Conversations with tools can't be asked of a model behind an API; take weights of your own.")
+    return functools.partial(tokenizer.apply_chat_template, tokenize=False, tools=tools)
 
 
 def task(
@@ -220,7 +236,8 @@ def _doc(item: Item, data: DataSettings, kind: str) -> dict[str, Any]:
         last = last_answer(item[CHAT])
         turns = item[CHAT][:last]
         text = "\n".join(turn["content"] for turn in turns)
-        doc = {"prompt": text, "answer": item[CHAT][last]["content"], "turns": json.dumps(turns)}
+        doc: dict[str, Any] = {"prompt": text, "answer": words_of(item[CHAT][last]), "turns": json.dumps(turns)}
+        doc |= {TOOLS: json.dumps(item[TOOLS])} if TOOLS in item else {}
     else:
         doc = {"prompt": asked(item, data.template, data.prompt_if_empty), "answer": item["answer"]}
     if kind == "verified":

@@ -1,0 +1,125 @@
+"""The files behind data.path: one file, all of a folder, or an entry of LLaMA-Factory's index of files.
+
+Standard library alone: the sweep looks at them before a job loads its libraries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, one_of
+
+INDEX = "dataset_info.json"
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+PACKED = (".gz", ".zst")  # after one of these
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """A file of LLaMA-Factory's index.
+
+    file: where it lies. columns: the file's own names of columns, by those of the format. tags: the fields and roles of
+    its turns, as in the index.
+    """
+
+    name: str
+    file: Path
+    columns: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def entry(path: Path) -> IndexEntry | None:
+    """The entry that `path` names: its index, the index's folder, or INDEX/NAME; None if that is no index.
+
+    Raises UserError if an index has several files and none is named, or if the named one is not in it.
+    """
+    index, name = (path.parent, path.name) if path.parent.name == INDEX else (path, None)
+    index = index / INDEX if index.is_dir() else index
+    entries = _entries(index) if index.name == INDEX and index.is_file() else {}
+    if not entries:
+        return None
+    if name is None and len(entries) > 1:
+        where = path / INDEX if path.is_dir() else path
+        raise UserError(f"{where} is an index of files; name one as data.path={where}/NAME: {', '.join(entries)}.")
+    name = name or next(iter(entries))
+    one_of("data.path", name, entries)
+    described = entries[name]
+    if "file_name" not in described:
+        remote = described.get("hf_hub_url") or "another place"
+        raise UserError(
+            f"{name} of {index} is not a file here but {remote}; name that by data.path, if it is a hub id."
+        )
+    columns, tags = described.get("columns") or {}, described.get("tags") or {}
+    return IndexEntry(name, index.parent / described["file_name"], columns, tags)
+
+
+def _entries(index: Path) -> dict[str, dict[str, Any]]:
+    """The entries of an index; none of another file of that name, such as one by `datasets`."""
+    try:
+        content = json.loads(index.read_bytes())
+    except ValueError:
+        return {}
+    entries = content if isinstance(content, dict) else {}
+    places = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name")
+    listed = all(isinstance(one, dict) and any(place in one for place in places) for one in entries.values())
+    return entries if listed else {}
+
+
+def behind(path: Path) -> list[Path]:
+    """All files that are read for `path`, in order; none if nothing is there."""
+    if (listed := entry(path)) is not None:
+        path = listed.file
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file, path))
+    return [path] if path.is_file() else []
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+
+
+def suffix_of(file: Path) -> str:
+    """The suffix by which a file is read, without that of its compression."""
+    return Path(file.stem).suffix if file.suffix in PACKED else file.suffix
+
+
+def require_suffix(file: Path, path: str) -> None:
+    """Raise UserError if `file`, which data.path has as `path`, is of a kind that is not read."""
+    if suffix_of(file) not in SUFFIXES:
+        raise UserError(f"data.path must have one of the suffixes {', '.join(SUFFIXES)}, got {path}.")
+
+
+def names_hub(path: str, root: Path) -> bool:
+    """Whether `path` names a data set of the hub: nothing of that name is here, not even its first part."""
+    if HUB_ID.fullmatch(path) is None or path.startswith("."):
+        return False
+    return not path.endswith((*SUFFIXES, *PACKED)) and not (root / path).parent.exists()
+
+
+def digest(path: str | None, data_root: str | None) -> str | None:
+    """The sha256 of the files behind `path`, below `data_root`, with their names in a folder; None if none is there."""
+    if path is None:
+        return None
+    place = Path(data_root or ".", path).expanduser()
+    files = behind(place)
+    if not files:
+        return None
+    whole = hashlib.sha256()
+    for part in _parts(files, place):
+        whole.update(part)
+    return f"sha256:{whole.hexdigest()}"
+
+
+def _parts(files: list[Path], place: Path) -> Iterator[bytes]:
+    for file in files:
+        if place.is_dir() and file.is_relative_to(place):
+            yield str(file.relative_to(place)).encode(errors="surrogateescape")
+        with file.open("rb") as stream:
+            yield hashlib.file_digest(stream, "sha256").digest()

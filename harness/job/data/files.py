@@ -1,0 +1,213 @@
+"""Reads the rows of a file, of all files of a folder, or of an entry of LLaMA-Factory's index."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness import data_files
+from harness.data_files import SUFFIXES, IndexEntry, suffix_of
+from harness.errors import UserError
+
+Row = dict[str, Any]
+DELIMITERS = ",;\t|"
+SAMPLE = 50  # lines of a table by which its delimiter is found
+SAVED = ("state.json", "dataset_dict.json")  # of folders that `datasets` saved
+TAGS = {  # LLaMA-Factory's tags of turns and their defaults, by the fields and roles that they mean
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+INDEXED = {  # LLaMA-Factory's names of columns, by those of the formats that it reads
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    "history": "history",
+    "messages": "conversations",
+    "system": "system",
+    "tools": "tools",
+    "chosen": "chosen",
+    "rejected": "rejected",
+    "kto_tag": "kto_tag",
+}
+
+
+@dataclass
+class FileRows:
+    """The rows that were read. notes: how, where that was found out. unread: files of a folder that were left out."""
+
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+
+def read(path: str) -> FileRows:
+    """The rows of `path`. Raises UserError if nothing is there, or if it has another format."""
+    place = Path(path)
+    if (listed := data_files.entry(place)) is not None:
+        content = _of_place(listed.file, str(listed.file))
+        content.rows = [_renamed(row, listed) for row in content.rows]
+        return content
+    return _of_place(place, path)
+
+
+def _of_place(place: Path, path: str) -> FileRows:
+    if place.is_dir():
+        return _of_folder(place, path)
+    if not place.is_file():
+        raise UserError(f"data.path must be a file or folder below data_root, or the working folder, got {path}.")
+    data_files.require_suffix(place, path)
+    return _of_file(place, path)
+
+
+def _of_folder(folder: Path, path: str) -> FileRows:
+    """The rows of all files of a folder in the order of their names, or of a folder that `datasets` saved."""
+    if any((folder / name).is_file() for name in SAVED):
+        return _saved(folder, path)
+    whole = FileRows([])
+    for file in data_files.behind(folder):
+        name = str(file.relative_to(folder))
+        if suffix_of(file) not in READERS:
+            whole.unread.append(name)
+            continue
+        part = _of_file(file, f"{path}/{name}")
+        whole.rows += part.rows
+        whole.notes += [note for note in part.notes if note not in whole.notes]
+    if len(whole.unread) == len(data_files.behind(folder)):
+        raise UserError(f"The folder data.path={path} has no file with one of the suffixes {', '.join(SUFFIXES)}.")
+    return whole
+
+
+def _saved(folder: Path, path: str) -> FileRows:
+    """The rows of a folder by `save_to_disk`; of several splits those of train."""
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # datasets raises a dozen kinds
+        raise UserError(f"data.path={path} can't be read as saved by datasets: {error}") from error
+    if not isinstance(saved, datasets.DatasetDict):
+        return FileRows(saved.to_list())
+    if "train" not in saved:
+        raise UserError(f"data.path={path} has no split train; it has: {', '.join(saved)}.")
+    return FileRows(saved["train"].to_list(), ["split train"], [f"split {name}" for name in saved if name != "train"])
+
+
+def _of_file(file: Path, path: str) -> FileRows:
+    """The rows of a file by its suffix. Raises UserError if it has another format."""
+    suffix = suffix_of(file)
+    try:
+        content = READERS[suffix](file)
+    except UnicodeDecodeError:
+        raise UserError(f"data.path={path} is not UTF-8; save it as UTF-8 (iconv -f CP1252 -t UTF-8 {path}).") from None
+    except (ValueError, OSError, csv.Error) as error:  # pyarrow's and json's are ValueErrors
+        raise UserError(f"data.path={path} can't be read as {suffix[1:]}: {str(error).splitlines()[0]}") from error
+    if not isinstance(content.rows, list) or not all(isinstance(row, dict) for row in content.rows):
+        raise UserError(f"data.path={path} must hold a list of records, each an object of columns.")
+    return content
+
+
+def _bytes(file: Path) -> bytes:
+    """What a file holds, uncompressed."""
+    if file.suffix == ".gz":
+        return gzip.decompress(file.read_bytes())
+    if file.suffix == ".zst":
+        return pa.input_stream(str(file), compression="zstd").read()
+    return file.read_bytes()
+
+
+def _json_lines(file: Path) -> FileRows:
+    rows = []
+    lines = _bytes(file).decode("utf-8-sig").split("\n")  # text may hold U+2028
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}.") from None
+    return FileRows(rows)
+
+
+def _table(file: Path, usual: str) -> FileRows:
+    """The rows of a table, in the encoding and with the delimiter that it has. usual: where several would do."""
+    content = _bytes(file)
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        encoding = "cp1252"
+        text = content.decode(encoding)
+    csv.field_size_limit(sys.maxsize)
+    delimiter = _delimiter(text, usual)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = [*_whole(reader)]
+    notes = [] if encoding == "utf-8-sig" else [encoding]
+    return FileRows(rows, notes + ([] if delimiter == usual else [f"delimiter {delimiter!r}"]))
+
+
+def _whole(reader: csv.DictReader[str]) -> Iterator[Row]:
+    """The rows of a table. Raises ValueError for one that has more fields than the header."""
+    for row in reader:
+        if None in row:
+            raise ValueError(f"line {reader.line_num} has more fields than the header.")
+        yield dict(row)
+
+
+def _delimiter(text: str, usual: str) -> str:
+    """The one by which the first rows have most columns, all as many as the header."""
+    head = text.splitlines()[: SAMPLE + 1]
+
+    def columns(delimiter: str) -> int:
+        # The last line may be a part of a quoted field
+        sizes = [len(row) for row in csv.reader(head[:SAMPLE], delimiter=delimiter) if row]
+        whole = sizes[:-1] if len(head) > SAMPLE else sizes
+        return sizes[0] if sizes and sizes[0] > 1 and set(whole) <= {sizes[0]} else 0
+
+    return max(sorted(DELIMITERS, key=lambda one: one != usual), key=columns)
+
+
+READERS: dict[str, Callable[[Path], FileRows]] = {
+    ".jsonl": _json_lines,
+    ".json": lambda file: FileRows(json.loads(_bytes(file).decode("utf-8-sig"))),
+    ".csv": lambda file: _table(file, ","),
+    ".tsv": lambda file: _table(file, "\t"),
+    ".parquet": lambda file: FileRows(pq.read_table(file).to_pylist()),
+    ".txt": lambda file: FileRows([{"text": _bytes(file).decode("utf-8-sig")}]),
+}
+
+
+# LLaMA-Factory's index
+
+
+def _renamed(row: Row, listed: IndexEntry) -> Row:
+    """A row with the columns, and the fields and roles of turns, that the index says are meant."""
+    names = {listed.columns.get(name, usual): usual for name, usual in INDEXED.items() if name in listed.columns}
+    named = {names.get(name, name): value for name, value in row.items()}
+    tags = {name: tag for name, tag in listed.tags.items() if name in TAGS}
+    for name in ("conversations", "chosen", "rejected") if tags else ():
+        turns = named.get(name)
+        named |= {name: [_turn(turn, tags) for turn in turns]} if isinstance(turns, list) else {}
+        named |= {name: _turn(turns, tags)} if isinstance(turns, dict) else {}
+    return named
+
+
+def _turn(turn: Any, tags: dict[str, str]) -> Any:
+    """A turn in ShareGPT's fields and roles."""
+    if not isinstance(turn, dict):
+        return turn
+    fields = {tags.get(name, TAGS[name]): TAGS[name] for name in ("role_tag", "content_tag")}
+    roles = {tags.get(name, usual): usual for name, usual in TAGS.items() if name not in ("role_tag", "content_tag")}
+    turn = {fields.get(name, name): value for name, value in turn.items()}
+    return turn | {"from": roles.get(turn.get("from"), turn.get("from"))}

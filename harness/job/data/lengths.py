@@ -1,0 +1,79 @@
+"""Looks at the lengths of all records that may be drawn, before any is: long ones are refused, dropped or cut."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from harness.errors import UserError
+from harness.job.data import encoding
+from harness.job.data.columns import Item
+from harness.settings import DataSettings
+
+
+@dataclass(frozen=True)
+class FittedItems:
+    """The records that may be drawn, and those of the validation.
+
+    too_long: how many of both are longer than train.max_length; null where nobody looked, as the data are not the
+    user's own. dropped: whether these are left out.
+    """
+
+    train: list[Item]
+    validation: list[Item]
+    too_long: int | None = None
+    dropped: bool = False
+
+    @property
+    def without(self) -> int:
+        """Records that are left out."""
+        return self.too_long or 0 if self.dropped else 0
+
+    def sentence(self, max_length: int) -> str | None:
+        """What happens to long records, if there are some."""
+        if not self.too_long:
+            return None
+        what = "left out" if self.dropped else "cut there"
+        return f"{self.too_long:,} records are longer than train.max_length={max_length} tokens and {what}."
+
+
+def fitted(
+    splits: dict[str, list[Item]],
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    pairs: bool,
+    validation_items: int | None,
+) -> FittedItems:
+    """The items of `splits` that may be drawn, by data.too_long.
+
+    pairs: whether rejected answers are read too. validation_items: how many are validated with. Raises UserError for
+    long ones, unless they may be cut or dropped.
+    """
+    train, validation = splits["train"], splits["validation"]
+    if not data.own and data.too_long in (None, "cut"):
+        return FittedItems(train, validation[:validation_items])
+    encode = encoding.encoder(tokenizer, data, sys.maxsize, pairs)
+
+    def longest(items: list[Item]) -> list[int]:
+        examples = encode(items) if items else []
+        return [max(len(sequence.ids) for sequence in one.sequences) for one in examples]
+
+    if data.length_rule != "drop":
+        validation = validation[:validation_items]
+    sizes, others = longest(train), longest(validation)
+    too_long = [size for size in (*sizes, *others) if size > max_length]
+    if too_long and data.length_rule == "error":
+        raise UserError(
+            f"{len(too_long):,} of {len(sizes) + len(others):,} records are longer than train.max_length={max_length}, "
+            f"the longest has {max(too_long):,} tokens; raise it, or write data.too_long=cut or data.too_long=drop."
+        )
+    if data.length_rule == "cut":
+        return FittedItems(train, validation, len(too_long))
+    train = [item for item, size in zip(train, sizes, strict=True) if size <= max_length]
+    validation = [item for item, size in zip(validation, others, strict=True) if size <= max_length]
+    if not train or not validation:
+        raise UserError(f"data.too_long=drop leaves no record within train.max_length={max_length}; raise that.")
+    return FittedItems(train, validation[:validation_items], len(too_long), dropped=True)

@@ -1,0 +1,27 @@
+"""Whether a file of the user's own has changed since cells were recorded with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness import data_files
+from harness.record import Record
+
+
+def changed_data(records: Sequence[Record], data_root: str | None) -> str | None:
+    """The beginning of a sentence if cells of `records` ran with other data than the user's own file holds now.
+
+    Records from before the file's hash was kept, and files that are gone, say nothing.
+    """
+    paths = {record.cell.settings.data.path for record in records if "file" in record.fingerprints}
+    now = {path: data_files.digest(path, data_root) for path in paths}
+    changed = [
+        record.cell
+        for record in records
+        if "file" in record.fingerprints
+        and now[record.cell.settings.data.path] not in (None, record.fingerprints["file"])
+    ]
+    if not changed:
+        return None
+    others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    return f"data.path={changed[0].settings.data.path} has changed since {changed[0].name}{others} ran with it"

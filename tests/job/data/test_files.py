@@ -1,0 +1,137 @@
+"""data.path takes files of all kinds as they lie there: packed, in other encodings, in folders, in an index."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from job_helpers import composed
+
+from harness import data_files
+from harness.errors import UserError
+from harness.job.data import files, sources
+
+ROWS = [{"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}"} for i in range(60)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write_zstd(name: str) -> None:
+    with pa.output_stream(name, compression="zstd") as out:
+        out.write(LINES.encode())
+
+
+def write_folder(name: str) -> None:
+    Path(name).mkdir()
+    Path(name, "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:30]))
+    pq.write_table(pa.Table.from_pylist(ROWS[30:]), Path(name, "b.parquet"))
+
+
+KINDS = {
+    "a.jsonl.gz": lambda name: Path(name).write_bytes(gzip.compress(LINES.encode())),
+    "a.jsonl.zst": write_zstd,
+    "saved": lambda name: datasets.Dataset.from_list(ROWS).save_to_disk(name),
+    "splits": lambda name: datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(name),
+    "folder": write_folder,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_packed_files_and_folders_are_read(name):
+    KINDS[name](name)
+    settings = composed("model=tiny", "data=local", f"data.path={name}").settings.data
+    splits = sources.splits(settings, None)
+    assert sorted((item for part in splits.values() for item in part), key=str) == sorted(ROWS, key=str)
+    first = data_files.digest(name, None)
+    assert sources.file_fingerprint(settings, None) == {"file": first}
+    state = sources.data_state(settings, None)
+    for file in data_files.behind(Path(name)):
+        file.write_bytes(file.read_bytes() + b"\n")
+    assert data_files.digest(name, None) != first
+    assert sources.data_state(settings, None) != state
+
+
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        ('question;answer\r\n"Größe, ja; gut?";10,5\r\n'.encode("cp1252"), ["cp1252", "delimiter ';'"]),
+        ("question,answer\nGröße; ja?,10\n".encode(), []),
+        ("\ufeffquestion\tanswer\nGröße, ja?\t10\n".encode(), ["delimiter '\\t'"]),
+        ('question|answer\n"Größe\n|\n?"|10\n'.encode("utf-16"), ["utf-16", "delimiter '|'"]),
+    ],
+)
+def test_the_encoding_and_the_delimiter_of_a_table_are_found(content, notes):
+    Path("a.csv").write_bytes(content)
+    table = files.read("a.csv")
+    assert [*table.rows[0]] == ["question", "answer"]
+    assert table.rows[0]["question"].startswith("Größe")
+    assert table.notes == notes
+
+
+def test_a_row_with_more_fields_than_the_header_is_refused():
+    Path("a.csv").write_text("question,answer\na,b\nc,d,e\n")
+    with pytest.raises(UserError, match="line 3 has more fields than the header"):
+        files.read("a.csv")
+
+
+def test_files_of_a_folder_that_are_not_read_are_named():
+    write_folder("folder")
+    Path("folder/README.md").write_text("x")
+    settings = composed("model=tiny", "data=local", "data.path=folder").settings.data
+    assert sources.own_data(settings, None).sentence.endswith("60 records; not used: README.md.")
+    Path("other").mkdir()
+    Path("other/README.md").write_text("x")
+    with pytest.raises(UserError, match=r"folder data\.path=other has no file with one of the suffixes \.jsonl"):
+        files.read("other")
+
+
+INDEX = {
+    "plain": {"file_name": "plain.json", "columns": {"prompt": "q", "response": "a"}},
+    "talks": {
+        "file_name": "talks.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "talk", "system": "about"},
+        "tags": {"role_tag": "who", "content_tag": "says", "user_tag": "me", "assistant_tag": "it"},
+    },
+    "far": {"hf_hub_url": "someone/something"},
+}
+
+
+def test_an_index_of_llama_factory_names_files():
+    Path("index").mkdir()
+    Path("index/dataset_info.json").write_text(json.dumps(INDEX))
+    Path("index/plain.json").write_text(json.dumps([{"q": row["question"], "a": row["answer"]} for row in ROWS]))
+    talks = [
+        {"talk": [{"who": "me", "says": row["question"]}, {"who": "it", "says": row["answer"]}], "about": "Count."}
+        for row in ROWS
+    ]
+    Path("index/talks.json").write_text(json.dumps(talks))
+    for path in ("index", "index/dataset_info.json"):
+        with pytest.raises(UserError, match=r"is an index of files; name one as .*/NAME: plain, talks, far"):
+            files.read(path)
+    with pytest.raises(UserError, match=r"far of .* is not a file here but someone/something"):
+        files.read("index/dataset_info.json/far")
+    with pytest.raises(UserError, match=r"is unknown\. Did you mean plain\?"):
+        files.read("index/dataset_info.json/plein")
+    cell = composed("model=tiny", "data=local", "data.path=index/dataset_info.json/talks")
+    assert cell.data == "talks"
+    item = sources.splits(cell.settings.data, None)["train"][0]
+    assert [turn["role"] for turn in item["messages"]] == ["system", "user", "assistant"]
+    settings = composed("model=tiny", "data=local", "data.path=index/dataset_info.json/plain").settings.data
+    assert sources.own_data(settings, None).sentence == "index/dataset_info.json/plain is read as Alpaca: 60 records."
+
+
+def test_a_hub_id_is_one_of_which_nothing_is_here():
+    assert data_files.names_hub("someone/something", Path("."))
+    Path("someone").mkdir()
+    assert not data_files.names_hub("someone/something", Path("."))
+    assert not data_files.names_hub("something", Path("."))

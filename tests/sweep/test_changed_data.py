@@ -1,0 +1,68 @@
+"""A file of one's own that was edited is another file: a sweep that goes on says so before it trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from job_helpers import composed
+from records import make_record
+
+from harness import data_files
+from harness.__main__ import main
+from harness.studies import retry
+from harness.sweep.changed_data import changed_data
+from harness.sweep.store import Study
+
+ROWS = "".join(json.dumps({"question": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(60))
+TYPED = ("model=tiny", "data=local", "data.path=mine.jsonl", "eval.tasks=[]", "train.precision=fp32")
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    """Of a cell that ran with the file mine.jsonl."""
+    from harness.record import write
+
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text(ROWS)
+    recorded = make_record()
+    recorded.study, recorded.cell = "mine", composed(*TYPED)
+    recorded.fingerprints = {"data": "sha256:x", "file": data_files.digest("mine.jsonl", None)}
+    path = Study(Path("results"), "mine").path(recorded.cell)
+    path.parent.mkdir(parents=True)
+    write(recorded, path)
+    return recorded
+
+
+def test_only_a_change_of_the_file_is_told(record):
+    assert changed_data([record], None) is None
+    Path("mine.jsonl").touch()
+    assert changed_data([record], None) is None
+    Path("mine.jsonl").write_text(ROWS[:200])
+    assert changed_data([record], None).startswith("data.path=mine.jsonl has changed since ")
+    record.fingerprints.pop("file")  # as of records from before
+    assert changed_data([record], None) is None
+
+
+def test_a_sweep_does_not_mix_two_files(record, capsys):
+    Path("mine.jsonl").write_text(ROWS[:200])
+    assert main(["sweep", "study=mine", *TYPED, "seed=0,1"]) == 2
+    err = capsys.readouterr().err
+    assert f"has changed since {record.cell.name} ran with it, so that this study would mix two data sets" in err
+    assert "study=NAME" in err
+    assert main(["sweep", "study=mine", *TYPED, "seed=0"]) == 0  # all is recorded, and that is told
+    assert "warning: data.path=mine.jsonl has changed since" in capsys.readouterr().err
+    assert main(["run", "study=mine", *TYPED]) == 0
+    assert "warning: data.path=mine.jsonl has changed since" in capsys.readouterr().err
+
+
+def test_retry_does_not_mix_two_files(record):
+    from harness.errors import UserError
+
+    Path("mine.jsonl").write_text(ROWS[:200])
+    failed = make_record()
+    failed.cell = composed(*TYPED, "seed=7")
+    with pytest.raises(UserError, match="would mix two data sets"):
+        retry._require_same_data(Study(Path("results"), "mine"), [failed], None)
+    retry._require_same_data(Study(Path("results"), "mine"), [record], None)
