@@ -37,15 +37,12 @@ def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None)
     """
     recording = Recording(request, report)
     cell, result = LocalCell(request, report, recording.weights, rank), recording.result
-    if request.position is None and (rank is None or rank.number == 0):  # a sweep says it once, before its cells
-        for sentence in cell.inputs.tasks.notes:
-            report({"note": sentence})
     with recording.failures(cell):
         set_seed(cell.cell.seed or 0)
         result.fingerprints, result.contamination = cell.inputs.fingerprints, cell.inputs.contamination
         result.own_data, result.lengths = cell.inputs.own_data, cell.inputs.lengths
-        if request.warn and rank is None:
-            for note in cell.inputs.notes:
+        if request.position is None and (rank is None or rank.number == 0):  # a sweep says it once, before its cells
+            for note in (*cell.inputs.notes, *cell.inputs.tasks.notes):
                 report({"note": note})
         model, loaded = load(cell, result)
         if cell.tuned:
