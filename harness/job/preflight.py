@@ -14,12 +14,17 @@ from harness.record import Cell
 from harness.settings import HELD_OUT
 
 
-def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> None:
-    """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine."""
+def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> list[str]:
+    """What the user should know of the cells before they run, as sentences.
+
+    Raises UserError if the model, the data, a task or the rank of a cell does not work here, or its engine.
+    """
+    notes: dict[str, None] = {}
     include = IncludedTasks.of(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
-        check_machine(cell, local)
+        if (note := check_machine(cell, local)) is not None:
+            notes[note] = None
         if cell.settings.eval.chat_template:
             scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))
         asked, data = cell.settings.eval, cell.settings.data
@@ -32,12 +37,14 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
         if of not in tasks:
             scoring.Tasks(asked, data_root, prepared_inputs.own_task(asked, data, data_root), include)
             tasks.append(of)
+    return [*notes]
 
 
-def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> None:
-    """Raise UserError if the model is out of reach, or a setting does not work on this machine."""
+def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> str | None:
+    """As harness.job.models.checks.check. Raises UserError too if a setting does not work on this machine."""
     device.check_formats(cell.settings)
-    checks.check(cell)
+    note = checks.check(cell)
     compiled.check(cell.settings)
     activation_offload.check(cell.settings)
     answer_engines.check(cell.settings, local)
+    return note

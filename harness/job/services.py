@@ -42,7 +42,9 @@ def check(request: CheckCells, send: Send) -> None:
     from harness.job import preflight
 
     runners = [(cell, cell_runner.runner_of(cell.settings)) for cell in request.cells]
-    preflight.check([cell for cell, by_plugin in runners if by_plugin is None], request.data_root, request.local)
+    own = [cell for cell, by_plugin in runners if by_plugin is None]
+    for note in preflight.check(own, request.data_root, request.local):
+        send(Warned(note))
     for cell, by_plugin in runners:
         if by_plugin is not None:
             cost = by_plugin.check(cell, request.extra[cell.id], request.data_root, request.local)
