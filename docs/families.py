@@ -8,23 +8,67 @@ from __future__ import annotations
 
 import functools
 import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from harness.config import CONF
 from harness.errors import UserError
-from harness.job.models import embedded
+from harness.job.models import embedded, empty_weights, loading, targets
 from harness.job.run_cell import run_cell
 from harness.protocol import RunCell
 from harness.record import Cell, Record
 from harness.sweep import app
 from harness.sweep.cells import from_config
 
+HEAD = """\
+# Model families
+
+Made by `python docs/families.py` with random models of two layers: each method runs on each family from loading to
+scores. A test holds this page. *yes*: the cell ends as `ok`. *no*: it is refused before any weight is loaded, with the
+sentence below. These are not measurements of quality, speed or memory.
+
+"""
+FOOT = """
+## What adapters are on
+
+`target_modules: all-linear`, the default, means the layers in the last column. They are all linear layers, except:
+
+- the head, and gates with a single output;
+- **experts**. A decoder layer's part that holds experts is left as it is, with the dense and shared MLPs at the same
+  place, whose names peft takes for those of the experts. The sweep says so before it starts, and the record in
+  `environment.left_out`. To adapt experts too:
+  `'+method.adapt.target_parameters=[experts.down_proj,experts.gate_up_proj]'` (LoRA in 16 bits; peft has no DoRA of
+  them, and does not adapt packed ones);
+- **Mamba blocks** but for `in_proj`: CUDA's kernels read the weights of the others without calling the layer, so that
+  an adapter would not be trained;
+- **vision towers** and all else that text does not pass through. They are frozen for every method, also where
+  `target_modules` lists names that they share.
+
+`'method.adapt.target_modules=[q_proj,v_proj]'` chooses others by name.
+
+## Experts
+
+- `full` trains them.
+- `galore` (also `galore_rsvd`, `galore_layer`, `galore_bf16`) projects the gradient of each expert by itself.
+  `galore_8bit`, `muon` and `apollo` refuse them.
+- `qlora`, `qdora` and `base_nf4` pack them in 4 bits with bitsandbytes, and dequantise a layer's experts while it
+  computes. They are loaded in 16 bits first, so loading takes that memory. `lora_8bit` and `base_int8` refuse them.
+- Sharded over several devices (`train.parallel=fsdp`), `qlora` and `galore` refuse them; `lora` and `full` do not.
+
+## Images
+
+Only text is trained and scored. A multimodal model is loaded whole, and its language model is tuned. Images in the data
+are not read.
+"""
 TARGET = Path(__file__).with_name("families.md")
 METHODS = ("base", "full", "lora", "qlora", "dora", "galore")
 SIZES = {
@@ -156,3 +200,71 @@ def outcome(model: Path, method: str, out: Path) -> Record | UserError:
         return run_cell(RunCell(cell, "families", str(out / f"{cell.name}.json")), lambda event: None)
     except UserError as error:
         return error
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family's row of the table.
+
+    results: yes, no, or how it failed, by method. reasons: of those that are no, with the methods. adapted: the last
+    parts of the names of the layers that adapters are on.
+    """
+
+    family: Family
+    results: dict[str, str]
+    reasons: dict[str, list[str]]
+    adapted: str
+
+
+def row(family: Family, folder: Path) -> Row:
+    """Run each method on a model of `family`, which is built in `folder`."""
+    model = built(family, folder / "model")
+    results, reasons = {}, dict[str, list[str]]()
+    for method in METHODS:
+        out = folder / method
+        out.mkdir()
+        end = outcome(model, method, out)
+        if isinstance(end, Record):
+            results[method] = "yes" if end.status == "ok" else f"{end.status}: {end.failure and end.failure.reason}"
+        else:
+            results[method] = "no"
+            reasons.setdefault(str(end).replace(str(model), "The model"), []).append(method)
+    return Row(family, results, reasons, adapted(model) if results["lora"] == "yes" else "")
+
+
+def adapted(model: Path) -> str:
+    """The layers that LoRA adapts in the model in the folder `model`, as a list of code."""
+    cell = cell_of(model, "lora")
+    net = empty_weights.shell(cell, loading.config_of(cell.settings.model))[0]
+    names = [name for name, layer in net.named_modules() if isinstance(layer, BaseTunerLayer)]
+    return " ".join(f"`{leaf}`" for leaf in targets.leaves(names).split(","))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown, with the reasons below."""
+    lines = [["Family", "`model_type`", *(f"`{method}`" for method in METHODS), "Adapters on"]]
+    lines.append(["---"] * len(lines[0]))
+    lines += [[r.family.name, f"`{r.family.kind}`", *(r.results[m] for m in METHODS), r.adapted] for r in rows]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    notes = [
+        f"- {r.family.name}, {', '.join(f'`{method}`' for method in methods)}: {reason}\n"
+        for r in rows
+        for reason, methods in r.reasons.items()
+    ]
+    return text + "".join(["\nRefused:\n\n", *notes] if notes else [])
+
+
+def page(families: Sequence[Family] = FAMILIES) -> str:
+    """The page, from a run of each pair."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = []
+        for number, family in enumerate(families):
+            own = Path(folder) / str(number)
+            own.mkdir()
+            rows.append(row(family, own))
+    return HEAD + table(rows) + FOOT
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    TARGET.write_text(page(), encoding="utf-8")

@@ -17,7 +17,7 @@ from harness.errors import UserError, first_line
 from harness.job.methods import optimizers
 from harness.job.models.adapting import adapt
 from harness.job.models.loading import auto_class, cap_logits, load_slot, upcast
-from harness.job.models.quantisation import check_packed, pack, pack_experts, packed_experts
+from harness.job.models.quantisation import check_packed, leave_for_kernels, pack, pack_experts, packed_experts
 from harness.job.models.structure import count, decoder_layers, stacks
 from harness.record import Cell
 
@@ -72,6 +72,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
             base = kind.from_config(config, dtype=dtype, **keywords)
             cap_logits(base)
             if (quantization := slot.get("quantization_config")) is not None:
+                leave_for_kernels(quantization, base)
                 quantizer = AutoHfQuantizer.from_config(quantization)
                 quantizer.preprocess_model(base, dtype=dtype, device_map={"": "meta"})
                 quantizer.postprocess_model(base)

@@ -26,7 +26,7 @@ from transformers import (
 from harness.errors import UserError, first_line
 from harness.job.methods import optimizers
 from harness.job.models import embedded, hub
-from harness.job.models.quantisation import never_repack, pack_experts
+from harness.job.models.quantisation import leave_for_kernels, never_repack, pack_experts
 from harness.job.models.structure import stacks
 from harness.record import Cell
 from harness.settings import ModelSettings
@@ -85,7 +85,12 @@ def load(cell: Cell, on: torch.device, over: dict[int, int] | None = None) -> Pr
     """
     model = cell.settings.model
     path = source(model)
-    kind, slot = auto_class(config_of(model), path), load_slot(cell)
+    config, slot = config_of(model), load_slot(cell)
+    kind = auto_class(config, path)
+    if "quantization_config" in slot:
+        with torch.device("meta"):
+            outline = kind.from_config(config, trust_remote_code=model.trust_remote_code)
+        leave_for_kernels(slot["quantization_config"], outline)
     try:
         loaded = kind.from_pretrained(
             path,

@@ -12,12 +12,11 @@ from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from bitsandbytes.nn.parametrize import Bnb4bitParametrization, replace_parameter_4bit
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import (
-    BitsAndBytesConfig,
-)
+from transformers import BitsAndBytesConfig
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from harness.job.measure import device
-from harness.job.models.structure import stacks
+from harness.job.models.structure import mamba_blocks, stacks
 
 
 def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
@@ -37,6 +36,12 @@ def int8() -> BitsAndBytesConfig:
     """
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns of rounding at every call
     return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def leave_for_kernels(config: BitsAndBytesConfig, net: nn.Module) -> None:
+    """Have `config` leave the last layer of each Mamba block of `net` in 16 bits: kernels read its weights."""
+    if blocks := mamba_blocks(net):
+        config.llm_int8_skip_modules = [*get_keys_to_not_convert(net), *(f"{name}.out_proj" for name in sorted(blocks))]
 
 
 def pack_experts(net: nn.Module, config: BitsAndBytesConfig) -> None:

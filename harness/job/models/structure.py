@@ -26,6 +26,15 @@ def stacks(net: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def mamba_blocks(net: nn.Module) -> set[str]:
+    """Names of the modules that are Mamba's or Mamba 2's: a state's decay and a skip beside it.
+
+    Their kernels read the weights of the layers after the first, and don't call these.
+    """
+    own = ((name, dict(module.named_parameters(recurse=False))) for name, module in net.named_modules())
+    return {name for name, weights in own if {"A_log", "D"} <= weights.keys()}
+
+
 def language_model(net: PreTrainedModel) -> nn.Module:
     """The part of `net` that reads text: all of it, unless `net` also sees or hears. The head may lie beside it."""
     return net if net.config.get_text_config() is net.config else net.get_decoder()

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from harness.job.methods import optimizers
 from harness.job.models.quantisation import packed_experts
-from harness.job.models.structure import count, inner, language_model, senses, size, stacks
+from harness.job.models.structure import count, inner, language_model, mamba_blocks, senses, size, stacks
 from harness.record import Cell
 
 EVERYWHERE = "all-linear"
@@ -28,7 +28,7 @@ def of(base: PreTrainedModel) -> dict[str, nn.Parameter]:
     - what text does not pass through, such as a vision tower.
     """
     others, gates = senses(base), optimizers.gates_of(base)
-    blocks, mixers = _expert_blocks(base), _mamba_blocks(base)
+    blocks, mixers = _expert_blocks(base), mamba_blocks(base)
 
     def adapted(name: str) -> bool:
         owner, _, own = name.rpartition(".")
@@ -110,9 +110,3 @@ def _expert_blocks(base: PreTrainedModel) -> tuple[str, ...]:
     parts = {part for layer in layers.values() for part, block in layer.named_children() if stacks(block)}
     parts |= {name.split(".")[0] for layer in layers.values() for name in packed_experts(layer)}
     return tuple(f"{prefix}{layer}.{part}." for layer in layers for part in parts)
-
-
-def _mamba_blocks(base: PreTrainedModel) -> set[str]:
-    """Names of the modules that are Mamba's or Mamba 2's: a state's decay and a skip beside it."""
-    own = ((name, dict(module.named_parameters(recurse=False))) for name, module in base.named_modules())
-    return {name for name, weights in own if {"A_log", "D"} <= weights.keys()}
