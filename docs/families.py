@@ -130,7 +130,7 @@ FAMILIES = (
     Family("Qwen3", "qwen3", GROUPED | {"tie_word_embeddings": True}),
     Family("Qwen3-MoE", "qwen3_moe", GROUPED | MIXTURE),
     Family("Qwen3-Next", "qwen3_next", GROUPED | MIXTURE | LINEAR | {"shared_expert_intermediate_size": 32}),
-    Family("Qwen3.5", "qwen3_5", {}, GROUPED | LINEAR),
+    Family("Qwen3.5", "qwen3_5", {"vision_config": QWEN_VISION}, GROUPED | LINEAR),
     Family("Mixtral", "mixtral", GROUPED | LOCAL),
     Family("gpt-oss", "gpt_oss", GROUPED | LOCAL | WINDOWED),
     Family("Gemma 3, text", "gemma3_text", GROUPED | WINDOWED),

@@ -53,12 +53,13 @@ def pack_experts(net: nn.Module, config: BitsAndBytesConfig) -> None:
         return
     for name in stacks(net):
         owner, _, own = name.rpartition(".")
-        replace_parameter_4bit(
-            net.get_submodule(owner),
-            own,
-            compress_statistics=config.bnb_4bit_use_double_quant,
-            quant_type=config.bnb_4bit_quant_type,
-        )
+        with torch.device("cpu"):  # bitsandbytes reads values of its tables, also where the weights are on "meta"
+            replace_parameter_4bit(
+                net.get_submodule(owner),
+                own,
+                compress_statistics=config.bnb_4bit_use_double_quant,
+                quant_type=config.bnb_4bit_quant_type,
+            )
 
 
 def packed_experts(net: nn.Module) -> dict[str, nn.Parameter]:

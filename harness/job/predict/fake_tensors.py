@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt
+from bitsandbytes.nn.parametrize import Bnb4bitParametrization
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -97,6 +98,8 @@ def materialise(net: nn.Module, on: torch.device) -> None:
         others = [value for value in vars(module).values() if type(value) is dict]
         if isinstance(module, Linear8bitLt):
             others.append(vars(module.state))
+        if isinstance(module, Bnb4bitParametrization):  # of a stack of experts
+            others += [vars(level) for level in quant_states(module)]
         for store in [vars(module), *others]:
             store.update({k: moved(tensor) for k, tensor in store.items() if isinstance(tensor, torch.Tensor)})
 

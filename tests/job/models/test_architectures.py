@@ -29,6 +29,7 @@ from harness.job.predict import prediction
 
 METHODS = ("base", "full", "lora", "qlora", "dora", "galore")
 PAIRS = [(kind, method) for kind in ARCHITECTURES for method in METHODS if kind not in PADDED or method == "lora"]
+BF16 = "model.dtype=bfloat16"
 EXPERTS_ADAPTED = "+method.adapt.target_parameters=[experts.down_proj,experts.gate_up_proj]"
 REFUSED = {  # of a mixture
     ("lora_8bit",): r"packs the experts in stacks, \d+% of its weights, in 4 bits alone; use method=qlora",
@@ -230,3 +231,15 @@ def test_a_mixture_is_planned_in_the_format_that_torch_can_predict(folder):
     assert found["peak"]["weights"] == pytest.approx(2 * sum(p.numel() for p in base.parameters()), rel=1e-3)
     with pytest.raises(UserError, match=r"require model\.dtype=bfloat16"):
         planner.predict(next(cells), None)
+
+
+def test_packed_experts_are_planned(folder):
+    found = {
+        method: prediction.Predictor(None, "bf16").predict(cell_of(folder("qwen3_moe"), f"method={method}", BF16), None)
+        for method in ("lora", "qlora")
+    }
+    experts = sum(
+        p.numel() for p in AutoModelForCausalLM.from_pretrained(folder("qwen3_moe")).parameters() if p.ndim == 3
+    )
+    saved = found["lora"]["peak"]["weights"] - found["qlora"]["peak"]["weights"]
+    assert saved > 1.4 * experts  # of 2 bytes each, next to what the other matrices save
