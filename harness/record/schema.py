@@ -123,7 +123,7 @@ class Record:
     """Folder below results."""
     status: Status
     """ok, failed, oom (out of memory), diverged (loss not finite, or at the end no better than a uniform guess), unfit
-    (left out by --fit), or pruned (ended early by stop=asha)."""
+    (left out by --fit or --skip-impossible), or pruned (ended early by stop=asha)."""
     started: str
     """Time in UTC."""
     seconds: float
