@@ -28,7 +28,7 @@ class NeedsValues(Exception):
 
 def alike(config: PretrainedConfig, trusted: bool = False) -> bool:
     """Whether all decoder layers have the same kind and shapes, so that a few represent all."""
-    kind = auto_class(config, config.name_or_path)
+    kind = auto_class(config)
     with torch.device("meta"):
         layers = decoder_layers(kind.from_config(config, trust_remote_code=trusted), config)
     if layers is None:
@@ -61,7 +61,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
     Raises UserError if the method can't be applied or the rank is above the size of a matrix, and NeedsValues.
     """
     path = cell.settings.model.path
-    slot, kind = load_slot(cell), auto_class(config, path or config.name_or_path)
+    slot, kind = load_slot(cell), auto_class(config)
     dtype = getattr(torch, slot["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"method.load.dtype must be a dtype of torch, such as bfloat16, got {slot['dtype']}.")

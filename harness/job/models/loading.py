@@ -86,7 +86,7 @@ def load(cell: Cell, on: torch.device, over: dict[int, int] | None = None) -> Pr
     model = cell.settings.model
     path = source(model)
     config, slot = config_of(model), load_slot(cell)
-    kind = auto_class(config, path)
+    kind = auto_class(config)
     if "quantization_config" in slot:
         with torch.device("meta"):
             outline = kind.from_config(config, trust_remote_code=model.trust_remote_code)
@@ -110,11 +110,12 @@ def load(cell: Cell, on: torch.device, over: dict[int, int] | None = None) -> Pr
     return loaded
 
 
-def auto_class(config: PretrainedConfig, path: str) -> type[Any]:
-    """The class of transformers that loads a model of `config`, whose folder or hub id is `path`, to write text.
+def auto_class(config: PretrainedConfig) -> type[Any]:
+    """The class of transformers that loads a model of `config` to write text.
 
     Raises UserError if there is none, or if the model is an encoder-decoder.
     """
+    path = config.name_or_path or "The model"
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"{path} is an encoder-decoder ({config.model_type}), and only decoders are trained here; choose a model "

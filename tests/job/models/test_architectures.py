@@ -242,4 +242,4 @@ def test_packed_experts_are_planned(folder):
         p.numel() for p in AutoModelForCausalLM.from_pretrained(folder("qwen3_moe")).parameters() if p.ndim == 3
     )
     saved = found["lora"]["peak"]["weights"] - found["qlora"]["peak"]["weights"]
-    assert saved > 1.4 * experts  # of 2 bytes each, next to what the other matrices save
+    assert saved > experts  # of 2 bytes each; tables of scales are large beside so small ones
