@@ -130,7 +130,7 @@ class Record:
     """Duration of the job in seconds."""
     environment: dict[str, Any]
     """Versions, git commit, device, processor, threads, precision, number formats, attention, allocator, speed-ups,
-    eval_batch_size (sequences answered at a time)."""
+    eval_batch_size (sequences answered at a time), left_out (where adapters leave experts as they are)."""
     failure: Failure | None = None
     """null of a cell that ended as ok."""
     precautions: Precautions = field(default_factory=Precautions)

@@ -17,7 +17,7 @@ from harness.record import Cell
 EVERYWHERE = "all-linear"
 
 
-def of(base: PreTrainedModel) -> dict[str, nn.Parameter]:
+def covered(base: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The matrices by module name that `all-linear` means in `base`: those of linear layers, except
 
     - the head and gates, which have one output (as of an expert that all tokens share);
@@ -52,7 +52,7 @@ def apply(change: peft.PeftConfig, base: PreTrainedModel) -> dict[str, nn.Parame
         if others and hasattr(change, "exclude_modules") and not isinstance(own, str):
             settings.exclude_modules = {*(own or ()), *others}
         return {}
-    wanted, experts, named = of(base), experts_of(base), getattr(change, "target_parameters", None)
+    wanted, experts, named = covered(base), experts_of(base), getattr(change, "target_parameters", None)
     if experts or wanted.keys() != optimizers.matrices_of(base).keys():
         settings.target_modules = {*wanted}  # of a mixture peft would take routers too
     if not named:
