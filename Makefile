@@ -136,6 +136,7 @@ $(SBOM)/installed:
 
 publish: $(VENV)/tested ## Renew all that README.md, docs/, results/reference/ and notebooks/ show of code and records
 	$(VENV)/bin/python docs/catalogue.py
+	$(VENV)/bin/python docs/families.py
 	$(VENV)/bin/python docs/reference.py
 	$(VENV)/bin/python docs/published.py
 	$(VENV)/bin/python docs/design.py

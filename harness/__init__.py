@@ -119,7 +119,7 @@ def sweep(
     name: of a sweep in sweeps/ (null: the grid is `axes` alone). fit: skip cells that are predicted not to fit into
     memory. budget: memory for `fit`, in bytes or as ``"24GiB"`` (null: this machine's), or a limit for models behind an
     API, such as ``"5USD"``. device: for `fit`, as of `plan`. order: in which cells run. drift: run one cell again after
-    each so many cells, to measure the machine's drift. skip_impossible: skip cells whose settings exclude each other.
+    each so many cells, to measure the machine's drift. skip_impossible: skip cells that can't work.
     confirm: then run so many fresh seeds of each method's best setting. config_dir: a further folder of configs.
     settings: settings by dotted name, such as ``{"train.max_length": [256, 512]}``. quiet: say nothing on standard
     error. axes: settings by name, such as ``seed=[0, 1, 2]``; a list is an axis.

@@ -37,7 +37,9 @@ from harness.validate import SETTINGS
 
 GROUPS = ("method", "data")  # of config files, that have functions in them
 SLOTS = ("method.load", "method.adapt", "method.init", "method.optim", "data.load")
-LAYERS = {f"method.adapt.{name}" for name in ("target_modules", "exclude_modules", "modules_to_save")}  # of the model
+LAYERS = {  # names of parts of the model, which may be any
+    f"method.adapt.{name}" for name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
+}
 LAYER = re.compile(r"[\w.*-]+")
 ADDRESS = re.compile(r"\w+://|[/~\\]")  # the beginning of a path that means nothing elsewhere, or is another machine's
 TASK = re.compile(r"(?!.*\.ya?ml$)[^/\\*?\[\]{}\s]+")  # lm-eval takes other texts for files, or for patterns of names
@@ -197,7 +199,7 @@ def _unnamed(key: str, value: Any, named: Named, settings: Settings) -> Iterator
         return
     if isinstance(value, dict):
         for name, part in value.items():
-            if f"{key}.{name}" not in named.keys:
+            if f"{key}.{name}" not in named.keys | LAYERS:
                 yield f"{UNNAMED} {key}.{name}"
             yield from _unnamed(f"{key}.{name}", part, named, settings)
     elif isinstance(value, list):

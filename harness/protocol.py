@@ -157,6 +157,16 @@ class CheckCells(Request):
 
 
 @dataclass(frozen=True)
+class SortCells(Request):
+    """Answer which of `cells` the method, the model or this machine refuses: id, reason and environment of each."""
+
+    target: ClassVar[str] = "harness.job.services:sort"
+
+    cells: list[Cell]
+    local: LocalPaths = NO_PATHS
+
+
+@dataclass(frozen=True)
 class PlannedCell:
     """architecture: the model's dimensions; null to read the model's own config."""
 
@@ -335,7 +345,9 @@ def decode_request(text: str | bytes) -> Request:
 @functools.cache
 def request_kinds() -> tuple[type[Request], ...]:
     """All classes of requests: those above, and those of plug-ins."""
-    own: list[type[Request]] = [RunCell, CheckCells, PlanCells, CalibrateDevice, ExamineMachine, CheckTasks, Rescore]
+    own: list[type[Request]] = [
+        *(RunCell, CheckCells, SortCells, PlanCells, CalibrateDevice, ExamineMachine, CheckTasks, Rescore)
+    ]
     added = [plugin.load(target) for part in plugin.installed() for target in part.requests]
     return (*own, *added)
 

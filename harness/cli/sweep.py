@@ -51,7 +51,9 @@ def add(command_line: CommandLine) -> None:
         help=f"run one cell again after each N cells, to measure the machine's drift (default of N: {DRIFT})",
     )
     parser.add_argument(
-        "--skip-impossible", action="store_true", help="skip cells whose settings exclude each other; others run"
+        "--skip-impossible",
+        action="store_true",
+        help="skip cells that can't work: settings, libraries or the model refuse them; others run",
     )
     parser.add_argument(
         "--confirm",

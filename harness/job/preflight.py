@@ -19,15 +19,17 @@ from harness.settings import HELD_OUT, DataSettings
 
 
 def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> list[str]:
-    """Raise UserError if the model, the data, a task or the rank of a cell does not work here, or its engine.
+    """What the user should know before the cells run, as sentences: what of their models is not trained, how files of
+    the user's own are read, and how their test parts are scored.
 
-    Returns sentences on how files of the user's own are read, and how their test parts are scored.
+    Raises UserError if the model, the data, a task or the rank of a cell does not work here, or its engine.
     """
-    scored: list[str] = []
+    sentences: list[str] = []
     include = IncludedTasks.of(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
-        check_machine(cell, local)
+        if (note := check_machine(cell, local)) is not None:
+            sentences.append(note)
         if cell.settings.eval.chat_template:
             scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))
         asked, data = cell.settings.eval, cell.settings.data
@@ -42,9 +44,9 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
         if of not in tasks:
             own = prepared_inputs.own_task(asked, data, data_root)
             scoring.Tasks(asked, data_root, own, include)
-            scored += [] if own is None else own.notes
+            sentences += [] if own is None else own.notes
             tasks.append(of)
-    return list(dict.fromkeys([*notes(cells, data_root), *scored]))
+    return list(dict.fromkeys([*notes(cells, data_root), *sentences]))
 
 
 def notes(cells: list[Cell], data_root: str | None) -> list[str]:
@@ -67,10 +69,11 @@ def _on_lengths(cells: list[Cell], data_root: str | None) -> Iterator[str]:
                     yield sentence
 
 
-def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> None:
-    """Raise UserError if the model is out of reach, or a setting does not work on this machine."""
+def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> str | None:
+    """As harness.job.models.checks.check. Raises UserError too if a setting does not work on this machine."""
     device.check_formats(cell.settings)
-    checks.check(cell)
+    note = checks.check(cell)
     compiled.check(cell.settings)
     activation_offload.check(cell.settings)
     answer_engines.check(cell.settings, local)
+    return note

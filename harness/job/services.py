@@ -25,6 +25,7 @@ from harness.protocol import (
     Rescore,
     Result,
     RunCell,
+    SortCells,
     Warned,
 )
 from harness.record import encode
@@ -56,6 +57,18 @@ def check(request: CheckCells, send: Send) -> None:
         if by_plugin is not None:
             cost = by_plugin.check(cell, request.extra[cell.id], request.data_root, request.local)
             send(Result({"id": cell.id, "cost": cost}))
+
+
+def sort(request: SortCells, send: Send) -> None:
+    from harness import env
+    from harness.job import preflight
+
+    for cell in request.cells:
+        if cell_runner.runner_of(cell.settings) is None:
+            try:
+                preflight.check_machine(cell, request.local)
+            except UserError as error:
+                send(Result({"id": cell.id, "reason": str(error), "environment": env.describe()}))
 
 
 def plan(request: PlanCells, send: Send) -> None:

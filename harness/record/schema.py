@@ -124,14 +124,14 @@ class Record:
     """Folder below results."""
     status: Status
     """ok, failed, oom (out of memory), diverged (loss not finite, or at the end no better than a uniform guess), unfit
-    (left out by --fit), or pruned (ended early by stop=asha)."""
+    (left out by --fit or --skip-impossible), or pruned (ended early by stop=asha)."""
     started: str
     """Time in UTC."""
     seconds: float
     """Duration of the job in seconds."""
     environment: dict[str, Any]
     """Versions, git commit, device, processor, threads, precision, number formats, attention, allocator, speed-ups,
-    eval_batch_size (sequences answered at a time)."""
+    eval_batch_size (sequences answered at a time), left_out (where adapters leave experts as they are)."""
     failure: Failure | None = None
     """null of a cell that ended as ok."""
     precautions: Precautions = field(default_factory=Precautions)

@@ -36,6 +36,7 @@ from harness.protocol import (
     Rescore,
     Result,
     RunCell,
+    SortCells,
     facts,
 )
 from harness.record import Calibration, Cell, Failure, Record, SmallerBatches
@@ -70,6 +71,12 @@ def check(
     request = CheckCells(cells, _absolute(data_root), extra or {}, warn=True, local=local)
     answers = _ask("The check before the sweep", request)
     return {answer["id"]: answer["cost"] for answer in answers}
+
+
+def impossible(cells: list[Cell], local: LocalPaths = NO_PATHS) -> dict[str, dict[str, Any]]:
+    """Which of `cells` can't run here, by id: `reason`, as peft, the model or a kernel has it, and `environment`."""
+    answers = _ask("The check before the sweep", SortCells(cells, local))
+    return {answer["id"]: answer for answer in answers}
 
 
 def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None) -> dict[str, Any]:

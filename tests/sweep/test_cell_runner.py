@@ -67,7 +67,7 @@ def test_the_request_carries_what_the_plugin_adds(points):
 
 def test_the_plugin_alone_checks_its_cells_and_admits_them_by_their_cost(afar, points, monkeypatch):
     checked, sent = [], []
-    monkeypatch.setattr("harness.job.preflight.check", lambda cells, root, local: checked.extend(cells))
+    monkeypatch.setattr("harness.job.preflight.check", lambda cells, root, local: checked.extend(cells) or [])
 
     def in_this_process(cells, data_root, extra, local):
         services.check(CheckCells(cells, data_root, extra, local=local), sent.append)

@@ -38,8 +38,9 @@ def measure(
     """
     size, length, new = settings.batch_size, settings.prompt_tokens, settings.new_tokens
     generator = torch.Generator().manual_seed(SEED)
-    config: Any = model.config  # torch types a module's unknown attributes as tensors or modules
-    prompts = torch.randint(config.vocab_size, (size, length), generator=generator).to(accelerator.device)
+    model_config: Any = model.config  # torch types a module's unknown attributes as tensors or modules
+    vocabulary = model_config.get_text_config().vocab_size
+    prompts = torch.randint(vocabulary, (size, length), generator=generator).to(accelerator.device)
     model.eval()
     measured = {form: Inference(size, length, new, [], []) for form in forms}
     for repeat in range(1 + settings.repeats):

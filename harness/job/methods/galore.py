@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,6 +33,32 @@ class RandomisedProjector(GaLoreProjector):
         if type == "left":
             return left[:, :rank].contiguous().to(weights.dtype)
         raise ValueError(f"A randomised projection must be right or left, got {type!r}; use proj_type=std.")
+
+
+class StackProjector:
+    """A projector for each matrix of a stack (experts, rows, columns), each in an attribute, as in other states."""
+
+    def __init__(self, projectors: Iterable[GaLoreProjector]):
+        vars(self).update({f"expert{number}": projector for number, projector in enumerate(projectors)})
+
+    def project(self, gradient: torch.Tensor, step: int) -> torch.Tensor:
+        """The `gradient` of a stack, each matrix projected to its rank."""
+        parts = zip(vars(self).values(), gradient, strict=True)
+        return torch.stack([projector.project(own, step) for projector, own in parts])
+
+    def project_back(self, update: torch.Tensor) -> torch.Tensor:
+        """The projected `update` of a stack in the stack's shape."""
+        return torch.stack([part.project_back(own) for part, own in zip(vars(self).values(), update, strict=True)])
+
+
+def project_stacks(optimizer: GaLoreAdamW) -> None:
+    """Have `optimizer` project each matrix of a stack by itself; a projector of its own takes matrices alone."""
+    for group in optimizer.param_groups:
+        for p in group["params"] if "rank" in group else ():
+            if p.ndim == 3:
+                kind = type(optimizer.state[p].get("projector") or GaLoreProjector(group["rank"]))
+                settings = {name: group[name] for name in ("rank", "update_proj_gap", "scale", "proj_type")}
+                optimizer.state[p]["projector"] = StackProjector(kind(**settings) for _ in range(len(p)))
 
 
 class RandomisedGaLoreAdamW(GaLoreAdamW):
@@ -120,8 +147,8 @@ class GroupedGaLoreAdamW(GaLoreAdamW):
 
 def _add_back(p: torch.Tensor, projector: Any, update: torch.Tensor, size: float) -> None:
     """Add `size` times the projected `update` to `p`, as GaLoreProjector.project_back has it."""
-    basis = projector.ortho_matrix
-    if isinstance(basis, list | tuple):  # of both sides
+    basis = getattr(projector, "ortho_matrix", None)
+    if basis is None or isinstance(basis, list | tuple):  # of a stack; of both sides
         p.add_(projector.project_back(update), alpha=size)
         return
     tall = update.shape[0] >= update.shape[1]
@@ -130,7 +157,7 @@ def _add_back(p: torch.Tensor, projector: Any, update: torch.Tensor, size: float
     p.addmm_(*((update, basis) if right else (basis, update)), alpha=size * projector.scale)
 
 
-PROJECTORS = [GaLoreProjector, RandomisedProjector]  # classes in the optimizer's state beside tensors
+PROJECTORS = [GaLoreProjector, RandomisedProjector, StackProjector]  # classes in the optimizer's state beside tensors
 
 
 class EightBitGaLoreAdamW(Bitsandbytes):

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import UserError
-from harness.job.methods.galore import GroupedGaLoreAdamW
+from harness.job.methods.galore import GroupedGaLoreAdamW, project_stacks
 from harness.job.methods.master_weights import InFp32, Keeping
-from harness.job.models.structure import inner
+from harness.job.models.structure import inner, stacks
 
 Make = Callable[[list[Any]], Optimizer]
 Hook = Callable[[nn.Module, Optimizer], None]
@@ -37,12 +37,16 @@ def build(
     """`optimizer` over the trainable weights of `model`.
 
     matrices: settings of a separate parameter group for the attention and MLP matrices, as low-rank gradient
-        optimizers need it (GaLore's rank, update_proj_gap, scale, proj_type). Other weights (embeddings, head, norms,
-        biases) are in a plain group, or have the optimizer `rest`.
+        optimizers need it (GaLore's rank, update_proj_gap, scale, proj_type), with stacks of experts. Other weights
+        (embeddings, head, norms, biases, gates) are in a plain group, or have the optimizer `rest`.
     before, after: called with the model and the optimizer before and after each step, while gradients exist.
     per_layer: see `in_backward`.
     keeping: how steps of 16-bit weights are kept: harness.job.methods.master_weights.
+
+    Raises ValueError if there are stacks of experts, and `optimizer` takes matrices alone.
     """
+    if matrices is not None:
+        optimizer = _projecting_stacks(optimizer, model)
     trainable = {id(p): p for p in model.parameters() if p.requires_grad}
     if any(p.dtype is not torch.float32 for p in trainable.values()):
         optimizer = _in_fp32(optimizer, keeping)
@@ -54,7 +58,7 @@ def build(
     if matrices is None:
         made = optimizer(list(trainable.values()))
     else:
-        inside = [p for p in matrices_of(model).values() if id(p) in trainable]
+        inside = [p for p in projected_of(model).values() if id(p) in trainable]
         others = [p for p in trainable.values() if id(p) not in {id(q) for q in inside}]
         group = {"params": inside, **matrices}
         made = optimizer([{"params": others}, group]) if rest is None else Together(rest(others), optimizer([group]))
@@ -63,6 +67,23 @@ def build(
     if after is not None:
         made.register_step_post_hook(lambda stepping, *_: after(model, stepping))
     return in_backward(made) if per_layer else made
+
+
+def _projecting_stacks(make: Make, model: nn.Module) -> Make:
+    """`make`, whose optimizer projects the stacks of experts of `model` too. Raises ValueError if it takes none."""
+    if not stacks(model):
+        return make
+    kind = getattr(make, "func", None)  # of Hydra's partial
+    if not (isinstance(kind, type) and issubclass(kind, GaLoreAdamW)):
+        raise ValueError("it does not take experts in stacks; use method=galore or method=full")
+
+    def made(params: list[Any]) -> Optimizer:
+        optimizer = make(params)
+        if isinstance(optimizer, GaLoreAdamW):
+            project_stacks(optimizer)
+        return optimizer
+
+    return made
 
 
 def _in_fp32(make: Make, keeping: Keeping) -> Make:
@@ -148,6 +169,17 @@ def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
+
+
+def projected_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights by name whose gradients have a low rank: matrices, but for gates of one output, and stacks of them."""
+    gates = gates_of(model)
+    return {name: weight for name, weight in matrices_of(model).items() if name not in gates} | stacks(model)
+
+
+def gates_of(model: nn.Module) -> set[str]:
+    """Names of the linear layers that have one output, as of an expert that all tokens share."""
+    return {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer.out_features == 1}
 
 
 def _weight(module: nn.Linear | Conv1D) -> nn.Parameter:

@@ -17,6 +17,7 @@ from harness.job.data.batching import Batch
 from harness.job.data.encoding import IGNORED
 from harness.job.measure.timing import synchronize
 from harness.job.models.adapting import forget_adapters
+from harness.job.models.quantisation import unpack_experts
 from harness.job.training import loop
 from harness.record import Merge
 
@@ -80,7 +81,9 @@ def _dequantised(model: PeftModel) -> PeftModel:
     It is done in place, matrix by matrix, so that there are never two copies of the model.
     """
     adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
-    expanded = get_peft_model(model.unload().dequantize(), model.active_peft_config)
+    base = model.unload().dequantize()
+    unpack_experts(base)
+    expanded = get_peft_model(base, model.active_peft_config)
     set_peft_model_state_dict(expanded, adapter)
     return expanded
 

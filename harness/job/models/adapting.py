@@ -21,8 +21,8 @@ from transformers import (
 
 from harness.errors import UserError, first_line
 from harness.job.data.batching import Batch
-from harness.job.methods import optimizers
-from harness.job.models.structure import count, stacks
+from harness.job.models import targets
+from harness.job.models.structure import count, freeze_senses, stacks
 from harness.record import Cell
 
 Samples = Callable[[int], Iterator[Batch]]  # padded training batches of a number of sequences, in training order
@@ -37,26 +37,26 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
     """
     slots = cell.settings.method
     if slots.adapt is None:
+        freeze_senses(base)
         return base
     change = instantiate(slots.adapt, _convert_="all")
     if not isinstance(change, peft.PeftConfig):
-        return change(base)
-    everywhere = getattr(change, "target_modules", None) == "all-linear"
-    matrices, experts = optimizers.matrices_of(base), stacks(base)
-    if everywhere and experts and hasattr(change, "target_parameters") and hasattr(change, "target_modules"):
-        # peft would choose by the model's name, and adapt routers too, which no other method here does.
-        change.target_modules, change.target_parameters = set(matrices), set(experts)
+        adapted = change(base)
+        freeze_senses(base)
+        return adapted
+    experts, wanted = stacks(base), targets.apply(change, base)
     try:
         with _compilers_kept():
             net = _adapted(base, change, slots.init, samples, saved)
     except ValueError as error:
-        if not (everywhere and experts):
+        if not (experts and getattr(change, "target_parameters", None)):
             raise
-        others = ",".join(sorted({name.rpartition(".")[2] for name in matrices}))
-        reason = first_line(error)
-        raise ValueError(f"{reason}; method.adapt.target_modules=[{others}] leaves out the experts.") from error
-    if everywhere and experts:
-        _check_reach(net, matrices | experts)
+        reason = first_line(error).rstrip(".")
+        raise ValueError(
+            f"{reason}; without method.adapt.target_parameters it leaves out the experts, and method=lora adapts them."
+        ) from error
+    if experts:
+        _check_reach(net, wanted)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
@@ -137,10 +137,12 @@ def _check_reach(net: nn.Module, wanted: dict[str, nn.Parameter]) -> None:
     """Raise ValueError if a weight that `all-linear` covers got no adapter."""
     layers = (module.get_base_layer() for module in net.modules() if isinstance(module, BaseTunerLayer))
     reached = {id(weight) for layer in layers for weight in layer.parameters(recurse=False)}
-    if missed := [name for name, weight in wanted.items() if id(weight) not in reached]:
+    missed = [name for name, weight in wanted.items() if id(weight) not in reached]
+    reachable = wanted.keys() - {*missed}
+    if missed:
         raise ValueError(
             f"peft adapts only some matrices: {len(missed)} of {len(wanted)} have no adapter, such as {missed[0]}; set "
-            "method.adapt.target_modules."
+            f"'method.adapt.target_modules=[{targets.leaves(reachable)}]'."
         )
 
 

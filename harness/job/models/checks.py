@@ -11,6 +11,7 @@ from harness import redact
 from harness.config import ADAMW
 from harness.errors import UserError, first_line
 from harness.job.measure import device
+from harness.job.models import targets
 from harness.job.models.empty_weights import NeedsValues, outline
 from harness.job.models.loading import config_of
 from harness.job.models.structure import inner
@@ -18,11 +19,13 @@ from harness.record import Cell
 from harness.settings import ModelSettings, plain
 
 
-def check(cell: Cell) -> None:
-    """Raise UserError if the model is out of reach, the rank is above the size of a matrix, or the optimizer does not
-    work with the model or on this machine.
+def check(cell: Cell) -> str | None:
+    """What the cell's adapters leave as it is, as a sentence; None if nothing is, or if only the job will show it.
 
     Only the model's config is needed: the model is built without storage. A method that reads weights is not checked.
+
+    Raises UserError if the model is out of reach, the rank is above the size of a matrix, or the optimizer does not
+    work with the model or on this machine.
     """
     settings = cell.settings
     if settings.model.upcast and device.compute_dtype(settings.train.validated().precision) is not torch.bfloat16:
@@ -52,6 +55,8 @@ def check(cell: Cell) -> None:
                 raise UserError(f"The optimizer of method={cell.method} does not work here: {reason}.") from error
             except Exception:
                 pass  # perhaps for lack of values; otherwise the cell fails, and its record says why
+        return targets.left_out(net, cell)
+    return None
 
 
 def check_length(model: ModelSettings, tokens: int) -> None:

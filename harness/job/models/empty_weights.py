@@ -10,17 +10,14 @@ from hydra.errors import InstantiationException
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    PretrainedConfig,
-)
+from transformers import PretrainedConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from harness.errors import UserError, first_line
 from harness.job.methods import optimizers
 from harness.job.models.adapting import adapt
-from harness.job.models.loading import cap_logits, load_slot, upcast
-from harness.job.models.quantisation import check_packed, pack
+from harness.job.models.loading import auto_class, cap_logits, load_slot, upcast
+from harness.job.models.quantisation import check_packed, leave_for_kernels, pack, pack_experts, packed_experts
 from harness.job.models.structure import count, decoder_layers, stacks
 from harness.record import Cell
 
@@ -31,8 +28,9 @@ class NeedsValues(Exception):
 
 def alike(config: PretrainedConfig, trusted: bool = False) -> bool:
     """Whether all decoder layers have the same kind and shapes, so that a few represent all."""
+    kind = auto_class(config)
     with torch.device("meta"):
-        layers = decoder_layers(AutoModelForCausalLM.from_config(config, trust_remote_code=trusted), config)
+        layers = decoder_layers(kind.from_config(config, trust_remote_code=trusted), config)
     if layers is None:
         return False
     shapes = {tuple((name, p.shape) for name, p in layer.named_parameters()) for layer in layers}
@@ -63,7 +61,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
     Raises UserError if the method can't be applied or the rank is above the size of a matrix, and NeedsValues.
     """
     path = cell.settings.model.path
-    slot = load_slot(cell)
+    slot, kind = load_slot(cell), auto_class(config)
     dtype = getattr(torch, slot["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise UserError(f"method.load.dtype must be a dtype of torch, such as bfloat16, got {slot['dtype']}.")
@@ -71,13 +69,15 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
     keywords |= {"trust_remote_code": cell.settings.model.trust_remote_code}
     try:
         with torch.device("meta"):
-            base = AutoModelForCausalLM.from_config(config, dtype=dtype, **keywords)
+            base = kind.from_config(config, dtype=dtype, **keywords)
             cap_logits(base)
             if (quantization := slot.get("quantization_config")) is not None:
+                leave_for_kernels(quantization, base)
                 quantizer = AutoHfQuantizer.from_config(quantization)
                 quantizer.preprocess_model(base, dtype=dtype, device_map={"": "meta"})
                 quantizer.postprocess_model(base)
                 pack(base, dtype)
+                pack_experts(base, quantization)
                 check_packed(base)
             if cell.settings.model.upcast:
                 upcast(base)
@@ -97,15 +97,16 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
 
 def _check_experts(base: nn.Module, cell: Cell) -> None:
     """Raise ValueError if the method would leave out the experts of a mixture: most of its weights."""
-    slots, experts = cell.settings.method, sum(weight.numel() for weight in stacks(base).values())
-    passed_over = {
-        "quantised": slots.load.get("quantization_config"),
-        "matrices to its optimizer": (slots.optim or {}).get("matrices"),
-    }
-    for what, asked in passed_over.items():
-        if experts and asked:
-            share = f"{experts / count(base):.0%} of its weights, the experts in stacks,"
-            raise ValueError(f"{share} would not be {what}; use another method.")
+    slots, unpacked = cell.settings.method, sum(weight.numel() for weight in stacks(base).values())
+    if unpacked and slots.load.get("quantization_config"):
+        share = unpacked / count(base)
+        raise ValueError(
+            f"bitsandbytes packs the experts in stacks, {share:.0%} of its weights, in 4 bits alone; use method=qlora, "
+            "or method=base_nf4 for the untuned model"
+        )
+    low_rank = unpacked and (slots.optim or {}).get("matrices")
+    if cell.settings.train.sharded and (low_rank or packed_experts(base)):
+        raise ValueError("experts in stacks are sharded as plain weights alone; use method=lora or method=full")
 
 
 def _check_rank(net: nn.Module, cell: Cell) -> None:
@@ -126,7 +127,7 @@ def _check_rank(net: nn.Module, cell: Cell) -> None:
 def _ranked(model: nn.Module, cell: Cell) -> dict[str, tuple[int, ...]]:
     """Shapes by name of the matrices that the cell's rank applies to: the adapted ones, or those GaLore projects."""
     if cell.settings.method.adapt is None:
-        return {name: tuple(weight.shape) for name, weight in optimizers.matrices_of(model).items()}
+        return {name: tuple(weight.shape[-2:]) for name, weight in optimizers.projected_of(model).items()}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     weights = {name: _weight(layer) for name, layer in layers.items()}
     return {

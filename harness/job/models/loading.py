@@ -12,8 +12,11 @@ from huggingface_hub import hf_hub_download
 from hydra.utils import instantiate
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -23,7 +26,7 @@ from transformers import (
 from harness.errors import UserError, first_line
 from harness.job.methods import optimizers
 from harness.job.models import embedded, hub
-from harness.job.models.quantisation import never_repack
+from harness.job.models.quantisation import leave_for_kernels, never_repack, pack_experts
 from harness.job.models.structure import stacks
 from harness.record import Cell
 from harness.settings import ModelSettings
@@ -82,21 +85,51 @@ def load(cell: Cell, on: torch.device, over: dict[int, int] | None = None) -> Pr
     """
     model = cell.settings.model
     path = source(model)
+    config, slot = config_of(model), load_slot(cell)
+    kind = auto_class(config)
+    if "quantization_config" in slot:
+        with torch.device("meta"):
+            outline = kind.from_config(config, trust_remote_code=model.trust_remote_code)
+        leave_for_kernels(slot["quantization_config"], outline)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = kind.from_pretrained(
             path,
             **({"device_map": {"": on}} if over is None else {"device_map": "balanced", "max_memory": over}),
             use_safetensors=model.use_safetensors,
-            **load_slot(cell),
+            **slot,
             **which(model),
         )
     except OSError as error:
         raise _unreachable(path, error) from error
+    if "quantization_config" in slot:
+        pack_experts(loaded, slot["quantization_config"])
     never_repack(loaded)
     cap_logits(loaded)
     if model.upcast:
         upcast(loaded)
     return loaded
+
+
+def auto_class(config: PretrainedConfig) -> type[Any]:
+    """The class of transformers that loads a model of `config` to write text.
+
+    Raises UserError if there is none, or if the model is an encoder-decoder.
+    """
+    path = config.name_or_path or "The model"
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{path} is an encoder-decoder ({config.model_type}), and only decoders are trained here; choose a model "
+            "such as model=qwen3_0_6b."
+        )
+    own_code = getattr(config, "auto_map", None) or {}
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own_code:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise UserError(
+        f"{path} is a model of the type {config.model_type}, which transformers has no text generation for; choose a "
+        "model such as model=qwen3_0_6b."
+    )
 
 
 def cap_logits(net: PreTrainedModel) -> None:

@@ -9,12 +9,14 @@ from typing import Any, Protocol
 import torch
 from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+from bitsandbytes.nn.parametrize import Bnb4bitParametrization, replace_parameter_4bit
 from torch import nn
-from transformers import (
-    BitsAndBytesConfig,
-)
+from torch.nn.utils import parametrize
+from transformers import BitsAndBytesConfig
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from harness.job.measure import device
+from harness.job.models.structure import mamba_blocks, stacks
 
 
 def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
@@ -34,6 +36,51 @@ def int8() -> BitsAndBytesConfig:
     """
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it warns of rounding at every call
     return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def leave_for_kernels(config: BitsAndBytesConfig, net: nn.Module) -> None:
+    """Have `config` leave the last layer of each Mamba block of `net` in 16 bits: kernels read its weights."""
+    if blocks := mamba_blocks(net):
+        config.llm_int8_skip_modules = [*get_keys_to_not_convert(net), *(f"{name}.out_proj" for name in sorted(blocks))]
+
+
+def pack_experts(net: nn.Module, config: BitsAndBytesConfig) -> None:
+    """Pack the stacks of experts of `net` in 4 bits as `config` has it, which transformers leaves in 16 bits.
+
+    Each stack is dequantised when its block computes. In 8 bits bitsandbytes has no form of it.
+    """
+    if not config.load_in_4bit:
+        return
+    for name in stacks(net):
+        owner, _, own = name.rpartition(".")
+        with torch.device("cpu"):  # bitsandbytes reads values of its tables, also where the weights are on "meta"
+            replace_parameter_4bit(
+                net.get_submodule(owner),
+                own,
+                compress_statistics=config.bnb_4bit_use_double_quant,
+                quant_type=config.bnb_4bit_quant_type,
+            )
+
+
+def packed_experts(net: nn.Module) -> dict[str, nn.Parameter]:
+    """The stacks that `pack_experts` has packed, by the names that they had."""
+    return {
+        f"{name}.{own}": parts.original
+        for name, module in net.named_modules()
+        if parametrize.is_parametrized(module)
+        for own, parts in module.parametrizations.items()
+        if any(isinstance(part, Bnb4bitParametrization) for part in parts)
+    }
+
+
+def unpack_experts(net: nn.Module) -> None:
+    """Dequantise the stacks of experts of `net`, one after another."""
+    for path in packed_experts(net):
+        owner, _, own = path.rpartition(".")
+        module = net.get_submodule(owner)
+        values = getattr(module, own)
+        parametrize.remove_parametrizations(module, own, leave_parametrized=False)
+        setattr(module, own, nn.Parameter(values, requires_grad=False))
 
 
 class PackedMatrix(Protocol):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from harness.job import pairs, speedups
 from harness.job.data.batching import Batch, Layout
 from harness.job.local_cell import LocalCell
-from harness.job.models import adapting, empty_weights, loading, structure
+from harness.job.models import adapting, empty_weights, loading, structure, targets
 from harness.job.training.objectives import PairObjective
 from harness.record import Parameters, Record
 
@@ -112,6 +112,8 @@ def _adapted(cell: LocalCell, base: PreTrainedModel, see: Callable[[Any], None])
     model = adapting.adapt(base, cell.cell, partial(cell.inputs.samples, cell.accelerator.device))
     see(list(model.parameters()))
     cell.holders.set_model(model)
+    if (experts := targets.left_out(model, cell.cell)) is not None:
+        cell.model_facts["left_out"] = experts
     adapters = frozenset(name for name, p in model.named_parameters() if id(p) not in own)
     adapter_ids(cell, model, adapters)
     return model, adapters

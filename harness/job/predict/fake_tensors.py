@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt
+from bitsandbytes.nn.parametrize import Bnb4bitParametrization
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -93,12 +94,19 @@ def materialise(net: nn.Module, on: torch.device) -> None:
             made[id(tensor)] = (new, tensor)  # keeps the tensor, so that its id is not reused
         return made[id(tensor)][0]
 
-    for module in net.modules():  # some methods keep tensors in other dicts of a module
-        others = [value for value in vars(module).values() if type(value) is dict]
-        if isinstance(module, Linear8bitLt):
-            others.append(vars(module.state))
-        for store in [vars(module), *others]:
+    for module in net.modules():
+        for store in _stores(module):
             store.update({k: moved(tensor) for k, tensor in store.items() if isinstance(tensor, torch.Tensor)})
+
+
+def _stores(module: nn.Module) -> list[dict[str, Any]]:
+    """The dicts that have tensors of `module`; some methods keep them in other dicts than torch's own."""
+    others = [value for value in vars(module).values() if type(value) is dict]
+    if isinstance(module, Linear8bitLt):
+        others.append(vars(module.state))
+    if isinstance(module, Bnb4bitParametrization):  # of a stack of experts
+        others += [vars(level) for level in quant_states(module)]
+    return [vars(module), *others]
 
 
 def materialise_shares(net: nn.Module, on: torch.device) -> None:

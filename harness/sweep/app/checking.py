@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness import cell_runner
+from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import runner
 from harness.sweep.app import inputs
@@ -23,26 +24,46 @@ def check(points: Sequence[Point], options: Options) -> None:
     requests = [point.request for point in points]
     local, first = [point.cell for point in points if point.is_local], requests[0]
     extra = {request.cell.id: request.extra for request in requests if request.extra is not None}
-    cells = [*_distinct(local), *(request.cell for request in requests if request.cell.id in extra)]
+    cells = [*_distinct(local).values(), *(request.cell for request in requests if request.cell.id in extra)]
     costs = runner.check(cells, first.data_root, extra, first.local)
     for by_plugin in cell_runner.runners():
         if own := [request for request in requests if by_plugin.runs(request.cell.settings)]:
             by_plugin.admit(own, costs, options.dollars)
 
 
-def _distinct(cells: Sequence[Cell]) -> list[Cell]:
-    """One of all cells that work or don't for the same reasons.
+def impossible(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
+    """Which of `points` can't run on this machine, by the id of the cell: as harness.sweep.runner.impossible.
+
+    Raises UserError if none can.
+
+    points: of one sweep, whose local paths are the same; at least one.
+    """
+    local = [point.cell for point in points if point.is_local]
+    distinct = _distinct(local)
+    reasons = runner.impossible([*distinct.values()], points[0].request.local)
+    refused = {cell.id: reasons[distinct[_alike(cell)].id] for cell in local if distinct[_alike(cell)].id in reasons}
+    if len(refused) == len(points):
+        raise UserError(next(iter(refused.values()))["reason"])
+    return refused
+
+
+def _distinct(cells: Sequence[Cell]) -> dict[str, Cell]:
+    """By `_alike`, one of all cells that work or don't for the same reasons.
 
     A large grid has few of these: a job does not look at seeds, nor at the lr and alpha that validate.py has passed.
     """
     distinct: dict[str, Cell] = {}
     for cell in cells:
-        settings, slots = cell.settings, cell.settings.method
-        passed = {"lr": cell.lr, "lora_alpha": cell.alpha}
-        slots = dataclasses.replace(slots, adapt=_without(passed, slots.adapt), optim=_without(passed, slots.optim))
-        alike = repr((cell.rank, dataclasses.replace(settings, method=slots, seed=None)))
-        distinct.setdefault(alike, cell)
-    return list(distinct.values())
+        distinct.setdefault(_alike(cell), cell)
+    return distinct
+
+
+def _alike(cell: Cell) -> str:
+    """What cells have in common that work or don't for the same reasons."""
+    settings, slots = cell.settings, cell.settings.method
+    passed = {"lr": cell.lr, "lora_alpha": cell.alpha}
+    slots = dataclasses.replace(slots, adapt=_without(passed, slots.adapt), optim=_without(passed, slots.optim))
+    return repr((cell.rank, dataclasses.replace(settings, method=slots, seed=None)))
 
 
 def _without(passed: dict[str, Any], slot: Any) -> Any:

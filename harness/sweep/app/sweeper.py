@@ -18,8 +18,7 @@ from harness import record, units, validate
 from harness.errors import UserError
 from harness.record import Failure, Record
 from harness.sweep import planner
-from harness.sweep.app import advising, calibrating, messages, predicting
-from harness.sweep.app.checking import check
+from harness.sweep.app import advising, calibrating, checking, messages, predicting
 from harness.sweep.app.composing import Composer
 from harness.sweep.app.confirmation import fresh_points
 from harness.sweep.app.grid import grid
@@ -114,7 +113,7 @@ class GridSweeper(Sweeper):
         yield fresh
 
     def _done(self, study: Study, outcomes: list[Outcome | UserError], unfit: int) -> None:
-        """Say what became of a grid. unfit: how many of its points do not fit into memory."""
+        """Say what became of a grid. unfit: how many of its points are left out."""
         if self._session.progress is not None:
             self._session.progress.close()
             self._session.progress = None
@@ -126,7 +125,7 @@ class GridSweeper(Sweeper):
         print(f"{done} `{study.command('table')}` renders the table.", file=sys.stderr)
 
     def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point], int]:
-        """The study, its points that still have to run, and how many of them do not fit into memory.
+        """The study, its points that still have to run, and how many of them are left out.
 
         Of equal points one runs, and none that is recorded. Raises UserError if a point can't work, unless the user
         asked to skip such ones.
@@ -152,9 +151,7 @@ class GridSweeper(Sweeper):
         pending = self._pending(study, list(unique.values()))
         _announce(study, len(requested), len(unique), len(pending))
         self._require_same_data(study, list(unique.values()), pending)
-        if pending:
-            self._require(pending)
-            check(pending, self._session.options)
+        impossible = self._checked(pending) if pending else {}
         if pending or self._session.options.confirm:
             note_plan(study, list(unique.values()), self._session.options)
         if not pending:
@@ -162,7 +159,9 @@ class GridSweeper(Sweeper):
         study.plan(point.cell for point in unique.values())
         if typed := self._session.options.typed:
             record.note_command(study.folder, typed)
-        fitting = self._fitting(pending, study) if self._session.options.fit else pending
+        fitting = self._possible(pending, impossible, study)
+        if self._session.options.fit and fitting:
+            fitting = self._fitting(fitting, study)
         return study, self._ordered(list(unique.values()), fitting, study), len(pending) - len(fitting)
 
     def _pending(self, study: Study, points: list[Point]) -> list[Point]:
@@ -195,6 +194,14 @@ class GridSweeper(Sweeper):
         if pending:
             raise UserError(f"{changed}, so that this study would mix two data sets; {anew}.")
         print(f"warning: {changed}; {anew}.", file=sys.stderr)
+
+    def _checked(self, pending: list[Point]) -> dict[str, dict[str, Any]]:
+        """Raise UserError if a cell of `pending` can't run. Returns those that are to be skipped, by id of the cell."""
+        self._require(pending)
+        options = self._session.options
+        impossible = checking.impossible(pending) if options.skip_impossible else {}
+        checking.check([point for point in pending if point.cell.id not in impossible], options)
+        return impossible
 
     def _require(self, pending: list[Point]) -> None:
         """Raise UserError if the launcher lacks what the cells of `pending` need."""
@@ -278,17 +285,27 @@ class GridSweeper(Sweeper):
             if isinstance(prediction, planner.Impossible) or plan.fits(prediction):  # its job says why it can't run
                 fitting.append(point)
                 continue
-            reason = planner.refusal(plan, prediction)
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            unfit = Record(point.cell, study.name, "unfit", now, 0.0, plan.environment, Failure("plan", None, reason))
-            unfit.confirmation = point.request.confirmation
-            with contextlib.suppress(Held), study.lease(point.cell):  # another sweep may have a larger budget for it
-                if study.recorded(point.cell) == self._session.recorded[point.cell.id]:
-                    record.write(unfit, study.path(point.cell))
-            print(f"{point.cell.name} is skipped. {reason}", file=sys.stderr)
+            self._leave_out(point, study, plan.environment, Failure("plan", None, planner.refusal(plan, prediction)))
         for remedy in plan.remedies:
             print(remedy, file=sys.stderr)
         return fitting
+
+    def _possible(self, pending: list[Point], impossible: dict[str, dict[str, Any]], study: Study) -> list[Point]:
+        """The points that can run; the others, `impossible` by id of the cell, are recorded as unfit."""
+        for point in pending:
+            if (refused := impossible.get(point.cell.id)) is not None:
+                self._leave_out(point, study, refused["environment"], Failure("check", None, refused["reason"]))
+        return [point for point in pending if point.cell.id not in impossible]
+
+    def _leave_out(self, point: Point, study: Study, environment: dict[str, Any], failure: Failure) -> None:
+        """Record that `point` is not run, and say so."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        unfit = Record(point.cell, study.name, "unfit", now, 0.0, environment, failure)
+        unfit.confirmation = point.request.confirmation
+        with contextlib.suppress(Held), study.lease(point.cell):  # another sweep may have a larger budget for it
+            if study.recorded(point.cell) == self._session.recorded[point.cell.id]:
+                record.write(unfit, study.path(point.cell))
+        print(f"{point.cell.name} is skipped. {failure.reason}", file=sys.stderr)
 
     @contextlib.contextmanager
     def _shown(self, study: Study, points: list[Point]) -> Iterator[None]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 import torch
 from architectures import (
     ARCHITECTURES,
     EXPERTS,
-    GROUPED,
     MIXTURES,
     PADDED,
     RANK,
@@ -17,24 +17,29 @@ from architectures import (
     built,
     cell_of,
 )
+from hydra.utils import instantiate
 from job_helpers import run_here
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import UserError
-from harness.job.models import adapting, checks, loading
+from harness.job.models import adapting, checks, loading, quantisation, structure
 from harness.job.predict import prediction
 
 METHODS = ("base", "full", "lora", "qlora", "dora", "galore")
 PAIRS = [(kind, method) for kind in ARCHITECTURES for method in METHODS if kind not in PADDED or method == "lora"]
-NOT_OF_EXPERTS = {
-    "qlora": r"the experts in stacks, would not be quantised",
-    "base_nf4": r"the experts in stacks, would not be quantised",
-    "galore": r"the experts in stacks, would not be matrices to its optimizer",
-    "dora": r"use_dora=True; method\.adapt\.target_modules=\[k_proj,o_proj,q_proj,v_proj\] leaves out the experts",
+BF16 = "model.dtype=bfloat16"
+EXPERTS_ADAPTED = "+method.adapt.target_parameters=[experts.down_proj,experts.gate_up_proj]"
+REFUSED = {  # of a mixture
+    ("lora_8bit",): r"packs the experts in stacks, \d+% of its weights, in 4 bits alone; use method=qlora",
+    ("base_int8",): r"in 4 bits alone; use method=qlora, or method=base_nf4",
+    ("galore_8bit",): r"does not take experts in stacks; use method=galore",
+    ("muon",): r"does not take experts in stacks; use method=galore",
+    ("dora", EXPERTS_ADAPTED): r"use_dora=True; without method\.adapt\.target_parameters it leaves out the experts",
+    ("qlora", EXPERTS_ADAPTED): r"adapts experts in 16 bits alone; use method=lora",
+    ("lora", "+method.adapt.target_parameters=[router]"): r"such as \[experts\.down_proj,experts\.gate_up_proj\], got",
 }
-REFUSED = {(kind, method) for kind in MIXTURES for method in NOT_OF_EXPERTS}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def record_of(folder, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize(("kind", "method"), [pair for pair in PAIRS if pair not in REFUSED])
+@pytest.mark.parametrize(("kind", "method"), PAIRS)
 def test_a_pair_runs_from_load_to_scores(record_of, folder, kind, method):
     record = record_of(kind, method)
     assert record.status == "ok", record.failure
@@ -68,6 +73,7 @@ def test_a_pair_runs_from_load_to_scores(record_of, folder, kind, method):
     assert record.parameters.trainable == {"base": 0, "full": total, "galore": total}.get(method, added)
     if added:
         assert record.merge.merged == (method != "qlora")
+        assert ("left_out" in record.environment) == (kind in MIXTURES)
         assert 0 < record.merge.max_logit_difference < 1e-3
     if method != "qlora":
         assert record.disk.model == 4 * total  # a tied head is no second copy
@@ -86,8 +92,7 @@ def adapter(base: nn.Module, method: str) -> int:
     if method not in ("lora", "qlora", "dora"):
         return 0
     layers = [module for name, module in base.named_modules() if is_matrix(module) and name not in HEADS]
-    stacks = [tuple(p.shape) for p in base.parameters() if p.ndim == 3]
-    sides = [sum(layer.weight.shape) for layer in layers] + [a + b for n, a, b in stacks for _ in range(n)]
+    sides = [sum(layer.weight.shape) for layer in layers]
     magnitudes = sum(layer.weight.shape[type(layer) is Conv1D] for layer in layers) if method == "dora" else 0
     return RANK * sum(sides) + magnitudes
 
@@ -99,7 +104,7 @@ def is_matrix(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind not in MIXTURES])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_nf4_holds_every_matrix_but_the_head(folder, kind):
     plain, packed = (
         loading.load(cell_of(folder(kind), f"method={m}"), torch.device("cpu")) for m in ("base", "base_nf4")
@@ -125,20 +130,29 @@ def test_a_tied_head_is_trained_once(record_of, folder, kind):
 # Mixtures of experts
 
 
-@pytest.mark.parametrize("method", NOT_OF_EXPERTS)
-def test_a_method_that_would_pass_over_the_experts_is_refused_before_anything_is_launched(folder, method):
-    with pytest.raises(UserError, match=rf"method={method} can't be applied to .*{NOT_OF_EXPERTS[method]}"):
-        checks.check(cell_of(folder("qwen3_moe"), f"method={method}"))
+@pytest.mark.parametrize("asked", REFUSED, ids=" ".join)
+def test_what_does_not_work_with_experts_is_refused_with_what_does_before_anything_is_launched(folder, asked):
+    method, *others = asked
+    with pytest.raises(UserError, match=REFUSED[asked]):
+        checks.check(cell_of(folder("qwen3_moe"), f"method={method}", *others))
 
 
-def test_the_experts_can_be_left_as_they_are(folder):
-    cell = cell_of(folder("qwen3_moe"), "method=dora", "method.adapt.target_modules=[q_proj,v_proj]")
-    checks.check(cell)
+def test_experts_are_left_as_they_are_and_the_setting_that_adapts_them_is_told(folder):
+    note = checks.check(cell_of(folder("qwen3_moe"), "method=lora"))
+    assert re.fullmatch(
+        r"method=lora leaves the experts of \S+ as they are, 14% of the weights\. To adapt them, set "
+        rf"'{re.escape(EXPERTS_ADAPTED)}'\.",
+        note,
+    )
+    assert checks.check(cell_of(folder("qwen3_moe"), "method=dora")).endswith("of the weights.")
+    assert checks.check(cell_of(folder("qwen3_moe"), "method=lora", EXPERTS_ADAPTED)) is None
+    assert checks.check(cell_of(folder("qwen3_moe"), "method=full")) is None
+    assert checks.check(cell_of(folder("llama"), "method=lora")) is None
 
 
-def test_all_experts_are_adapted_and_no_router_is(folder):
-    base = loading.load(cell_of(folder("qwen3_moe"), "method=lora"), torch.device("cpu"))
-    net = adapting.adapt(base, cell_of(folder("qwen3_moe"), "method=lora"))
+def test_all_experts_are_adapted_where_they_are_named_and_no_router_is(folder):
+    asked = cell_of(folder("qwen3_moe"), "method=lora", EXPERTS_ADAPTED)
+    net = adapting.adapt(loading.load(asked, torch.device("cpu")), asked)
     adapted = {
         name.partition(".lora_")[0].rpartition("layers.")[2] for name, p in net.named_parameters() if p.requires_grad
     }
@@ -149,22 +163,49 @@ def test_all_experts_are_adapted_and_no_router_is(folder):
 def test_a_rank_is_held_against_the_matrix_of_an_expert(folder):
     checks.check(cell_of(folder("qwen3_moe"), "method=lora", "rank=16"))
     with pytest.raises(UserError, match=r"rank must be at most \d+, the size of \S*(experts|[kv]_proj).*, got rank=17"):
-        checks.check(cell_of(folder("qwen3_moe"), "method=lora", "rank=17"))
+        checks.check(cell_of(folder("qwen3_moe"), "method=lora", "rank=17", EXPERTS_ADAPTED))
 
 
-def test_the_experts_that_all_tokens_share_are_adapted_too(tmp_path):
+def test_nf4_holds_the_experts_and_their_products_are_of_the_packed_weights(folder):
+    plain, packed = (
+        loading.load(cell_of(folder("qwen3_moe"), f"method={m}"), torch.device("cpu")) for m in ("base", "base_nf4")
+    )
+    assert structure.count(packed) == structure.count(plain)
+    packed_bytes = sum(p.nbytes for name, p in packed.named_parameters() if "experts" in name)
+    assert packed_bytes == sum(p.numel() for name, p in plain.named_parameters() if "experts" in name) / 2
+    stack, rounded = (net.model.layers[0].mlp.experts.down_proj for net in (plain, packed))
+    assert rounded.shape == stack.shape
+    assert 0 < (rounded - stack).abs().max() < 0.5 * stack.abs().max()
+    quantisation.unpack_experts(packed)
+    assert type(packed.model.layers[0].mlp.experts.down_proj) is nn.Parameter
+    assert torch.equal(packed.model.layers[0].mlp.experts.down_proj, rounded)
+
+
+@pytest.mark.parametrize("method", ["galore", "galore_rsvd", "galore_bf16"])
+def test_galore_projects_each_expert_by_itself(folder, method):
+    dtype = ["model.dtype=bfloat16"] if method == "galore_bf16" else []
+    cell = cell_of(folder("qwen3_moe"), f"method={method}", *dtype)
+    net = loading.load(cell, torch.device("cpu"))
+    optimizer = instantiate(cell.settings.method.optim, _convert_="all")(net)
+    net(input_ids=torch.arange(2, 32)[None], labels=torch.arange(2, 32)[None]).loss.backward()
+    stack = net.model.layers[0].mlp.experts.gate_up_proj
+    before = stack.detach().clone()
+    optimizer.step()
+    state = optimizer.state[stack].get("inner", optimizer.state[stack])
+    assert tuple(state["exp_avg"].shape) == (4, 32, RANK)
+    assert len(vars(state["projector"])) == 4
+    change = (stack.detach() - before).float()
+    if method != "galore_bf16":  # which is rounded
+        assert [torch.linalg.matrix_rank(each, rtol=1e-3).item() for each in change] == [RANK] * 4
+
+
+def test_parts_beside_experts_and_gates_of_one_output_get_no_adapter(tmp_path):
     shared = {"shared_expert_intermediate_size": 16, "num_key_value_heads": 2}
-    cell = cell_of(built(tmp_path, "qwen2_moe", **EXPERTS, **shared), "method=lora", "rank=1")
+    cell = cell_of(built(tmp_path, "qwen2_moe", **EXPERTS, **shared, mlp_only_layers=[0]), "method=lora")
     net = adapting.adapt(loading.load(cell, torch.device("cpu")), cell)
-    adapted = {name.split(".")[-4] for name, p in net.named_parameters() if "shared" in name and p.requires_grad}
-    assert adapted == {"gate_proj", "up_proj", "down_proj", "shared_expert_gate"}
-
-
-def test_a_matrix_that_peft_passes_over_is_named(tmp_path):
-    """Peft takes the names of this mixture's one plain layer for those of its experts."""
-    path = built(tmp_path, "qwen3_moe", **GROUPED, **EXPERTS, mlp_only_layers=[0])
-    with pytest.raises(UserError, match=r"3 of \d+ have no adapter, such as \S*layers\.0\.mlp"):
-        checks.check(cell_of(path, "method=lora"))
+    adapted = {name.split(".")[-4] for name, p in net.named_parameters() if p.requires_grad}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    checks.check(cell_of(tmp_path, "method=galore"))  # whose rank is above the output of the gate
 
 
 # What else an architecture may be
@@ -190,3 +231,15 @@ def test_a_mixture_is_planned_in_the_format_that_torch_can_predict(folder):
     assert found["peak"]["weights"] == pytest.approx(2 * sum(p.numel() for p in base.parameters()), rel=1e-3)
     with pytest.raises(UserError, match=r"require model\.dtype=bfloat16"):
         planner.predict(next(cells), None)
+
+
+def test_packed_experts_are_planned(folder):
+    found = {
+        method: prediction.Predictor(None, "bf16").predict(cell_of(folder("qwen3_moe"), f"method={method}", BF16), None)
+        for method in ("lora", "qlora")
+    }
+    experts = sum(
+        p.numel() for p in AutoModelForCausalLM.from_pretrained(folder("qwen3_moe")).parameters() if p.ndim == 3
+    )
+    saved = found["lora"]["peak"]["weights"] - found["qlora"]["peak"]["weights"]
+    assert saved > experts  # of 2 bytes each; tables of scales are large beside so small ones
