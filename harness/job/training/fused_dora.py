@@ -224,9 +224,29 @@ class FusedDoraLinear4bit(bnb.Linear4bit):
         return _forward(self, x, super().forward, *args, **keywords)
 
 
+class FusedFastDoraLinear(FastDoraLinear):
+    """The layer of `dora_fast` over nn.Linear or Conv1D."""
+
+    ready: ClassVar[Mapping[LoraLayer, Operands]] = {}
+    squares: tuple[Any, Tensor] | None = None
+
+    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+        return _forward(self, x, super().forward, *args, **keywords)
+
+
+class FusedFastDoraLinear4bit(FastDoraLinear4bit):
+    """The layer of `dora_fast` over a matrix in NF4."""
+
+    ready: ClassVar[Mapping[LoraLayer, Operands]] = {}
+    squares: tuple[Any, Tensor] | None = None
+
+    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+        return _forward(self, x, super().forward, *args, **keywords)
+
+
 FUSED: dict[type[LoraLayer], type[LoraLayer]] = {
     lora.Linear: FusedDoraLinear,
     bnb.Linear4bit: FusedDoraLinear4bit,
-    FastDoraLinear: FusedDoraLinear,
-    FastDoraLinear4bit: FusedDoraLinear4bit,
+    FastDoraLinear: FusedFastDoraLinear,
+    FastDoraLinear4bit: FusedFastDoraLinear4bit,
 }
