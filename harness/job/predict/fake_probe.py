@@ -167,7 +167,7 @@ class FakeProbe:
                 loss.enable(net, self._device.kernels, self._objective.by_token)
             uncast_inputs.enable(net)
             fused_lora.enable(net, compiled=self._train.compile)
-            fused_dora.enable(net, compiled=self._train.compile)
+            fused_dora.enable(net, compiled=self._train.compile, kernels=self._device.kernels)
 
     def _steps(
         self, slot: dict[str, Any], net: nn.Module, added: set[str], micro: list[Batch], accelerator: Accelerator

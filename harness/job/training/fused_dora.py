@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from harness.job.methods.dora import TINY, FastDoraLinear, FastDoraLinear4bit, FastDoraVariant
-from harness.job.training import adapter_operands
+from harness.job.training import adapter_operands, layer_kernels
 from harness.job.training.adapter_operands import Low, Once, added, only_adapter
 
 NAME = "fused_dora"  # in the record
@@ -40,10 +40,10 @@ def concerns(model: nn.Module) -> bool:
     return any(_plain(model))
 
 
-def enable(model: nn.Module, sharded: bool = False, compiled: bool = False) -> str:
+def enable(model: nn.Module, sharded: bool = False, compiled: bool = False, kernels: str | None = None) -> str:
     """Have DoRA's linear layers in `model` train by one operation. Returns "on", or "off: " and the reason.
 
-    sharded, compiled: as of harness.job.training.fused_lora.enable.
+    sharded, compiled: as of harness.job.training.fused_lora.enable. kernels: as of layer_kernels.enable.
     """
     if sharded:
         return "off: the weights are sharded"
@@ -54,10 +54,12 @@ def enable(model: nn.Module, sharded: bool = False, compiled: bool = False) -> s
         return "off: no linear layer has DoRA"
     if any(isinstance(part, nn.Dropout) for layer in layers for part in layer.lora_dropout.values()):
         return "off: dropout comes before the products"
+    device = layers[0].get_base_layer().weight.device
+    by_kernel = kernels == "cuda" if kernels else device.type == "cuda" and layer_kernels.work(device)
     prepared = Once(model, layers, _prepare)
     for layer in layers:
         layer.__class__ = FUSED[type(layer)]
-        layer.ready = prepared.ready
+        layer.ready, layer.by_kernel = prepared.ready, by_kernel
         with torch.no_grad():
             _squares(layer, _weight(layer))  # apart from the first step's time
     return "on"
@@ -163,11 +165,15 @@ class _Factors(torch.autograd.Function):
 class _Turned(torch.autograd.Function):
     """(`base` (…, out) + `scale` · `low` (tokens, r) @ `b`^T) · `factor` (out,), in place. b: (out, r).
 
-    For the gradients of `low` and `b` see Low; that of `factor` is left to _Factors.
+    For the gradients of `low` and `b` see Low; that of `factor` is left to _Factors. by_kernel: whether a kernel of
+    layer_kernels computes it, in one pass with that of `base`.
     """
 
     @staticmethod
-    def forward(ctx: Any, base: Tensor, low: Tensor, b: Tensor, factor: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, base: Tensor, low: Tensor, b: Tensor, factor: Tensor, scale: float, by_kernel: bool
+    ) -> Tensor:
+        ctx.by_kernel = by_kernel
         result = added(base, low, b.T, scale).mul_(factor)
         ctx.mark_dirty(base)
         ctx.save_for_backward(result, low, b, factor)
@@ -178,15 +184,19 @@ class _Turned(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         result, low, b, factor = ctx.saved_tensors
         by_factor = by_low = by_b = None
-        if ctx.needs_input_grad[3]:
-            by_factor = (gradient * result).flatten(0, -2).sum(0, dtype=factor.dtype)
-        by_base = torch.mul(gradient, factor, out=torch.empty_like(gradient))  # rounded once, and in one operation
+        if ctx.by_kernel:
+            by_base, parts = layer_kernels.operations.scaled_backward(gradient, result, factor)
+            by_factor = parts.sum(0)
+        else:
+            by_base = torch.mul(gradient, factor, out=torch.empty_like(gradient))  # rounded once, in one operation
+            if ctx.needs_input_grad[3]:
+                by_factor = (gradient * result).flatten(0, -2).sum(0, dtype=factor.dtype)
         rows = by_base.reshape(-1, by_base.shape[-1]).to(low.dtype)
         if ctx.needs_input_grad[1]:
             by_low = rows @ b
         if ctx.needs_input_grad[2]:
             by_b = rows.T @ low
-        return by_base, by_low, by_b, by_factor, None
+        return by_base, by_low, by_b, by_factor, None, None
 
 
 def _forward(layer: Any, x: Tensor, plain: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:
@@ -200,7 +210,7 @@ def _forward(layer: Any, x: Tensor, plain: Callable[..., Tensor], *args: Any, **
         base, bias = base - bias.to(base.dtype), bias.to(base.dtype)
     elif base._is_view():
         base = base.clone()
-    turned = _Turned.apply(base, low, b, factor, layer.scaling[name])
+    turned = _Turned.apply(base, low, b, factor, layer.scaling[name], layer.by_kernel)
     return turned if bias is None else turned + bias
 
 
@@ -209,6 +219,7 @@ class FusedDoraLinear(lora.Linear):
 
     ready: ClassVar[Mapping[LoraLayer, Operands]] = {}  # those of Once
     squares: tuple[Any, Tensor] | None = None
+    by_kernel = False
 
     def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
         return _forward(self, x, super().forward, *args, **keywords)
@@ -219,6 +230,7 @@ class FusedDoraLinear4bit(bnb.Linear4bit):
 
     ready: ClassVar[Mapping[LoraLayer, Operands]] = {}
     squares: tuple[Any, Tensor] | None = None
+    by_kernel = False
 
     def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
         return _forward(self, x, super().forward, *args, **keywords)
@@ -229,6 +241,7 @@ class FusedFastDoraLinear(FastDoraLinear):
 
     ready: ClassVar[Mapping[LoraLayer, Operands]] = {}
     squares: tuple[Any, Tensor] | None = None
+    by_kernel = False
 
     def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
         return _forward(self, x, super().forward, *args, **keywords)
@@ -239,6 +252,7 @@ class FusedFastDoraLinear4bit(FastDoraLinear4bit):
 
     ready: ClassVar[Mapping[LoraLayer, Operands]] = {}
     squares: tuple[Any, Tensor] | None = None
+    by_kernel = False
 
     def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
         return _forward(self, x, super().forward, *args, **keywords)

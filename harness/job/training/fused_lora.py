@@ -52,7 +52,7 @@ def enable(model: nn.Module, sharded: bool = False, compiled: bool = False) -> s
     return "on"
 
 
-def _plain(model: nn.Module) -> Iterator[LoraLayer]:
+def _plain(model: nn.Module) -> Iterator[Any]:
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and type(layer) in FUSED and not layer.lora_variant:
             yield layer
@@ -82,7 +82,7 @@ class _Summed(torch.autograd.Function):
         return gradient, by_low, rows.T @ low if ctx.needs_input_grad[2] else None, None
 
 
-def _prepare(names: Mapping[LoraLayer, str], done: Callable[[], None]) -> list[tuple[Tensor, Tensor]]:
+def _prepare(names: Mapping[Any, str], done: Callable[[], None]) -> list[tuple[Tensor, Tensor]]:
     """A and B of each layer's adapter, for its products."""
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer, name in names.items()]
     return adapter_operands.cast(pairs, [layer.scaling[name] for layer, name in names.items()], done)
