@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from tabulate import tabulate
 from harness.config import CONF, ROOT
 from harness.errors import UserError, about_file
 from harness.job.predict.prediction import Predictor
-from harness.job.training import fused_lora, uncast_inputs
+from harness.job.training import fused_dora, fused_lora, uncast_inputs
 from harness.sweep import app
 from harness.sweep.cells import from_config
 from harness.sweep.estimates import card as cards
@@ -68,7 +69,9 @@ def _work(row: PublishedRow) -> dict[str, float]:
     fused = str(ENGINES[row.engine].fused).lower()
     config = hydra.compose("config", [*row.overrides, "train.max_steps=1", f"train.compile={fused}"])
     predictor = Predictor(None, auto="bf16", kernels="cuda", rates=cards.load(row.card).rates)
-    with mock.patch.object(uncast_inputs, "enable"), mock.patch.object(fused_lora, "enable"):
+    with ExitStack() as stack:
+        for module in (uncast_inputs, fused_lora, fused_dora):
+            stack.enter_context(mock.patch.object(module, "enable"))
         found = predictor.predict(from_config(config), row.architecture or dict(config.model.architecture))
     return found["work"] | {"tokens": found["shape"]["padded"], "flops": found["flops"]}
 

@@ -30,7 +30,7 @@ from harness import units
 from harness.config import CONF, ROOT
 from harness.errors import UserError, about_file
 from harness.job.predict.prediction import Predictor
-from harness.job.training import fused_lora, uncast_inputs
+from harness.job.training import fused_dora, fused_lora, uncast_inputs
 from harness.record import Record, read_study
 from harness.sweep import app
 from harness.sweep.cells import from_config
@@ -67,7 +67,7 @@ def _our_row(planner: Predictor, record: Record) -> dict[str, Any]:
     cell = dataclasses.replace(record.cell, settings=dataclasses.replace(settings, train=train))
     speedups = record.environment.get("speedups", {})
     with ExitStack() as stack:  # a record may be older than some
-        for module in (fused_lora, uncast_inputs):
+        for module in (fused_dora, fused_lora, uncast_inputs):
             if speedups.get(module.NAME) != "on":
                 stack.enter_context(mock.patch.object(module, "enable"))
         predicted = planner.predict(cell, None)

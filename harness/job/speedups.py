@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.job.data.batching import Layout
 from harness.job.measure import heap
-from harness.job.training import attention, fused_lora, layer_kernels, loss, uncast_inputs
+from harness.job.training import attention, fused_dora, fused_lora, layer_kernels, loss, uncast_inputs
 
 
 def enable(
@@ -33,7 +33,7 @@ def enable(
     if layout.flat:  # one that is to be sharded is not yet on the device
         attention.enable(model, accelerator.device.type)
     with accelerator.autocast():
-        adapters = dict(_of_adapters(model, accelerator, sharded))
+        adapters = dict(_of_adapters(model, accelerator, sharded, compiled))
         if switch == "off":
             names = ("fused_loss", "layer_kernels", "kept_memory", *adapters)
             return layout, states | dict.fromkeys(names, attention.OFF)
@@ -50,9 +50,13 @@ def _of_layers(model: nn.Module, sharded: bool, compiled: bool) -> str:
     return layer_kernels.COMPILED if compiled else layer_kernels.enable(model)
 
 
-def _of_adapters(model: nn.Module, accelerator: Accelerator, sharded: bool) -> Iterator[tuple[str, Callable[[], str]]]:
+def _of_adapters(
+    model: nn.Module, accelerator: Accelerator, sharded: bool, compiled: bool
+) -> Iterator[tuple[str, Callable[[], str]]]:
     """The speed-ups of the adapters that `model` has, each with what enables it and returns its state."""
     if torch.is_autocast_enabled(accelerator.device.type) and uncast_inputs.concerns(model):
         yield uncast_inputs.NAME, partial(uncast_inputs.enable, model)
     if fused_lora.concerns(model):
-        yield fused_lora.NAME, partial(fused_lora.enable, model, sharded)
+        yield fused_lora.NAME, partial(fused_lora.enable, model, sharded, compiled)
+    if fused_dora.concerns(model):
+        yield fused_dora.NAME, partial(fused_dora.enable, model, sharded, compiled)

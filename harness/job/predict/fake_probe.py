@@ -32,6 +32,7 @@ from harness.job.training import (
     activation_offload,
     attention,
     distributed,
+    fused_dora,
     fused_lora,
     gradient_checkpointing,
     layer_kernels,
@@ -165,7 +166,8 @@ class FakeProbe:
             with accelerator.autocast():
                 loss.enable(net, self._device.kernels, self._objective.by_token)
             uncast_inputs.enable(net)
-            fused_lora.enable(net)
+            fused_lora.enable(net, compiled=self._train.compile)
+            fused_dora.enable(net, compiled=self._train.compile, kernels=self._device.kernels)
 
     def _steps(
         self, slot: dict[str, Any], net: nn.Module, added: set[str], micro: list[Batch], accelerator: Accelerator

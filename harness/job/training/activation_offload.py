@@ -1,8 +1,8 @@
 """Offloads activations to the host's memory from the forward pass until the backward pass needs them.
 
-Tensors saved for the backward pass are copied to pinned memory, freed on the device, and copied back on demand. Weights
-and small tensors stay. Copies are queued in the computing stream, so no tensor is freed or used before its copy is
-done; gradients are the same to the bit.
+Tensors saved for the backward pass are copied to pinned memory, freed on the device, and copied back on demand.
+Weights, those of adapters that were cast for the pass, and small tensors stay. Copies are queued in the computing
+stream, so no tensor is freed or used before its copy is done; gradients are the same to the bit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from harness.errors import UserError
 from harness.job.measure import device
+from harness.job.training.adapter_operands import prepared
 from harness.settings import Settings
 
 LEAST = 2**20  # bytes of the smallest storage that is moved
@@ -78,7 +79,8 @@ class _Offload:
 
     def begin(self, *_: Any) -> None:
         if torch.is_grad_enabled():
-            one = _ForwardPass([*self._net.parameters(), *self._net.buffers()], self._host, self._least)
+            held = [*self._net.parameters(), *self._net.buffers(), *prepared(self._net)]
+            one = _ForwardPass(held, self._host, self._least)
             self._open = one, saved_tensors_hooks(one.pack, unpack)
             self._open[1].__enter__()
 

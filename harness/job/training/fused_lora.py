@@ -1,15 +1,16 @@
 """LoRA's two products, its scaling and the sum with the frozen layer's output as one operation of autograd.
 
 peft takes the products, multiplies by the scale and adds, each into a tensor as large as the layer's output, and so
-backward. Here the scale goes into B, and the second product is added where the frozen layer's output lies. In 16 bits
-the result is rounded once instead of three times. Saved are the input, which the layer's neighbours save too, and its
-product with A, of as many columns as the rank.
+backward. Here the second product is scaled and added where the frozen layer's output lies, and backward where the
+frozen layer's gradient of its input lies. In 16 bits the result is rounded once instead of three times. Saved are the
+input, which the layer's neighbours save too, and its product with A, of as many columns as the rank. Both matrices are
+cast for all layers at once (adapter_operands.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners import lora
@@ -18,6 +19,10 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from harness.job.training import adapter_operands
+from harness.job.training.adapter_operands import Low, Once, added, only_adapter
+
+Operands = Mapping[LoraLayer, tuple[Tensor, Tensor]]
 NAME = "fused_lora"  # in the record
 
 
@@ -26,10 +31,11 @@ def concerns(model: nn.Module) -> bool:
     return any(_plain(model))
 
 
-def enable(model: nn.Module, sharded: bool = False) -> str:
+def enable(model: nn.Module, sharded: bool = False, compiled: bool = False) -> str:
     """Have plain LoRA's linear layers in `model` train by one operation. Returns "on", or "off: " and the reason.
 
-    sharded: whether the weights will be; then they are whole in peft's modules only.
+    sharded: whether the weights will be; then they are whole in peft's modules only. compiled: whether decoder layers
+    will be, which then cast their weights themselves.
     """
     if sharded:
         return "off: the weights are sharded"
@@ -38,86 +44,67 @@ def enable(model: nn.Module, sharded: bool = False) -> str:
         return "off: no linear layer has plain LoRA"
     if any(isinstance(part, nn.Dropout) for layer in layers for part in layer.lora_dropout.values()):
         return "off: dropout comes before the products"
+    prepared = None if compiled else Once(model, layers, _prepare)
     for layer in layers:
         layer.__class__ = FUSED[type(layer)]
+        if prepared is not None:
+            layer.ready = prepared.ready
     return "on"
 
 
-def _plain(model: nn.Module) -> Iterator[LoraLayer]:
+def _plain(model: nn.Module) -> Iterator[Any]:
     for layer in model.modules():
         if isinstance(layer, LoraLayer) and type(layer) in FUSED and not layer.lora_variant:
             yield layer
 
 
 class _Summed(torch.autograd.Function):
-    """`base` (…, out) + `scale` · `x` (…, in) @ `a`^T @ `b`^T, in place. a: (r, in), b: (out, r).
-
-    dtype: of the products; the sum is in that of `base`.
-    """
+    """`base` (…, out) + `scale` · `low` (tokens, r) @ `b`^T, in place. b: (out, r). For gradients see Low."""
 
     @staticmethod
     def forward(
         ctx: Any,  # torch's FunctionCtx, which takes attributes
-        x: Tensor,
         base: Tensor,
-        a: Tensor,
+        low: Tensor,
         b: Tensor,
         scale: float,
-        dtype: torch.dtype,
     ) -> Tensor:
-        inputs = x.to(dtype)
-        scaled = (b * scale).to(dtype)
-        low = inputs.flatten(0, -2) @ a.to(dtype).T
-        rows = base.view(-1, base.shape[-1])
-        if base.dtype is dtype:
-            torch.addmm(rows, low, scaled.T, out=rows)  # in place, and its FLOPs are counted
-        else:
-            rows += low @ scaled.T
+        ctx.save_for_backward(low, b)
         ctx.mark_dirty(base)
-        ctx.save_for_backward(inputs, low, a, b)
-        ctx.scale, ctx.input_dtype = scale, x.dtype
-        return base
+        return added(base, low, b.T, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, low, a, b = ctx.saved_tensors
-        dtype = low.dtype
-        rows = gradient.reshape(-1, gradient.shape[-1]).to(dtype)
-        by_low = rows @ (b * ctx.scale).to(dtype)
-        by_x = by_a = by_b = None
-        if ctx.needs_input_grad[0]:
-            by_x = (by_low @ a.to(dtype)).view(inputs.shape).to(ctx.input_dtype)
-        if ctx.needs_input_grad[2]:
-            by_a = (by_low.T @ inputs.flatten(0, -2)).to(a.dtype)
-        if ctx.needs_input_grad[3]:
-            by_b = (rows.T @ low).to(b.dtype) * ctx.scale
-        return by_x, gradient, by_a, by_b, None, None
+        low, b = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1]).to(low.dtype)
+        by_low = rows @ b if ctx.needs_input_grad[1] else None
+        return gradient, by_low, rows.T @ low if ctx.needs_input_grad[2] else None, None
+
+
+def _prepare(names: Mapping[Any, str], done: Callable[[], None]) -> list[tuple[Tensor, Tensor]]:
+    """A and B of each layer's adapter, for its products."""
+    pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer, name in names.items()]
+    return adapter_operands.cast(pairs, [layer.scaling[name] for layer, name in names.items()], done)
 
 
 def _forward(layer: Any, x: Tensor, plain: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:
     """The output of the adapted `layer` for `x`; by peft's method `plain` where more than one product is added."""
     # torch.compile fuses peft's layer by itself, and would split its graph here.
-    if args or keywords or torch.compiler.is_compiling() or (name := _only_adapter(layer)) is None:
+    if args or keywords or torch.compiler.is_compiling() or (name := only_adapter(layer)) is None:
         return plain(x, *args, **keywords)
-    base = layer.base_layer(x)
+    (a, b), scale = layer.ready.get(layer) or _prepare({layer: name}, adapter_operands.nothing)[0], layer.scaling[name]
+    again, low = Low.apply(x, a, scale)
+    base = layer.base_layer(again if x.requires_grad else x)
     if base._is_view():  # of the sum with a bias; autograd would copy its gradient
         base = base.clone()
-    a, b, kind = layer.lora_A[name].weight, layer.lora_B[name].weight, x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a.dtype
-    return _Summed.apply(x, base, a, b, layer.scaling[name], dtype)
-
-
-def _only_adapter(layer: LoraLayer) -> str | None:
-    """The adapter whose products are to be added, if there is one, and gradients are wanted."""
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
-    if len(names) != 1 or not torch.is_grad_enabled() or layer.disable_adapters or layer.merged:
-        return None
-    return None if layer.lora_bias[names[0]] else names[0]
+    return _Summed.apply(base, low, b, scale)
 
 
 class FusedLoraLinear(lora.Linear):
     """peft's layer over nn.Linear or Conv1D."""
+
+    ready: ClassVar[Operands] = {}  # those of Once
 
     def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
         return _forward(self, x, super().forward, *args, **keywords)
@@ -126,12 +113,16 @@ class FusedLoraLinear(lora.Linear):
 class FusedLoraLinear4bit(bnb.Linear4bit):
     """peft's layer over a matrix in NF4."""
 
+    ready: ClassVar[Operands] = {}  # those of Once
+
     def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
         return _forward(self, x, super().forward, *args, **keywords)
 
 
 class FusedLoraLinear8bit(bnb.Linear8bitLt):
     """peft's layer over a matrix in LLM.int8()."""
+
+    ready: ClassVar[Operands] = {}  # those of Once
 
     def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
         return _forward(self, x, super().forward, *args, **keywords)

@@ -1,4 +1,5 @@
-"""Norms, rotary positions and gated activations of decoder layers, each by one kernel forward and one backward.
+"""Norms, rotary positions and gated activations of decoder layers, each by one kernel forward and one backward; and the
+backward pass of DoRA's scaling (fused_dora.py) by one.
 
 Transformers composes each of these of 2 to 14 operations, which a GPU starts one after the other, reading and writing
 all activations every time. Here they are operations of their own (`torch.ops.harness`): in Triton on CUDA
@@ -39,6 +40,7 @@ NOT_HERE = "off: these kernels are for CUDA"
 # Of kernels to torch's operations, relative and absolute: a few units in the last place.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 PROGRAMS = 512  # parts of the sum for the gradient of a norm's weight, at most
+SUMS = 128  # parts of the sum for the gradient of a magnitude, at most
 
 LIBRARY = torch.library.Library("harness", "DEF")
 LIBRARY.define("rms_norm(Tensor x, Tensor weight, float eps) -> (Tensor, Tensor)")
@@ -51,6 +53,7 @@ LIBRARY.define(
 )
 LIBRARY.define("swiglu(Tensor gate, Tensor up) -> Tensor")
 LIBRARY.define("swiglu_backward(Tensor gradient, Tensor gate, Tensor up) -> (Tensor, Tensor)")
+LIBRARY.define("scaled_backward(Tensor gradient, Tensor result, Tensor factor) -> (Tensor, Tensor)")
 operations = torch.ops.harness
 
 
@@ -84,6 +87,12 @@ def _opened(gate: Tensor, up: Tensor) -> Tensor:
 def _opened_gradients(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     by_gate, by_up = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (gate, up))
     return by_gate, by_up
+
+
+def _scaled_gradients(gradient: Tensor, result: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    parts = min(gradient[..., 0].numel(), SUMS)
+    by_direction = torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device)
+    return by_direction, torch.empty(parts, gradient.shape[-1], dtype=torch.float32, device=gradient.device)
 
 
 # In Triton
@@ -135,6 +144,15 @@ def _swiglu_backward_cuda(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[T
     return out
 
 
+def _scaled_backward_cuda(gradient: Tensor, result: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    from harness.job.training import triton_kernels
+
+    by_direction, parts = _scaled_gradients(gradient, result, factor)
+    given = gradient.contiguous(), result.contiguous(), factor.contiguous()
+    triton_kernels.scaled_backward(*given, by_direction, parts)
+    return by_direction, parts
+
+
 # Of torch's operations, with the same roundings
 
 
@@ -178,6 +196,11 @@ def _swiglu_backward_cpu(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Te
     return by_gate, (gradient * functional.silu(gate)).to(up.dtype)
 
 
+def _scaled_backward_cpu(gradient: Tensor, result: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    parts = (gradient.float() * result.float()).flatten(0, -2).sum(0, keepdim=True)
+    return (gradient * factor).to(gradient.dtype), parts
+
+
 _turned_back = functools.partial(_rope_cpu, backward=True)
 for name, on_cpu, on_cuda, without_storage in (
     ("rms_norm", _norm_cpu, _norm_cuda, _norm_results),
@@ -186,6 +209,7 @@ for name, on_cpu, on_cuda, without_storage in (
     ("rope_backward", _turned_back, functools.partial(_rope_cuda, backward=True), _turned),
     ("swiglu", _swiglu_cpu, _swiglu_cuda, _opened),
     ("swiglu_backward", _swiglu_backward_cpu, _swiglu_backward_cuda, _opened_gradients),
+    ("scaled_backward", _scaled_backward_cpu, _scaled_backward_cuda, _scaled_gradients),
 ):
     LIBRARY.impl(name, on_cpu, "CPU")
     LIBRARY.impl(name, on_cuda, "CUDA")
@@ -352,6 +376,11 @@ def _instructions(function: Any) -> tuple[Any, ...]:
 # Whether the kernels work here
 
 
+def work(device: torch.device) -> bool:
+    """Whether the kernels work on `device`, a CUDA device."""
+    return _obstacle(device) is None
+
+
 @functools.cache
 def _obstacle(device: torch.device) -> str | None:
     """Why the kernels don't work on `device`; None if they do."""
@@ -384,6 +413,7 @@ def disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
         "rope_backward": (*heads, *angles, dtype),
         "swiglu": (gate, up),
         "swiglu_backward": (drawn(3, 700), gate, up),
+        "scaled_backward": (drawn(3, 150, 700), drawn(3, 150, 700), torch.rand(700, generator=draw)),
     }
     for operation, arguments in cases.items():
         there = [each.to(device) if isinstance(each, Tensor) else each for each in arguments]
@@ -397,6 +427,6 @@ def disagreement(device: torch.device, dtype: torch.dtype) -> str | None:
 def _whole(operation: str, results: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     """Results in fp32 on the CPU, with sums whole: parts of them differ by device."""
     whole = [results] if isinstance(results, Tensor) else [*results]
-    if operation == "rms_norm_backward":
+    if operation in ("rms_norm_backward", "scaled_backward"):
         whole[1] = whole[1].sum(0) / len(whole[0].flatten(0, -2))
     return [each.float().cpu() for each in whole]

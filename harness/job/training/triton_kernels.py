@@ -166,6 +166,22 @@ def _swiglu_backward(gradient, gate, up, by_gate, by_up, size, BLOCK: tl.constex
     tl.store(by_gate + at, (by_opened * slope).to(by_gate.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _scaled_backward(gradient, result, factor, by_direction, parts, rows, width, programs, BLOCK: tl.constexpr):
+    """`gradient` times `factor`, and the sums of `gradient` times `result` over every `programs`-th row."""
+    first = tl.program_id(0)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < width
+    factors = tl.load(factor + at, mask=inside, other=0.0).to(tl.float32)
+    summed = tl.zeros([BLOCK], dtype=tl.float32)
+    for number in range(first, rows, programs):
+        row = tl.cast(number, tl.int64)
+        incoming = tl.load(gradient + row * width + at, mask=inside, other=0.0).to(tl.float32)
+        summed += incoming * tl.load(result + row * width + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(by_direction + row * width + at, (incoming * factors).to(by_direction.dtype.element_ty), mask=inside)
+    tl.store(parts + first * width + at, summed, mask=inside)
+
+
 def _warps(block: int) -> int:
     return 1 if block <= 256 else 4 if block <= 2048 else 8 if block <= 8192 else 16
 
@@ -215,3 +231,12 @@ def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor, by_gate: Tensor,
     """Fill `by_gate` and `by_up`; all tensors are contiguous."""
     arguments = (gradient, gate, up, by_gate, by_up, gate.numel())
     _swiglu_backward[(triton.cdiv(gate.numel(), BLOCK),)](*arguments, BLOCK=BLOCK)
+
+
+def scaled_backward(gradient: Tensor, result: Tensor, factor: Tensor, by_direction: Tensor, parts: Tensor) -> None:
+    """Fill `by_direction`, and `parts` (programs, width) of a sum; all are contiguous, `gradient` is (..., width)."""
+    width, programs = gradient.shape[-1], len(parts)
+    if programs:
+        rows = gradient.numel() // width
+        grid = (programs, triton.cdiv(width, BLOCK))
+        _scaled_backward[grid](gradient, result, factor, by_direction, parts, rows, width, programs, BLOCK=BLOCK)

@@ -8,14 +8,13 @@ from functools import partial
 import peft
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
+from chains import KINDS, TARGETS, Chain
 from job_helpers import prepared, tiny
 from peft.helpers import DoraCaching
 from peft.tuners import lora
 from peft.tuners.lora.dora import DoraLinearLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from harness.job.measure import disk_size
 from harness.job.methods import dora
@@ -23,45 +22,20 @@ from harness.job.predict import prediction
 from harness.job.training import loop
 
 R = 4
-KINDS = ("linear", "bias", "conv1d", "nf4")
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")  # as in any cell: peft sets it itself
 FAST = "method.adapt._target_=harness.job.methods.dora.FastDoraConfig"
 
 
-class Stack(nn.Module):
-    """Two linear layers of one kind, and another that is called twice between them."""
-
-    def __init__(self, kind: str):
-        super().__init__()
-        self.is_loaded_in_4bit = kind == "nf4"
-
-        def layer(rows: int, columns: int) -> nn.Module:
-            if kind == "conv1d":
-                return Conv1D(rows, columns)
-            if kind == "nf4":
-                packed = Linear4bit(columns, rows, compute_dtype=torch.float32, quant_type="nf4")
-                packed.support_avx512bf16_for_cpu = False
-                return packed
-            return nn.Linear(columns, rows, bias=kind == "bias")
-
-        self.inner, self.middle, self.outer = layer(64, 32), layer(64, 64), layer(32, 64)
-        self.to("cpu")  # where bitsandbytes quantises
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outer(torch.tanh(self.middle(self.middle(self.inner(x)))))
-
-
 def config(kind: type[peft.LoraConfig], **keywords) -> peft.LoraConfig:
-    targets = ["inner", "middle", "outer"]
-    return kind(r=R, lora_alpha=3 * R, use_dora=True, target_modules=targets, **keywords)
+    return kind(r=R, lora_alpha=3 * R, use_dora=True, target_modules=TARGETS, **keywords)
 
 
 def stacks(kind: str = "bias", dtype: torch.dtype = torch.float32, **keywords) -> tuple[nn.Module, nn.Module]:
-    """The same stack by peft and by ours, its adapters and magnitudes away from where they start."""
+    """The same chain by peft and by ours, its adapters and magnitudes away from where they start."""
     pair = []
     for configuration in (peft.LoraConfig, dora.FastDoraConfig):
         torch.manual_seed(0)
-        net = Stack(kind)
+        net = Chain(kind)
         if kind != "nf4":
             net.to(dtype)
         net = peft.get_peft_model(net, config(configuration, **keywords))
@@ -142,7 +116,7 @@ def test_outputs_and_gradients_are_the_papers(which):
         for p, q in zip(parts, mine, strict=True):
             assert (p.grad - q.grad).norm() <= 1e-4 * q.grad.norm()
     # At first the magnitude is the norm of the weights' rows.
-    fresh = peft.get_peft_model(Stack("bias"), config(peft.LoraConfig)).base_model.model.inner
+    fresh = peft.get_peft_model(Chain("bias"), config(peft.LoraConfig)).base_model.model.inner
     rows = fresh.get_base_layer().weight.pow(2).sum(1).sqrt()
     assert torch.allclose(fresh.lora_magnitude_vector["default"].weight, rows)
 
@@ -152,7 +126,7 @@ def test_bf16_weights_and_bf16_adapters():
         pair = []
         for configuration in (peft.LoraConfig, dora.FastDoraConfig):
             torch.manual_seed(0)
-            pair.append(peft.get_peft_model(Stack("bias").bfloat16(), config(configuration), **keywords))
+            pair.append(peft.get_peft_model(Chain("bias").bfloat16(), config(configuration), **keywords))
         theirs, ours = pair
         assert_close(passed(ours, inputs().bfloat16()), passed(theirs, inputs().bfloat16()), within=2e-2)
 
@@ -289,7 +263,7 @@ def test_adapters_are_files_of_pefts(tmp_path, kind):
     assert disk_size.adapter(ours) == disk_size.adapter(theirs)
 
     torch.manual_seed(0)
-    plain = peft.PeftModel.from_pretrained(Stack(kind), tmp_path / "ours", is_trainable=True)
+    plain = peft.PeftModel.from_pretrained(Chain(kind), tmp_path / "ours", is_trainable=True)
     assert type(plain.peft_config["default"]) is peft.LoraConfig
     assert_close(passed(plain, inputs()), passed(ours, inputs()))
     _, fresh = stacks(kind)
@@ -334,7 +308,7 @@ def test_a_training_is_the_same_and_takes_less(base):
     fast = ("method=dora_fast",) if base == "dora" else (f"method={base}", FAST)
     losses, plans = [], []
     for method in ((f"method={base}",), fast):
-        cell = tiny(*method, "rank=4", "lr=0.01", "train.max_steps=6")
+        cell = tiny(*method, "rank=4", "lr=0.01", "train.max_steps=6", "speedups=off")
         bench = prepared(cell)
         step = partial(loop.take_step, bench.net, bench.optimizer)
         losses.append([float(step(micro, 1.0, bench.accelerator, str)[0]) for micro in bench.steps])

@@ -51,6 +51,7 @@ SHARDED = (*TWO, "train.parallel=fsdp")
     [
         ("full",),
         ("lora", "train.grad_accum=2", "train.bucketing=2", "train.gradient_checkpointing=true"),
+        ("dora", "train.grad_accum=2"),
         ("galore", "speedups=off"),
     ],
 )

@@ -9,51 +9,26 @@ from contextlib import AbstractContextManager, nullcontext
 import peft
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
+from chains import KINDS, TARGETS, Chain
 from job_helpers import composed, run_tiny
 from omegaconf import OmegaConf
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from harness.config import CONF
 from harness.job.predict.prediction import Predictor
 from harness.job.training import fused_lora
 
-KINDS = ("linear", "bias", "conv1d", "nf4")
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft warns of much that is meant
-
-
-class Chain(nn.Module):
-    """Two linear layers of one kind, and another that is called twice between them."""
-
-    def __init__(self, kind: str):
-        super().__init__()
-        self.is_loaded_in_4bit = kind == "nf4"
-
-        def layer(rows: int, columns: int) -> nn.Module:
-            if kind == "conv1d":
-                return Conv1D(rows, columns)
-            if kind == "nf4":
-                packed = Linear4bit(columns, rows, bias=False, compute_dtype=torch.float32, quant_type="nf4")
-                packed.support_avx512bf16_for_cpu = False
-                return packed
-            return nn.Linear(columns, rows, bias=kind == "bias")
-
-        self.inner, self.middle, self.outer = layer(64, 32), layer(64, 64), layer(32, 64)
-        self.to("cpu")  # where bitsandbytes quantises
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.outer(torch.tanh(self.middle(self.middle(self.inner(x)))))
 
 
 def chain(kind: str, dtype: torch.dtype = torch.float32, **keywords) -> peft.PeftModel:
     """A chain with adapters away from where they start, scaled by 2.5, and in fp32 whatever the dtype of the chain."""
     torch.manual_seed(0)
-    net = Chain(kind)
+    net = Chain(kind, packed_bias=False)
     if kind != "nf4":
         net.to(dtype)
-    config = peft.LoraConfig(r=4, lora_alpha=10, target_modules=["inner", "middle", "outer"], **keywords)
+    config = peft.LoraConfig(r=4, lora_alpha=10, target_modules=TARGETS, **keywords)
     net = peft.get_peft_model(net, config)
     for name, p in net.named_parameters():
         if "lora_" in name:
@@ -108,7 +83,9 @@ def test_files_and_merges_are_those_of_peft(tmp_path, kind):
     net = chain(kind)
     ours = fused(net)
     ours.save_pretrained(tmp_path)
-    again = peft.PeftModel.from_pretrained(Chain(kind) if kind == "nf4" else chain(kind).unload(), tmp_path)
+    again = peft.PeftModel.from_pretrained(
+        Chain(kind, packed_bias=False) if kind == "nf4" else chain(kind).unload(), tmp_path
+    )
     theirs, read = peft.get_peft_model_state_dict(net), peft.get_peft_model_state_dict(again)
     assert read.keys() == theirs.keys()
     assert all(torch.equal(read[name], value) for name, value in theirs.items())
@@ -203,8 +180,8 @@ def test_the_plan_for_a_gpu_takes_no_more_memory(monkeypatch, method):
         return sum(Predictor(None, auto="bf16", kernels="cuda").predict(cell, architecture)["peak"].values())
 
     ours = planned()
-    monkeypatch.setattr(fused_lora, "enable", lambda net: "off")
-    assert ours < planned()
+    monkeypatch.setattr(fused_lora, "enable", lambda net, **keywords: "off")
+    assert ours <= planned()  # the weights of adapters in bf16, which autocast keeps, take what is saved elsewhere
 
 
 def test_a_compiled_layer_is_one_graph():

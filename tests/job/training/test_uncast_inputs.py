@@ -200,7 +200,7 @@ def test_the_plan_for_a_gpu_counts_no_copies_of_inputs(monkeypatch, model, metho
         peak = Predictor(None, auto="bf16", kernels="cuda").predict(cell, architecture)["peak"]
         return sum(peak.values()) / 2**30
 
-    monkeypatch.setattr(fused_lora, "enable", lambda net: "off")
+    monkeypatch.setattr(fused_lora, "enable", lambda net, **keywords: "off")
     monkeypatch.setattr(layer_kernels, "enable", lambda net, kernels: "off")
     assert planned() == pytest.approx(uncast, abs=0.006)
     monkeypatch.setattr(uncast_inputs, "enable", lambda net: "off")

@@ -34,6 +34,11 @@ def kernels(kind: str):
     yield own._swiglu, {"gate": p, "up": p, "out": p}, {"BLOCK": own.BLOCK}
     gradients = dict.fromkeys(("gradient", "gate", "up", "by_gate", "by_up"), p)
     yield own._swiglu_backward, gradients | {"size": "i64"}, {"BLOCK": own.BLOCK}
+    yield (
+        own._scaled_backward,
+        back | {"result": p, "factor": wide, "by_direction": p, "parts": wide},
+        {"BLOCK": own.BLOCK},
+    )
 
 
 print(json.dumps([compiled(*of, card) for card in (80, 90, 100) for kind in ("bf16", "fp32") for of in kernels(kind)]))

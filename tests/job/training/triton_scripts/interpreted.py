@@ -58,6 +58,9 @@ def cases(dtype: torch.dtype, other: torch.dtype):
     yield "swiglu", differences(own._swiglu_cuda(gate, up), own._swiglu_cpu(gate, up))
     back = gradient, gate, up
     yield "swiglu back", differences(own._swiglu_backward_cuda(*back), own._swiglu_backward_cpu(*back))
+    scaled = drawn(3, 150, 700, dtype=dtype), drawn(3, 150, 700, dtype=dtype), drawn(700, dtype=torch.float32)
+    ours, theirs = (summed(of(*scaled)) for of in (own._scaled_backward_cuda, own._scaled_backward_cpu))
+    yield "scaled back", differences(ours, theirs)
 
 
 print(json.dumps([(f"{name} {d} {o}", found) for d, o in DTYPES for name, found in cases(d, o)]))
