@@ -203,11 +203,16 @@ class TrainConfig:
     """Both betas of a method that steps by Adam, such as [0.9,0.95] (null: the optimizer's own, [0.9,0.999])."""
     adapter_dropout: float = setting(0.0, least=0, below=1)
     """Dropout of the input of each adapter, for methods that have it."""
-    objective: str = setting("sft", choices=("sft", "dpo", "orpo"))
-    """What training minimises: sft (cross-entropy of the answers), dpo or orpo (of pairs of a chosen and a rejected
-    answer, as data=ultrafeedback or data=local_preference has them; a sequence of a batch is then a pair)."""
+    objective: str = setting("sft", choices=("sft", "dpo", "ipo", "kto", "simpo", "cpo_simpo", "orpo", "orpo_trl"))
+    """What training minimises: sft (cross-entropy of the answers), or an objective of pairs of a chosen and a rejected
+    answer, as data=ultrafeedback or data=local_preference has them: dpo, ipo, kto, simpo, cpo_simpo, orpo (as its
+    article has it) or orpo_trl (as TRL has it). A sequence of a batch is then a pair."""
     preference_beta: float = setting(0.1, above=0)
-    """Weight of the preference: DPO's beta, or ORPO's lambda. Requires train.objective=dpo or orpo."""
+    """Weight of the preference: beta of DPO, KTO and SimPO, IPO's tau, or ORPO's lambda. SimPO's article takes 2 and
+    more. Requires an objective of pairs."""
+    preference_margin: float = setting(0.5, least=0)
+    """SimPO's gamma: by how much the chosen answer's reward shall exceed the rejected one's. Requires
+    train.objective=simpo or cpo_simpo."""
     loss_on: str = setting("answers", choices=("answers", "all"))
     """Tokens with training loss: answers (of a chat the assistant's turns), or all. The validation loss is always of
     answers, so that it compares both."""

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from harness.job import pairs
 from harness.job.ended import CellEnded
 from harness.job.local_cell import LocalCell
 from harness.job.models import adapting, placement, structure
@@ -20,7 +21,8 @@ from harness.job.phases.load import Loaded, adapted_model
 from harness.job.phases.prepare import TrainingPlan
 from harness.job.training import attention, compiled, distributed, early_stop, loop
 from harness.job.training.checkpoints import Checkpoints
-from harness.job.training.divergence import Divergence, Validation
+from harness.job.training.divergence import Divergence, HeldOutLoss, Validation
+from harness.job.training.objectives import PairBatch, PairObjective
 from harness.job.training.sharded_checkpoints import ShardedCheckpoints
 from harness.record import Record, Train, ValidationPoint
 
@@ -83,21 +85,25 @@ def _history(
     return history
 
 
-def validate(cell: LocalCell, model: nn.Module, loaded: Loaded) -> float:
+def validate(cell: LocalCell, model: nn.Module, loaded: Loaded) -> HeldOutLoss:
     """The validation loss, which a tracker is told."""
-    validation_loss = loop.answer_loss(model, loaded.validation, cell.accelerator, cell.objective)
-    cell.reporter.track({"validation/loss": validation_loss})
-    return validation_loss
+    if isinstance(cell.objective, PairObjective):
+        batches = [batch for batch in loaded.validation if isinstance(batch, PairBatch)]  # as all are
+        held_out = pairs.validate(model, batches, cell.objective, cell.accelerator)
+    else:
+        held_out = HeldOutLoss(loop.answer_loss(model, loaded.validation, cell.accelerator, cell.objective))
+    cell.reporter.track({"validation/loss": held_out.loss})
+    return held_out
 
 
 def validate_untuned(cell: LocalCell, model: nn.Module, loaded: Loaded) -> list[ValidationPoint]:
     """The one validation of an untuned model. Raises FloatingPointError if its loss is not finite."""
     cell.reporter.enter("validate")
     with cell.meter.window("validate"):
-        validation_loss = validate(cell, model, loaded)
-    if not math.isfinite(validation_loss):
-        raise FloatingPointError(f"The validation loss of the untuned model is {validation_loss}.")
-    return [ValidationPoint(0, 0, validation_loss)]
+        held_out = validate(cell, model, loaded)
+    if not math.isfinite(held_out.loss):
+        raise FloatingPointError(f"The validation loss of the untuned model is {held_out.loss}.")
+    return [ValidationPoint(0, 0, held_out.loss, held_out.rewards)]
 
 
 def free_training(cell: LocalCell) -> None:
