@@ -52,6 +52,9 @@ class MethodConfig:
     one sequence each that returns the adapted model (null: the peft config decides)."""
     optim: dict[str, Any] | None = None
     """Factory that takes the model and returns its optimizer (null for an untuned model)."""
+    init_seed: int | None = setting(None, least=0, below=SEEDS, words="at least 0 and below 2**32")
+    """Seed of what the method draws before training, such as an adapter's initial weights (null: seed, which also
+    decides the batches' order and dropout). Methods without adapter ignore it."""
     incompatible: dict[str, str] = setting(dict, in_cell=False)
     """Settings that the method refuses: SETTING=VALUE, or SETTING!=VALUE for every other value, and the reason."""
 
@@ -222,6 +225,11 @@ class TrainConfig:
     """Norm at which the whole gradient is clipped (null: no clipping)."""
     validate_every: int | None = setting(None, least=1, unit="steps")
     """Steps between validation losses (null: one, at the end)."""
+    early_stopping: int | None = setting(None, least=1, unit="validations")
+    """Validations in a row without a gain after which training ends (null: it takes all steps). Scored are the weights
+    of the lowest validation loss. Requires train.validate_every."""
+    early_stopping_gain: float = setting(0.0, least=0, unit="nats")
+    """Least fall of the validation loss below the lowest so far that train.early_stopping counts as a gain."""
     validation_items: int = setting(64, least=1, unit="items")
     """Held-out items behind the validation loss."""
     precision: str = setting("auto", choices=("auto", "bf16", "fp32"))
@@ -301,7 +309,8 @@ class Config:
     lr: float | None = setting(None, above=0)
     """Learning rate."""
     seed: int = setting(0, least=0, below=SEEDS, words="at least 0 and below 2**32")
-    """Random seed of training: order of the batches, adapter initialisation."""
+    """Random seed of training: order of the batches, adapter initialisation, dropout. train.data_seed and
+    method.init_seed set the first two apart."""
     study: str = setting("adhoc", axis=False, in_cell=False)
     """Folder below results_dir in which the records lie."""
     results_dir: str = setting("results", axis=False, in_cell=False)

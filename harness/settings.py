@@ -42,6 +42,7 @@ class MethodSettings:
     adapt: dict[str, Any] | None = field(default=None, hash=False)
     init: dict[str, Any] | None = field(default=None, hash=False)
     optim: dict[str, Any] | None = field(default=None, hash=False)
+    init_seed: int | None = None
 
     @property
     def tuned(self) -> bool:
@@ -179,6 +180,8 @@ class TrainSettings:
     objective: str = "sft"
     preference_beta: float | None = None
     preference_margin: float | None = None
+    early_stopping: int | None = None
+    early_stopping_gain: float = 0.0
 
     @property
     def paired(self) -> bool:

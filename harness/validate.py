@@ -94,8 +94,28 @@ def _check_training(config: DictConfig) -> None:
         raise UserError(f"train.epochs={train.epochs:g} requires train.max_steps=null, got {train.max_steps}.")
     if train.final_lr and train.schedule == "constant":
         raise UserError(f"train.final_lr={train.final_lr:g} requires train.schedule=cosine or linear, got constant.")
+    _check_early_stopping(config)
     _check_objective(config)
     _check_optimizer(config)
+
+
+def _check_early_stopping(config: DictConfig) -> None:
+    """Raise UserError for what an early end of training needs, or can't be combined with."""
+    train = config.train
+    if train.early_stopping is None:
+        if train.early_stopping_gain:
+            raise UserError(f"train.early_stopping_gain={train.early_stopping_gain:g} requires train.early_stopping.")
+        return
+    if train.validate_every is None:
+        raise UserError("train.early_stopping requires train.validate_every, the steps between validations.")
+    refused = {
+        f"train.save_every={train.save_every}": train.save_every and "checkpoints do not keep the best weights",
+        f"train.devices={train.devices}": train.devices > 1 and "it is for one device",
+        f"train.nodes={train.nodes}": train.nodes > 1 and "it is for one device",
+    }
+    for setting, reason in refused.items():
+        if reason:
+            raise UserError(f"train.early_stopping can't be combined with {setting}: {reason}.")
 
 
 def _check_objective(config: DictConfig) -> None:

@@ -40,6 +40,7 @@ from harness.record.files import (
     write_json,
 )
 from harness.record.measurements import (
+    BestStep,
     Disk,
     Gpu,
     HeldOut,
@@ -113,6 +114,7 @@ __all__ = [
     "SCHEMA",
     "STUDY_NAME",
     "ApiUsage",
+    "BestStep",
     "Calibration",
     "Cell",
     "ComparedGroup",

@@ -152,6 +152,18 @@ class ValidationPoint:
 
 
 @dataclass
+class BestStep:
+    """The step whose weights are scored and saved, with train.early_stopping: that of the lowest validation loss."""
+
+    step: int
+    """Optimizer steps before it. Steps after it count in Train, as their cost was paid."""
+    ended_early: bool
+    """Whether training ended before its last step, as the validation loss gained no more."""
+    later: list[ValidationPoint]
+    """Validations after it. They are not in the record's `validation`, whose last one is of the scored weights."""
+
+
+@dataclass
 class HeldOut:
     """The answers that the validation loss is the mean over: what it takes to compare it between tokenizers."""
 

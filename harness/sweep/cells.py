@@ -78,6 +78,8 @@ def _of_weights(resolved: dict[str, Any]) -> Settings:
         if resolved["model"][name]:
             raise UserError(f"model.{name} is refused: no installed plug-in runs cells of models behind an API.")
     method, infer = part(MethodSettings, resolved["method"]), part(InferSettings, resolved["infer"])
+    if not method.tuned or method.adapt is None:  # it draws nothing
+        method = dataclasses.replace(method, init_seed=None)
     model = {name: value for name, value in resolved["model"].items() if name not in OF_API}
     return Settings(
         method=method,
