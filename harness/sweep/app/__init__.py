@@ -162,8 +162,9 @@ def _searches(file: Path | None, overrides: list[str]) -> list[list[str]]:
     the named sweep, null without one.
     """
     sweepers = [each.partition("=")[2] for each in overrides if each.startswith("hydra/sweeper=")]
-    listed = OmegaConf.load(file).get("defaults", []) if file is not None else []
-    named = [value for entry in listed if isinstance(entry, DictConfig) for key, value in entry.items() if TUNED in key]
+    defaults = OmegaConf.select(OmegaConf.load(file), "defaults", default=[]) if file is not None else []
+    entries = [entry for entry in defaults if isinstance(entry, DictConfig)]
+    named = [str(value) for entry in entries for key, value in entry.items() if TUNED in str(key)]
     methods = next((each.partition("=")[2] for each in overrides if each.startswith("method=")), "")
     if (sweepers or named or ["grid"])[-1] in ("grid", "basic") or "," not in methods:
         return [overrides]

@@ -72,10 +72,10 @@ def _require_within(budget: float, plan: planner.Plan, times: Times) -> None:
             f"--budget {budget:g}USD requires known times, which {units.plural(len(trained) - len(costs), 'cell')} of "
             f"{len(trained)} lack: `harness calibrate` times this device's kernels, --throughput sets a rate."
         )
-    cost = f"Training {units.plural(len(trained), 'cell')} costs about {units.dollars(sum(costs))}"
+    sentence = f"Training {units.plural(len(trained), 'cell')} costs about {units.dollars(sum(costs))}"
     if sum(costs) > budget:
-        raise UserError(f"{cost}, above --budget {budget:g}USD.")
-    print(f"{cost}, within --budget {budget:g}USD. Loading, validation and scoring come on top.", file=sys.stderr)
+        raise UserError(f"{sentence}, above --budget {budget:g}USD.")
+    print(f"{sentence}, within --budget {budget:g}USD. Loading, validation and scoring come on top.", file=sys.stderr)
 
 
 def _print(plan: planner.Plan, times: Times) -> None:
