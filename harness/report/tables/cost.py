@@ -82,9 +82,9 @@ def priced(contest: Contest, rows: Rows) -> list[Priced]:
     records = rows.records
     settings = []
     for standing in contest.standings:
-        costs = [rows.cost(records[i]) for i in standing.choice.index]
-        if known := [cost for cost in costs if cost is not None]:
-            settings.append(Priced(standing, fmean(known)))
+        costs = [cost for i in standing.choice.index if (cost := rows.cost(records[i])) is not None]
+        if costs:
+            settings.append(Priced(standing, fmean(costs)))
     return sorted(settings, key=lambda each: each.dollars)
 
 
