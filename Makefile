@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-all test-bench test-core test-faults test-oldest test-vllm lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
+.PHONY: help compare setup test test-all test-bench test-core test-faults test-oldest test-vllm test-trl lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -104,6 +104,19 @@ $(VLLM)/installed:
 	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
+# TRL alone is in a venv of its own, so that its version is the one that our objectives are held against; what it needs is
+# that of .venv.
+TRL := .venv-trl
+test-trl: $(VENV)/tested $(TRL)/installed ## Compare the objectives of pairs with TRL's own trainers (under a minute)
+	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -rs tests/job/training/test_objectives_of_trl.py
+
+$(TRL)/installed: $(VENV)/tested
+	$(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/pip install --quiet --no-deps trl==1.16.0
+	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	> "$$($(TRL)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/harness.pth"
+	@touch $@
+
 lint: $(VENV)/tested ## Check the code's style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -200,4 +213,4 @@ profile: $(VENV)/installed ## Where a training step's time goes: make profile ME
 	$(VENV)/bin/python benchmarks/profiling.py --method $(METHOD)
 
 clean: ## Remove .venv, all .venv-NAME, site and sbom.json; records and the model cache stay
-	rm -rf $(VENV) $(FAULTS) $(OLDEST) $(VLLM) $(GPU) $(DOCS) $(LOCK) $(SBOM) site sbom.json
+	rm -rf $(VENV) $(FAULTS) $(OLDEST) $(VLLM) $(TRL) $(GPU) $(DOCS) $(LOCK) $(SBOM) site sbom.json

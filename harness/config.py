@@ -52,6 +52,9 @@ class MethodConfig:
     one sequence each that returns the adapted model (null: the peft config decides)."""
     optim: dict[str, Any] | None = None
     """Factory that takes the model and returns its optimizer (null for an untuned model)."""
+    init_seed: int | None = setting(None, least=0, below=SEEDS, words="at least 0 and below 2**32")
+    """Seed of what the method draws before training, such as an adapter's initial weights (null: seed, which also
+    decides the batches' order and dropout). Methods without adapter ignore it."""
     incompatible: dict[str, str] = setting(dict, in_cell=False)
     """Settings that the method refuses: SETTING=VALUE, or SETTING!=VALUE for every other value, and the reason."""
 
@@ -211,11 +214,16 @@ class TrainConfig:
     """Both betas of a method that steps by Adam, such as [0.9,0.95] (null: the optimizer's own, [0.9,0.999])."""
     adapter_dropout: float = setting(0.0, least=0, below=1)
     """Dropout of the input of each adapter, for methods that have it."""
-    objective: str = setting("sft", choices=("sft", "dpo", "orpo"))
-    """What training minimises: sft (cross-entropy of the answers), dpo or orpo (of pairs of a chosen and a rejected
-    answer, as data=ultrafeedback or data=local_preference has them; a sequence of a batch is then a pair)."""
+    objective: str = setting("sft", choices=("sft", "dpo", "ipo", "kto", "simpo", "cpo_simpo", "orpo", "orpo_trl"))
+    """What training minimises: sft (cross-entropy of the answers), or an objective of pairs of a chosen and a rejected
+    answer, as data=ultrafeedback or data=local_preference has them: dpo, ipo, kto, simpo, cpo_simpo, orpo (as its
+    article has it) or orpo_trl (as TRL has it). A sequence of a batch is then a pair."""
     preference_beta: float = setting(0.1, above=0)
-    """Weight of the preference: DPO's beta, or ORPO's lambda. Requires train.objective=dpo or orpo."""
+    """Weight of the preference: beta of DPO, KTO and SimPO, IPO's tau, or ORPO's lambda. SimPO's article takes 2 and
+    more. Requires an objective of pairs."""
+    preference_margin: float = setting(0.5, least=0)
+    """SimPO's gamma: by how much the chosen answer's reward shall exceed the rejected one's. Requires
+    train.objective=simpo or cpo_simpo."""
     loss_on: str = setting("answers", choices=("answers", "all"))
     """Tokens with training loss: answers (of a chat the assistant's turns), or all. The validation loss is always of
     answers, so that it compares both."""
@@ -225,6 +233,11 @@ class TrainConfig:
     """Norm at which the whole gradient is clipped (null: no clipping)."""
     validate_every: int | None = setting(None, least=1, unit="steps")
     """Steps between validation losses (null: one, at the end)."""
+    early_stopping: int | None = setting(None, least=1, unit="validations")
+    """Validations in a row without a gain after which training ends (null: it takes all steps). Scored are the weights
+    of the lowest validation loss. Requires train.validate_every."""
+    early_stopping_gain: float = setting(0.0, least=0, unit="nats")
+    """Least fall of the validation loss below the lowest so far that train.early_stopping counts as a gain."""
     validation_items: int = setting(64, least=1, unit="items")
     """Held-out items behind the validation loss."""
     precision: str = setting("auto", choices=("auto", "bf16", "fp32"))
@@ -304,7 +317,8 @@ class Config:
     lr: float | None = setting(None, above=0)
     """Learning rate."""
     seed: int = setting(0, least=0, below=SEEDS, words="at least 0 and below 2**32")
-    """Random seed of training: order of the batches, adapter initialisation."""
+    """Random seed of training: order of the batches, adapter initialisation, dropout. train.data_seed and
+    method.init_seed set the first two apart."""
     study: str = setting("adhoc", axis=False, in_cell=False)
     """Folder below results_dir in which the records lie."""
     results_dir: str = setting("results", axis=False, in_cell=False)

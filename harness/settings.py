@@ -22,6 +22,13 @@ from harness.errors import UserError
 T = TypeVar("T", bound="EvalSettings | TrainSettings | InferSettings")
 
 AUTO: Literal["auto"] = "auto"  # the batch size that is chosen where a cell is run
+REFERRING = ("dpo", "ipo", "kto")  # objectives that compare the model with its base
+WITH_MARGIN = ("simpo", "cpo_simpo")  # objectives that have train.preference_margin
+BY_MICRO_BATCH = (
+    "kto",
+    "cpo_simpo",
+    "orpo_trl",
+)  # objectives whose loss depends on how a step is cut
 HELD_OUT = "held_out"  # the task that is made of the test part of the cell's own data
 ROOMS = re.compile(r"harness\.(?:\w+\.)+(?=\w+\.\w+$)")  # of a callable's path, the folders between
 
@@ -35,6 +42,7 @@ class MethodSettings:
     adapt: dict[str, Any] | None = field(default=None, hash=False)
     init: dict[str, Any] | None = field(default=None, hash=False)
     optim: dict[str, Any] | None = field(default=None, hash=False)
+    init_seed: int | None = None
 
     @property
     def tuned(self) -> bool:
@@ -149,7 +157,8 @@ class LocalEval(EvalSettings):
 class TrainSettings:
     """As in harness.config.TrainConfig. An untuned cell has only what its validation loss depends on.
 
-    devices: of each machine. parallel is null on one device, preference_beta without pairs. How often checkpoints are
+    devices: of each machine. parallel is null on one device, preference_beta without pairs,
+    preference_margin without an objective that has one. How often checkpoints are
     saved changes no result, so it is not here.
     """
 
@@ -182,6 +191,9 @@ class TrainSettings:
     nodes: int = 1
     objective: str = "sft"
     preference_beta: float | None = None
+    preference_margin: float | None = None
+    early_stopping: int | None = None
+    early_stopping_gain: float = 0.0
 
     @property
     def paired(self) -> bool:
@@ -191,7 +203,7 @@ class TrainSettings:
     @property
     def refers(self) -> bool:
         """Whether the objective compares the model with its base, which takes a pass of the base over all pairs."""
-        return self.objective == "dpo"
+        return self.objective in REFERRING
 
     @property
     def total_devices(self) -> int:

@@ -16,7 +16,7 @@ from harness.config import ADAMW, FullConfig, TrainConfig, typed
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME
 from harness.schema import settings_of
-from harness.settings import AUTO, quantised_bits
+from harness.settings import AUTO, BY_MICRO_BATCH, WITH_MARGIN, quantised_bits
 
 KEEP_BASE = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights that leave the base as it is
 READ_BY = {"path": "local", "columns": "local", "task": "reasoning_gym", "options": "reasoning_gym"}  # fields of data
@@ -94,17 +94,49 @@ def _check_training(config: DictConfig) -> None:
         raise UserError(f"train.epochs={train.epochs:g} requires train.max_steps=null, got {train.max_steps}.")
     if train.final_lr and train.schedule == "constant":
         raise UserError(f"train.final_lr={train.final_lr:g} requires train.schedule=cosine or linear, got constant.")
+    _check_early_stopping(config)
     _check_objective(config)
     _check_optimizer(config)
 
 
-def _check_objective(config: DictConfig) -> None:
-    """Raise UserError for what an objective of pairs of answers can't be combined with."""
-    train, data, default = config.train, config.data, TrainConfig()
-    if train.objective == default.objective:
-        if train.preference_beta != default.preference_beta:
-            raise UserError(f"train.preference_beta={train.preference_beta:g} requires train.objective=dpo or orpo.")
+def _check_early_stopping(config: DictConfig) -> None:
+    """Raise UserError for what an early end of training needs, or can't be combined with."""
+    train = config.train
+    if train.early_stopping is None:
+        if train.early_stopping_gain:
+            raise UserError(f"train.early_stopping_gain={train.early_stopping_gain:g} requires train.early_stopping.")
         return
+    if train.validate_every is None:
+        raise UserError("train.early_stopping requires train.validate_every, the steps between validations.")
+    refused = {
+        f"train.save_every={train.save_every}": train.save_every and "checkpoints do not keep the best weights",
+        f"train.devices={train.devices}": train.devices > 1 and "it is for one device",
+        f"train.nodes={train.nodes}": train.nodes > 1 and "it is for one device",
+    }
+    for setting, reason in refused.items():
+        if reason:
+            raise UserError(f"train.early_stopping can't be combined with {setting}: {reason}.")
+
+
+def _check_objective(config: DictConfig) -> None:
+    """Raise UserError for settings of objectives of pairs of answers that `config` has no use for, or lacks."""
+    train, default = config.train, TrainConfig()
+    if train.objective == default.objective and train.preference_beta != default.preference_beta:
+        raise UserError(
+            f"train.preference_beta={train.preference_beta:g} requires an objective of pairs, such as "
+            "train.objective=dpo."
+        )
+    if train.objective not in WITH_MARGIN and train.preference_margin != default.preference_margin:
+        raise UserError(
+            f"train.preference_margin={train.preference_margin:g} requires train.objective=simpo or cpo_simpo."
+        )
+    if train.objective != default.objective:
+        _check_pairs(config)
+
+
+def _check_pairs(config: DictConfig) -> None:
+    """Raise UserError for what an objective of pairs can't be combined with."""
+    train, data, default = config.train, config.data, TrainConfig()
     objective = f"train.objective={train.objective}"
     if config.model.base_url is None and not data.load.get("rejected", data.columns.get("rejected")):
         raise UserError(
@@ -118,6 +150,12 @@ def _check_objective(config: DictConfig) -> None:
         f"train.devices={train.devices}": train.devices > 1 and "it is for one device",
         f"train.nodes={train.nodes}": train.nodes > 1 and "it is for one device",
     }
+    if train.objective in BY_MICRO_BATCH:
+        together = "its loss depends on the pairs of a micro-batch"
+        refused["train.batch_size=auto"] = train.batch_size == AUTO and together
+        refused["retry.on_oom=true"] = config.retry.on_oom and together
+    if train.objective == "kto":
+        refused["train.batch_size=1"] = train.batch_size == 1 and "it pairs prompts with other prompts' answers"
     for setting, reason in refused.items():
         if reason:
             raise UserError(f"{objective} can't be combined with {setting}: {reason}.")

@@ -26,7 +26,7 @@ from harness.job.models import adapting, loading
 from harness.job.phases import probe
 from harness.job.run_cell import run_cell
 from harness.job.training import attention, loop
-from harness.job.training.divergence import Divergence, Validation
+from harness.job.training.divergence import Divergence, HeldOutLoss, Validation
 from harness.job.training.early_stop import EarlyStop
 from harness.protocol import Progress, RunCell
 from harness.record import Cell, Precautions, Record, Train, ValidationPoint
@@ -183,7 +183,8 @@ def trained(
     steps, history = loop.StepBatches(bench.steps, lambda batch: batch, begin), loop.History()
     schedule = LambdaLR(bench.optimizer, loop.rate_factor(bench.settings, len(steps)))
     divergence = Divergence(guess, at_once=early_stop is not None)
-    validation = Validation(validate, bench.settings.validate_every, len(steps), divergence, early_stop)
+    held_out = lambda: HeldOutLoss(validate())  # noqa: E731
+    validation = Validation(held_out, bench.settings.validate_every, len(steps), divergence, early_stop)
     follow = (history, divergence, validation, report, early_stop)
     loop.train(bench.net, bench.optimizer, schedule, steps, bench.settings, bench.accelerator, *follow)
     return history.measured(steps.fingerprint, None), history.validations

@@ -52,6 +52,12 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument(
         "--price", type=float, metavar="N", help="dollars for an hour of one device: adds what each cell cost"
     )
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="show cost against score alone: the Pareto front, and the cheapest setting that no other beats; requires "
+        "--price",
+    )
 
     parser = group.add(report, "report", "Write a study's report: one HTML page that loads nothing.", "--out page.html")
     add_study_name(parser, "study to report on (default: the only one)")
@@ -106,8 +112,15 @@ def table(options: argparse.Namespace) -> int:
     if options.price is None and "cost" in (options.columns or []):
         raise UserError("--columns cost requires --price, dollars for an hour of one device.")
 
-    from harness.report.tables.best import tables
+    if options.cost and options.price is None:
+        raise UserError("--cost requires --price, dollars for an hour of one device.")
+    if options.cost and (options.columns or options.format in ("csv", "parquet")):
+        raise UserError("--cost is a table of its own: leave out --columns, and --format csv or parquet.")
 
+    from harness.report.tables.best import costs, tables
+
+    if options.cost:
+        return render_studies(options, lambda records, folder: costs(records, folder, options.price))
     return render_studies(options, lambda records, folder: tables(records, folder, options.columns, options.price))
 
 

@@ -71,7 +71,7 @@ def add(command_line: CommandLine) -> None:
         _settings,
     )
     _add_settings(parser, "NAME|KEY=A,B,C")
-    _add_budget(parser, "24GB: memory that cells should fit into (default: this machine's)")
+    _add_budget(parser, "24GB: memory that cells should fit into (default: this machine's); 5USD: limit, at --price")
     _add_device(parser)
     parser.add_argument("--throughput", type=float, metavar="N", help="tokens/s of every cell (default: from records)")
     parser.add_argument(

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
 from torch import nn
 
 from harness.job.data.batching import Layout
-from harness.job.data.encoding import Pair
+from harness.job.data.encoding import Drawn, Pair
 from harness.job.evaluate.held_out import rewards
 from harness.job.local_cell import LocalCell
-from harness.job.training import attention
-from harness.job.training.objectives import PairObjective
+from harness.job.training import attention, loop
+from harness.job.training.divergence import HeldOutLoss
+from harness.job.training.objectives import PairBatch, PairObjective
 
 
 def refer_to(cell: LocalCell, objective: PairObjective, base: nn.Module) -> None:
     """Have `objective` take what it needs of `base`, before the method changes it."""
     cell.reporter.enter("refer")
-    trained = (drawn for step in cell.inputs.steps for micro in step for drawn in micro)
-    everything = (*trained, *cell.inputs.held_out, *cell.inputs.rewarded)
-    pairs = [drawn for drawn in everything if isinstance(drawn, Pair)]  # as all are
+    everything: list[Sequence[Drawn]] = [micro for step in cell.inputs.steps for micro in step]
+    everything += loop.parts(cell.inputs.held_out, cell.batch_size)
+    everything += loop.parts(cell.inputs.rewarded, cell.batch_size)
+    batches = [[pair for pair in batch if isinstance(pair, Pair)] for batch in everything]  # as all are
     layout, _ = attention.layout(base, cell.settings.speedups, cell.inputs.tokenizer.pad_token_id)
     with cell.meter.window("refer"):
-        objective.refer_to(base, pairs, cell.batch_size, layout, cell.accelerator)
+        objective.refer_to(base, batches, cell.batch_size, layout, cell.accelerator)
 
 
 def given_rewards(
@@ -32,3 +38,19 @@ def given_rewards(
     with cell.entered("reward"):
         batches = objective.batches(layout, cell.inputs.rewarded, cell.batch_size)
         return rewards.of(model, batches, objective, cell.accelerator)
+
+
+@torch.no_grad()
+def validate(
+    model: nn.Module, batches: list[PairBatch], objective: PairObjective, accelerator: Accelerator
+) -> HeldOutLoss:
+    """The mean loss of the pairs of `batches`, in nats, and their rewards."""
+    model.eval()
+    total, of_pairs = 0.0, []
+    for batch in batches:
+        batch = batch.to(accelerator.device)
+        with accelerator.autocast():
+            summed, logs = objective.summed_with_logs(model, batch)
+        total += float(summed)
+        of_pairs += objective.rewards(logs, batch).tolist()
+    return HeldOutLoss(total / sum(map(objective.weight, batches)), rewards.means(of_pairs))

@@ -38,20 +38,23 @@ def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None)
     recording = Recording(request, report)
     cell, result = LocalCell(request, report, recording.weights, rank), recording.result
     with recording.failures(cell):
-        set_seed(cell.cell.seed or 0)
+        seed, init_seed = cell.cell.seed or 0, cell.settings.method.init_seed
+        set_seed(seed if init_seed is None else init_seed)
         result.fingerprints, result.contamination = cell.inputs.fingerprints, cell.inputs.contamination
         result.own_data, result.lengths = cell.inputs.own_data, cell.inputs.lengths
         if request.position is None and (rank is None or rank.number == 0):  # a sweep says it once, before its cells
             for note in (*cell.inputs.notes, *cell.inputs.tasks.notes):
                 report({"note": note})
         model, loaded = load(cell, result)
+        if init_seed is not None:
+            set_seed(seed)
         if cell.tuned:
             model, plan = prepare(cell, model, loaded)
             result.probe = probe_steps(cell, model, loaded, plan)
             # An optimizer may leave some weights as they are.
             result.parameters = replace(loaded.parameters, trainable=structure.count(model, trainable=True))
             trained = train(cell, model, loaded, plan)
-            result.train, result.validation = trained.train, trained.validations
+            result.train, result.validation, result.best = trained.train, trained.validations, trained.best
             model = cell.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             free_training(cell)
             if rank is not None:

@@ -40,6 +40,7 @@ from harness.record.files import (
     write_json,
 )
 from harness.record.measurements import (
+    BestStep,
     Disk,
     Gpu,
     HeldOut,
@@ -48,6 +49,7 @@ from harness.record.measurements import (
     LossPoint,
     Memory,
     Merge,
+    PairRewards,
     Parameters,
     Phase,
     Probe,
@@ -113,6 +115,7 @@ __all__ = [
     "SCHEMA",
     "STUDY_NAME",
     "ApiUsage",
+    "BestStep",
     "Calibration",
     "Cell",
     "ClassCounts",
@@ -132,6 +135,7 @@ __all__ = [
     "Memory",
     "Merge",
     "OwnData",
+    "PairRewards",
     "Parameters",
     "Phase",
     "PlanProgress",

@@ -123,6 +123,20 @@ class LossPoint:
     """Norm of the whole gradient before clipping. null if the backward pass consumes gradients one by one."""
 
 
+@dataclass(frozen=True)
+class PairRewards:
+    """The implicit rewards that an objective of pairs gives the answers of the held-out pairs, means over pairs."""
+
+    chosen: float
+    """Reward of the chosen answer."""
+    rejected: float
+    """Reward of the rejected answer."""
+    margin: float
+    """Reward of the chosen answer less that of the rejected one."""
+    accuracy: float
+    """Share of pairs whose chosen answer has the larger reward."""
+
+
 @dataclass
 class ValidationPoint:
     """Validation loss at one point of the training."""
@@ -133,6 +147,20 @@ class ValidationPoint:
     """Raw training tokens before it."""
     loss: float
     """Mean over held-out answers, in nats per token; of an objective of pairs over the pairs, in nats."""
+    rewards: PairRewards | None = None
+    """Of an objective of pairs. null of others, and in records from before they were kept."""
+
+
+@dataclass
+class BestStep:
+    """The step whose weights are scored and saved, with train.early_stopping: that of the lowest validation loss."""
+
+    step: int
+    """Optimizer steps before it. Steps after it count in Train, as their cost was paid."""
+    ended_early: bool
+    """Whether training ended before its last step, as the validation loss gained no more."""
+    later: list[ValidationPoint]
+    """Validations after it. They are not in the record's `validation`, whose last one is of the scored weights."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.record.codec import Misfit, decode
 from harness.record.failures import SmallerBatches
-from harness.record.measurements import Gpu, Inference, Parameters
+from harness.record.measurements import Gpu, Inference, PairRewards, Parameters
 from harness.record.packed import PackedPoints
 from harness.record.schema import Cell, Record
 from harness.record.scores import Score
@@ -26,6 +26,7 @@ LIMIT = 2**53  # integers up to it are exact as floats, which tables and JSON of
 MOST = 1e100  # of floats, so that no product of three leaves their range
 SEEDS = 2**32  # what libraries take
 SIGNED = {(Score, "value"), (Gpu, "celsius")}  # every other number is a size, a count, a time or a share
+SIGNED |= {(PairRewards, name) for name in ("chosen", "rejected", "margin")}
 POSITIVE = {(Parameters, "total"), (Score, "n"), (SmallerBatches, "batch_size"), (SmallerBatches, "grad_accum")}
 POSITIVE |= {(Inference, "batch_size"), (Inference, "prompt_tokens")}
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from harness.record.failures import Failure, Precautions, SmallerBatches, StopRule
 from harness.record.measurements import (
+    BestStep,
     Disk,
     Gpu,
     HeldOut,
@@ -140,6 +141,8 @@ class Record:
     """null if micro-batches were those of the settings."""
     stop: StopRule | None = None
     """Rule that could end the cell early. null: none, as of confirmations and untuned models."""
+    best: BestStep | None = None
+    """Step whose weights are scored. null without train.early_stopping: the last one."""
     # As in harness.config.Config; none in records from before they were kept:
     save: Literal["none", "adapter", "merged"] = "none"
     """Requested form of saved weights, as in the settings."""

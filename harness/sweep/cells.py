@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.record import Cell, cell_name
 from harness.settings import (
     AUTO,
+    WITH_MARGIN,
     DataSettings,
     EvalSettings,
     InferSettings,
@@ -77,6 +78,8 @@ def _of_weights(resolved: dict[str, Any]) -> Settings:
         if resolved["model"][name]:
             raise UserError(f"model.{name} is refused: no installed plug-in runs cells of models behind an API.")
     method, infer = part(MethodSettings, resolved["method"]), part(InferSettings, resolved["infer"])
+    if not method.tuned or method.adapt is None:  # it draws nothing
+        method = dataclasses.replace(method, init_seed=None)
     model = {name: value for name, value in resolved["model"].items() if name not in OF_API}
     return Settings(
         method=method,
@@ -93,6 +96,7 @@ def _of_weights(resolved: dict[str, Any]) -> Settings:
 def _training(asked: TrainSettings, tuned: bool) -> TrainSettings:
     """What of the training settings a cell has a use for."""
     asked = asked if asked.paired else dataclasses.replace(asked, preference_beta=None)
+    asked = asked if asked.objective in WITH_MARGIN else dataclasses.replace(asked, preference_margin=None)
     if not tuned:  # only how the validation loss is taken can change the result
         return TrainSettings(
             asked.max_length,
@@ -101,6 +105,7 @@ def _training(asked: TrainSettings, tuned: bool) -> TrainSettings:
             validate.SETTINGS["train.batch_size"].default if asked.batch_size == AUTO else asked.batch_size,
             objective=asked.objective,
             preference_beta=asked.preference_beta,
+            preference_margin=asked.preference_margin,
         )
     return dataclasses.replace(asked, parallel=None) if asked.total_devices == 1 else asked
 
@@ -120,6 +125,8 @@ def _described(settings: dict[str, Any], train: dict[str, Any]) -> str:
     options = (f"{key}={settings_of.typed(value)}" for key, value in sorted(settings["options"].items()))
     changed = [f"{k}={settings[k]:g}" for k in ("limit", "noise") if settings[k]]
     objective = [] if train["objective"] == "sft" else [f"{train['objective']}={train['preference_beta']:g}"]
+    if train["objective"] in WITH_MARGIN:
+        objective.append(f"margin={train['preference_margin']:g}")
     return " ".join([name, *options, *changed, *objective])
 
 

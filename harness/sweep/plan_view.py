@@ -240,7 +240,7 @@ def _notes(plan: Plan, times: Times) -> list[str]:
                 "per trained weight, about 2 with method.adamw=paged_8bit."
             )
         if any(p.prediction["reference_flops"] for p in possible):
-            notes.append("FLOPs and time of train.objective=dpo include a forward pass of the base over all pairs.")
+            notes.append("FLOPs and time of dpo, ipo and kto include a forward pass of the base over all pairs.")
         notes += [_phase_note(plan, point) for point in possible if "phases" in point.prediction]
         notes += [*time_notes(plan, times)]
     return notes

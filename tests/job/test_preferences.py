@@ -182,9 +182,22 @@ def test_the_loss_of_a_conversation_is_on_its_last_turn():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("train.objective=ppo",), r"train\.objective=ppo is unknown\. Did you mean dpo\? There is: sft, dpo, orpo\."),
+        (("train.objective=ppo",), r"train\.objective=ppo is unknown\. Did you mean ipo\? There is: sft, dpo, ipo, "),
         (("train.objective=dpo", "train.preference_beta=0"), r"train\.preference_beta must be positive, got 0\."),
-        (("train.preference_beta=0.5",), r"train\.preference_beta=0\.5 requires train\.objective=dpo or orpo\."),
+        (("train.preference_beta=0.5",), r"train\.preference_beta=0\.5 requires an objective of pairs, such as "),
+        (("train.preference_margin=1",), r"train\.preference_margin=1 requires train\.objective=simpo or cpo_simpo\."),
+        (
+            ("train.objective=kto", "train.batch_size=1"),
+            r"train\.objective=kto can't be combined with train\.batch_size=1: it pairs prompts with other prompts' ",
+        ),
+        (
+            ("train.objective=orpo_trl", "train.batch_size=auto", "train.global_batch=8"),
+            r"train\.objective=orpo_trl can't be combined with train\.batch_size=auto: its loss depends on the pairs ",
+        ),
+        (
+            ("train.objective=kto", "retry.on_oom=true"),
+            r"train\.objective=kto can't be combined with retry\.on_oom=true: its loss depends on the pairs of a ",
+        ),
         (
             ("train.objective=dpo", "data=gsm8k"),
             r"train\.objective=dpo requires pairs of a chosen and a rejected answer, such as .*, got data=gsm8k\.",
@@ -312,7 +325,7 @@ def test_a_batch_gives_the_papers_loss_and_its_gradient(bench, name, layout):
 def test_the_base_is_what_dpo_refers_to(bench):
     pairs, of = pairs_of(bench.tokenizer, 5), objective("dpo")
     head = bench.net.get_output_embeddings()
-    of.refer_to(bench.net, [*pairs, *pairs], 2, Layout(flat=True), Accelerator())
+    of.refer_to(bench.net, [pairs, pairs], 2, Layout(flat=True), Accelerator())
     assert bench.net.get_output_embeddings() is head
     with torch.no_grad():
         for pair in pairs:

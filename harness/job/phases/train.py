@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from harness.job import pairs
 from harness.job.ended import CellEnded
 from harness.job.local_cell import LocalCell
 from harness.job.models import adapting, placement, structure
@@ -20,18 +21,23 @@ from harness.job.phases.load import Loaded, adapted_model
 from harness.job.phases.prepare import TrainingPlan
 from harness.job.training import attention, compiled, distributed, early_stop, loop
 from harness.job.training.checkpoints import Checkpoints
-from harness.job.training.divergence import Divergence, Validation
+from harness.job.training.divergence import Divergence, HeldOutLoss, Validation
+from harness.job.training.objectives import PairBatch, PairObjective
 from harness.job.training.sharded_checkpoints import ShardedCheckpoints
-from harness.record import Record, Train, ValidationPoint
+from harness.record import BestStep, Record, Train, ValidationPoint
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training measured. ended: what ended it early, null if all steps were taken."""
+    """What training measured. validations: up to that of the weights that the model has now.
+
+    ended: what ended the cell early, null if it goes on. best: with train.early_stopping.
+    """
 
     train: Train
     validations: list[ValidationPoint]
     ended: CellEnded | None
+    best: BestStep | None
 
     def raise_if_ended(self) -> None:
         """Raise what ended the training early, if something did."""
@@ -46,13 +52,15 @@ def train(cell: LocalCell, model: nn.Module, loaded: Loaded, plan: TrainingPlan)
     optimizer = accelerator.prepare_optimizer(plan.build(accelerator.unwrap_model(model)))
     if settings.compile:
         plan.undo.callback(compiled.enable(model))
-    stop = early_stop.of_cell(cell.request, plan.steps, cell.meter)
+    patient = early_stop.patient(settings, model, cell.meter)
+    rule = early_stop.of_cell(cell.request, plan.steps, cell.meter)
+    stop = patient or rule
     steps = loop.StepBatches(plan.steps, partial(cell.objective.batch, loaded.layout), cell.reporter.begin_step)
     with cell.meter.window("train"), cell.gpu:
         schedule = LambdaLR(optimizer, loop.rate_factor(settings, len(steps)))
         checkpoints = _checkpoints(cell)
         history = _history(checkpoints, model, optimizer, schedule)
-        divergence = Divergence(loaded.guess, at_once=stop is not None)
+        divergence = Divergence(loaded.guess, at_once=rule is not None)
         measure = partial(validate, cell, model, loaded)
         validation = Validation(measure, settings.validate_every, len(steps), divergence, stop)
         loop.train(
@@ -62,7 +70,9 @@ def train(cell: LocalCell, model: nn.Module, loaded: Loaded, plan: TrainingPlan)
         )
         measured = history.measured(steps.fingerprint, None if checkpoints is None else checkpoints.every)
     plan.undo.close()
-    return Trained(measured, history.validations, None if stop is None else stop.ended)
+    best = None if patient is None else patient.restore(history.validations, len(steps))
+    validations = [point for point in history.validations if best is None or point.step <= best.step]
+    return Trained(measured, validations, None if stop is None else stop.ended, best)
 
 
 def _checkpoints(cell: LocalCell) -> Checkpoints | None:
@@ -83,21 +93,25 @@ def _history(
     return history
 
 
-def validate(cell: LocalCell, model: nn.Module, loaded: Loaded) -> float:
+def validate(cell: LocalCell, model: nn.Module, loaded: Loaded) -> HeldOutLoss:
     """The validation loss, which a tracker is told."""
-    validation_loss = loop.answer_loss(model, loaded.validation, cell.accelerator, cell.objective)
-    cell.reporter.track({"validation/loss": validation_loss})
-    return validation_loss
+    if isinstance(cell.objective, PairObjective):
+        batches = [batch for batch in loaded.validation if isinstance(batch, PairBatch)]  # as all are
+        held_out = pairs.validate(model, batches, cell.objective, cell.accelerator)
+    else:
+        held_out = HeldOutLoss(loop.answer_loss(model, loaded.validation, cell.accelerator, cell.objective))
+    cell.reporter.track({"validation/loss": held_out.loss})
+    return held_out
 
 
 def validate_untuned(cell: LocalCell, model: nn.Module, loaded: Loaded) -> list[ValidationPoint]:
     """The one validation of an untuned model. Raises FloatingPointError if its loss is not finite."""
     cell.reporter.enter("validate")
     with cell.meter.window("validate"):
-        validation_loss = validate(cell, model, loaded)
-    if not math.isfinite(validation_loss):
-        raise FloatingPointError(f"The validation loss of the untuned model is {validation_loss}.")
-    return [ValidationPoint(0, 0, validation_loss)]
+        held_out = validate(cell, model, loaded)
+    if not math.isfinite(held_out.loss):
+        raise FloatingPointError(f"The validation loss of the untuned model is {held_out.loss}.")
+    return [ValidationPoint(0, 0, held_out.loss, held_out.rewards)]
 
 
 def free_training(cell: LocalCell) -> None:

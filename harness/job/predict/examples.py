@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from harness import data_files
 from harness.job.data import batching, encoding, lengths, sources
 from harness.job.models import loading
+from harness.job.training import loop, objectives
 from harness.record import Cell
 from harness.settings import HELD_OUT, ModelSettings
 
@@ -44,9 +45,11 @@ def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
     if not train.refers:
         return DrawnExamples(steps, [])
     tested = splits["test"][: settings.eval.limit] if tuned and HELD_OUT in settings.eval.tasks else []
-    trained = (one for step in steps for micro in step for one in micro)
-    referred = (*trained, *held_out, *(encode(tested) if tested else []))
-    return DrawnExamples(steps, [pair for pair in referred if isinstance(pair, encoding.Pair)])
+    scored = [held_out, encode(tested) if tested else []]
+    trained = [micro for step in steps for micro in step]
+    together = [*trained, *(part for pairs in scored for part in loop.parts(pairs, train.micro_batch))]
+    batches = [[pair for pair in batch if isinstance(pair, encoding.Pair)] for batch in together]
+    return DrawnExamples(steps, objectives.pairwise(train, valued=False).referred(batches))
 
 
 def _tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase | None:

@@ -150,7 +150,7 @@ class Predictor:
             return 0.0
         settings = cell.settings
         method = replace(settings.method, adapt=None, init=None, optim=None)
-        train = replace(settings.train, gradient_checkpointing=False)
+        train = replace(settings.train, gradient_checkpointing=False, objective="dpo")  # kto reads more in a step
         base = replace(cell, rank=None, settings=replace(settings, method=method, train=train))
         return self._line(base, shape, 1, layout, architecture).others["flops_per_token"] * shape.reference
 

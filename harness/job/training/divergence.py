@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from harness.job.ended import CellEnded
 from harness.job.training.early_stop import EarlyStop
-from harness.record import LossPoint, ValidationPoint
+from harness.record import LossPoint, PairRewards, ValidationPoint
 
 UNLEARNED, FORGOT = 0.99, 1.5  # shares of a uniform guess's loss, and of the first step's, that a final loss exceeds
 
@@ -61,16 +62,24 @@ class Divergence:
         return max(UNLEARNED * self._guess, FORGOT * losses[0].loss)
 
 
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """A validation loss in nats, and of pairs the rewards of their answers."""
+
+    loss: float
+    rewards: PairRewards | None = None
+
+
 class Validation:
     """Validates at intervals, where `early_stop` needs it, when `divergence` suspects, and after the last step.
 
-    measure: returns the validation loss. every: steps from one to the next; None for the last one alone. total: steps
+    measure: validates. every: steps from one to the next; None for the last one alone. total: steps
     of the training.
     """
 
     def __init__(
         self,
-        measure: Callable[[], float],
+        measure: Callable[[], HeldOutLoss],
         every: int | None,
         total: int,
         divergence: Divergence,
@@ -92,5 +101,5 @@ class Validation:
                 held_out = self._measure()
         else:
             return None
-        self._divergence.check_held_out(held_out, losses, last)
-        return ValidationPoint(point.step, point.tokens, held_out)
+        self._divergence.check_held_out(held_out.loss, losses, last)
+        return ValidationPoint(point.step, point.tokens, held_out.loss, held_out.rewards)

@@ -1,9 +1,11 @@
-"""Objectives of pairs of answers to one prompt, of which one was preferred: DPO and ORPO.
+"""Objectives of pairs of answers to one prompt, of which one was preferred: DPO, IPO, KTO, SimPO and ORPO.
 
-A batch holds both sequences of each pair, so a step is one forward and one backward pass. The model that DPO refers to
-is the base as it was loaded. Its log-probabilities are taken once, before the method changes the model: so they are
-the same for every method (of some, to switch off the adapters would not give the base back), and training keeps no
-second model.
+A batch holds both sequences of each pair, so a step is one forward and one backward pass. The model that DPO, IPO and
+KTO refer to is the base as it was loaded. Its log-probabilities are taken once, before the method changes the model: so
+they are the same for every method (of some, to switch off the adapters would not give the base back), and training
+keeps no second model.
+
+Where TRL's trainers have an objective too, the numbers are theirs (tests/job/training/test_objectives_of_trl.py).
 """
 
 from __future__ import annotations
@@ -11,18 +13,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid, softplus
 
 from harness.errors import UserError
 from harness.job.data.batching import Batch, Layout
-from harness.job.data.encoding import IGNORED, Pair
+from harness.job.data.encoding import IGNORED, Example, Pair
 from harness.job.training import attention, loss
 from harness.job.training.loop import ANSWERS, AnyObjective, Objective, answer_logits
 from harness.settings import TrainSettings
@@ -34,7 +37,7 @@ CERTAIN = -1e-7  # log-probability above which the odds would be infinite
 class PairBatch(Batch):
     """Pairs as a batch: of each the chosen sequence, then the rejected one.
 
-    kept: of each sequence, how many of the positions `keep` are its own. answers: (pairs, 2) tokens with loss.
+    kept: of each sequence, how many of the positions `keep` are its own. answers: (pairs, 2) tokens of the answers.
     reference: (pairs, 2) log-probabilities in nats of the answers under the base; (0, 2) where none are needed.
     """
 
@@ -42,21 +45,55 @@ class PairBatch(Batch):
     answers: Tensor
     reference: Tensor
 
+    def log_probabilities(self, losses: Tensor) -> Tensor:
+        """The log-probabilities of the answers, (pairs, 2), of the `losses` at all positions `keep` of all rows."""
+        return -torch.stack([part.sum() for part in losses.split(self.kept)]).view(-1, 2)
+
+
+@dataclass(frozen=True)
+class WholePairBatch(PairBatch):
+    """Pairs whose targets are the tokens of the prompts too. in_answer: 1 for each target of an answer, else 0."""
+
+    in_answer: Tensor
+
+    def log_probabilities(self, losses: Tensor) -> Tensor:
+        return super().log_probabilities(losses * self.in_answer)
+
+
+@dataclass(frozen=True)
+class MismatchedBatch(PairBatch):
+    """Pairs, and beside them as many pairs of `mismatched` prompts and answers, from which KTO estimates its KL."""
+
+    mismatched: PairBatch
+
+    def to(self, device: torch.device) -> Self:
+        return replace(super().to(device), mismatched=self.mismatched.to(device))
+
 
 class PairObjective(Objective[Pair, PairBatch]):
     """An objective of pairs, a mean over them.
 
-    beta: the weight of the preference. reference: by a pair's identity, log-probabilities in nats of both of its
-    answers under the base; `refer_to` fills it.
+    beta: the weight of the preference. margin: SimPO's gamma. max_length: tokens at which a sequence is cut; None for
+    no limit. reference: by a pair's identity, log-probabilities in nats of both of its answers under the base;
+    `refer_to` fills it.
     """
 
     by_token = True
 
-    def __init__(self, beta: float, reference: dict[int, tuple[float, float]]):
-        self.beta, self.reference = beta, reference
+    def __init__(
+        self,
+        beta: float,
+        reference: dict[int, tuple[float, float]],
+        margin: float = 0.0,
+        max_length: int | None = None,
+    ):
+        self.beta, self.reference, self.margin, self.max_length = beta, reference, margin, max_length
 
     def batch(self, layout: Layout, drawn: list[Pair]) -> PairBatch:
-        batch, sequences = layout.batch([*drawn]), [each for pair in drawn for each in pair.sequences]
+        return self._paired(layout, drawn)
+
+    def _paired(self, layout: Layout, pairs: list[Pair]) -> PairBatch:
+        batch, sequences = layout.batch([*pairs]), [each for pair in pairs for each in pair.sequences]
         answers = [len(each.supervised) for each in sequences]
         if batch.lengths is None:
             kept = [len(batch.keep)] * len(sequences)
@@ -66,19 +103,28 @@ class PairObjective(Objective[Pair, PairBatch]):
             **vars(batch),
             kept=tuple(kept),
             answers=torch.tensor(answers).view(-1, 2),
-            reference=self._reference(drawn),
+            reference=self._reference(pairs),
         )
 
     def _reference(self, drawn: list[Pair]) -> Tensor:
         return torch.empty(0, 2)
 
+    def referred(self, batches: Iterable[Sequence[Pair]]) -> list[Pair]:
+        """The pairs of which the objective asks the base, where `batches` of pairs are drawn together."""
+        return []
+
     def refer_to(
-        self, base: nn.Module, pairs: Iterable[Pair], size: int, layout: Layout, accelerator: Accelerator
+        self, base: nn.Module, batches: Iterable[Sequence[Pair]], size: int, layout: Layout, accelerator: Accelerator
     ) -> None:
-        """Take what the objective needs of `base` on `pairs`, `size` pairs at a time. This one needs nothing."""
+        """Take what the objective needs of `base` on `batches` of pairs drawn together, `size` pairs at a time."""
 
     def summed(self, model: nn.Module, batch: PairBatch) -> Tensor:
-        return self.losses(log_probabilities(model, batch), batch).sum()
+        return self.summed_with_logs(model, batch)[0]
+
+    def summed_with_logs(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """As `summed`, and the log-probabilities of the answers, (pairs, 2)."""
+        logs = log_probabilities(model, batch)
+        return self.losses(logs, batch).sum(), logs
 
     def weight(self, batch: PairBatch) -> int:
         """How many terms the loss of `batch` sums: pairs."""
@@ -93,40 +139,142 @@ class PairObjective(Objective[Pair, PairBatch]):
         """The implicit rewards of the answers, (pairs, 2), of their log-probabilities `logs`."""
 
 
-class DirectPreference(PairObjective):
-    """DPO (Rafailov et al. 2023, arXiv:2305.18290, equation 7), with the sigmoid loss.
+class Referring(PairObjective):
+    """An objective that compares the model with its base.
 
     The implicit reward of an answer is beta times the logarithm of its probability's ratio to the base's.
     """
-
-    def losses(self, logs: Tensor, batch: PairBatch) -> Tensor:
-        chosen, rejected = self.rewards(logs, batch).unbind(1)
-        return -logsigmoid(chosen - rejected)
 
     def rewards(self, logs: Tensor, batch: PairBatch) -> Tensor:
         return self.beta * (logs - batch.reference)
 
     def of_a_guess(self, vocabulary: int) -> float:
-        """Infinite: the loss begins at that of a coin, ln 2, so no end is told from a guess."""
+        """Infinite: the loss begins at that of a coin, so no end is told from a guess."""
         return math.inf
 
     def _reference(self, drawn: list[Pair]) -> Tensor:
         return torch.tensor([self.reference[id(pair)] for pair in drawn])
 
+    def referred(self, batches: Iterable[Sequence[Pair]]) -> list[Pair]:
+        return [pair for batch in batches for pair in batch]
+
     def refer_to(
-        self, base: nn.Module, pairs: Iterable[Pair], size: int, layout: Layout, accelerator: Accelerator
+        self, base: nn.Module, batches: Iterable[Sequence[Pair]], size: int, layout: Layout, accelerator: Accelerator
     ) -> None:
-        batches = by_length(pairs, size)
-        self.reference |= {id(pair): (0.0, 0.0) for some in batches for pair in some}  # a batch has a place for them
+        by_size = by_length(self.referred(batches), size)
+        self.reference |= {id(pair): (0.0, 0.0) for some in by_size for pair in some}  # a batch has a place for them
         base.eval()
         with torch.no_grad(), accelerator.autocast(), ExitStack() as stack:
             if layout.flat:
                 stack.enter_context(attention.enabled(base))
             if not layout.every:  # else speed-ups are off
                 stack.enter_context(loss.enabled(base))
-            for some in batches:
-                logs = log_probabilities(base, self.batch(layout, some).to(accelerator.device))
+            for some in by_size:
+                logs = log_probabilities(base, self._paired(layout, some).to(accelerator.device))
                 self.reference |= {id(pair): tuple(both) for pair, both in zip(some, logs.tolist(), strict=True)}
+
+
+class DirectPreference(Referring):
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290, equation 7), with the sigmoid loss."""
+
+    def losses(self, logs: Tensor, batch: PairBatch) -> Tensor:
+        better, worse = self.rewards(logs, batch).unbind(1)
+        return -logsigmoid(better - worse)
+
+
+class IdentityPreference(Referring):
+    """IPO (Azar et al. 2023, arXiv:2310.12036, equation 17); beta is the article's tau.
+
+    As in TRL, which asked the authors, an answer's log-ratio is a mean over its tokens, so that the squared loss does
+    not grow with their number.
+    """
+
+    def losses(self, logs: Tensor, batch: PairBatch) -> Tensor:
+        better, worse = ((logs - batch.reference) / batch.answers).unbind(1)
+        return (better - worse - 1 / (2 * self.beta)) ** 2
+
+
+class KahnemanTversky(Referring):
+    """KTO (Ethayarajh et al. 2024, arXiv:2402.01306, equations 7 and 8), each pair taken as a desirable and an
+    undesirable answer of equal weights; the loss of a pair is the mean of both.
+
+    The KL between model and base, which has no gradient, is estimated as in TRL: over the answers of a micro-batch,
+    each after another answer's prompt.
+    """
+
+    def __init__(
+        self,
+        beta: float,
+        reference: dict[int, tuple[float, float]],
+        margin: float = 0.0,
+        max_length: int | None = None,
+    ):
+        super().__init__(beta, reference, margin, max_length)
+        self._mismatched: dict[tuple[int, ...], list[Pair]] = {}  # by the identities of the pairs of a batch
+
+    def batch(self, layout: Layout, drawn: list[Pair]) -> PairBatch:
+        matched = self._paired(layout, drawn)
+        return MismatchedBatch(**vars(matched), mismatched=self._paired(layout, self.mismatched(drawn)))
+
+    def referred(self, batches: Iterable[Sequence[Pair]]) -> list[Pair]:
+        return [pair for batch in batches for pair in (*batch, *self.mismatched(batch))]
+
+    def mismatched(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """The answers of `pairs`, drawn together, each after the prompt of the next one; chosen ones first."""
+        key = tuple(map(id, pairs))
+        if key not in self._mismatched:
+            sequences = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+            rotated = sequences[-1:] + sequences[:-1]
+            both = [joined(*each, self.max_length) for each in zip(sequences, rotated, strict=True)]
+            self._mismatched[key] = [Pair(*each) for each in zip(both[: len(pairs)], both[len(pairs) :], strict=True)]
+        return self._mismatched[key]
+
+    def summed_with_logs(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        assert isinstance(batch, MismatchedBatch)  # as `batch` makes them
+        with torch.no_grad():
+            other = log_probabilities(model, batch.mismatched)
+        divergence = (other - batch.mismatched.reference).mean().clamp(min=0)
+        logs = log_probabilities(model, batch)
+        return self.unpaired(logs, batch, divergence).sum(), logs
+
+    def losses(self, logs: Tensor, batch: PairBatch) -> Tensor:
+        """As if the model had no divergence from its base."""
+        return self.unpaired(logs, batch, logs.new_zeros(()))
+
+    def unpaired(self, logs: Tensor, batch: PairBatch, divergence: Tensor) -> Tensor:
+        """The mean loss of each pair's answers, (pairs,), at the `divergence` in nats of the model from its base."""
+        better, worse = self.rewards(logs, batch).unbind(1)
+        at = self.beta * divergence
+        return (2 - torch.sigmoid(better - at) - torch.sigmoid(at - worse)) / 2
+
+
+class SimplePreference(PairObjective):
+    """SimPO (Meng et al. 2024, arXiv:2405.14734, equation 6), which needs no base; `margin` is the article's gamma.
+
+    The reward of an answer is beta times its mean log-probability per token.
+    """
+
+    def losses(self, logs: Tensor, batch: PairBatch) -> Tensor:
+        better, worse = self.rewards(logs, batch).unbind(1)
+        return -logsigmoid(better - worse - self.margin)
+
+    def rewards(self, logs: Tensor, batch: PairBatch) -> Tensor:
+        return self.beta * logs / batch.answers
+
+    def of_a_guess(self, vocabulary: int) -> float:
+        """Infinite: the base's answers have about equal rewards, so no end is told from a guess."""
+        return math.inf
+
+
+class SimplePreferenceOfLikely(SimplePreference):
+    """CPO-SimPO, as TRL has it: SimPO, and the cross-entropy of the chosen answers, a mean over their tokens."""
+
+    def losses(self, logs: Tensor, batch: PairBatch) -> Tensor:
+        return super().losses(logs, batch) - logs[:, 0].sum() / batch.answers[:, 0].sum()
+
+    def of_a_guess(self, vocabulary: int) -> float:
+        """A guess gives both answers the same reward."""
+        return math.log(vocabulary) + float(softplus(torch.tensor(self.margin)))
 
 
 class OddsRatio(PairObjective):
@@ -137,9 +285,13 @@ class OddsRatio(PairObjective):
     """
 
     def losses(self, logs: Tensor, batch: PairBatch) -> Tensor:
-        chosen, rejected = (logs / batch.answers).unbind(1)
-        odds = chosen - rejected - log_complement(chosen) + log_complement(rejected)
-        return -chosen - self.beta * logsigmoid(odds)
+        return -logs[:, 0] / batch.answers[:, 0] + self.odds_losses(logs, batch)
+
+    def odds_losses(self, logs: Tensor, batch: PairBatch) -> Tensor:
+        """The loss of the odds of each pair, (pairs,), with its weight."""
+        better, worse = (logs / batch.answers).unbind(1)
+        odds = better - worse - log_complement(better) + log_complement(worse)
+        return -self.beta * logsigmoid(odds)
 
     def rewards(self, logs: Tensor, batch: PairBatch) -> Tensor:
         return self.beta * logs / batch.answers
@@ -149,6 +301,43 @@ class OddsRatio(PairObjective):
         return math.log(vocabulary) + self.beta * math.log(2)
 
 
+class OddsRatioOfTrl(OddsRatio):
+    """ORPO as TRL has it: the cross-entropy is of the chosen answers and their prompts, and a mean over all these
+    tokens of a micro-batch, so that a long pair counts for more than a short one.
+    """
+
+    def batch(self, layout: Layout, drawn: list[Pair]) -> PairBatch:
+        whole = self._paired(layout, [Pair(*(each.whole() for each in pair.sequences)) for pair in drawn])
+        sequences = [each for pair in drawn for each in pair.sequences]
+        places = [set(each.supervised) for each in sequences]
+        in_answer = [
+            float(at + 1 in answer) for answer, count in zip(places, whole.kept, strict=True) for at in range(count)
+        ]
+        counted = sum(len(pair.chosen.ids) - 1 + len(pair.rejected.supervised) for pair in drawn)
+        answers = torch.tensor(list(map(len, places))).view(-1, 2)
+        fields = vars(whole) | {"answers": answers, "supervised": counted}
+        return WholePairBatch(**fields, in_answer=torch.tensor(in_answer))
+
+    def summed_with_logs(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        losses = token_losses(model, batch)
+        better = losses.split(batch.kept)[::2]
+        tokens = (batch.targets.flatten() != IGNORED).split(batch.kept)[::2]
+        entropy = torch.cat(better).sum() / torch.cat(tokens).sum()
+        logs = batch.log_probabilities(losses)
+        return len(batch.answers) * entropy + self.odds_losses(logs, batch).sum(), logs
+
+
+KINDS: dict[str, type[PairObjective]] = {
+    "dpo": DirectPreference,
+    "ipo": IdentityPreference,
+    "kto": KahnemanTversky,
+    "simpo": SimplePreference,
+    "cpo_simpo": SimplePreferenceOfLikely,
+    "orpo": OddsRatio,
+    "orpo_trl": OddsRatioOfTrl,
+}
+
+
 def of(train: TrainSettings, valued: bool = True) -> AnyObjective:
     """The objective of the settings `train`. valued: False for a prediction, which has no values of the base."""
     return pairwise(train, valued) if train.paired else ANSWERS
@@ -156,11 +345,17 @@ def of(train: TrainSettings, valued: bool = True) -> AnyObjective:
 
 def pairwise(train: TrainSettings, valued: bool = True) -> PairObjective:
     """The objective of pairs of the settings `train`. Raises UserError if they have none, or lack its beta."""
-    kinds: dict[str, type[PairObjective]] = {"dpo": DirectPreference, "orpo": OddsRatio}
-    if train.objective not in kinds or train.preference_beta is None:
+    if train.objective not in KINDS or train.preference_beta is None:
         raise UserError(f"train.objective={train.objective} requires train.preference_beta, the preference's weight.")
     none: dict[int, tuple[float, float]] = {} if valued else defaultdict(lambda: (0.0, 0.0))
-    return kinds[train.objective](train.preference_beta, none)
+    return KINDS[train.objective](train.preference_beta, none, train.preference_margin or 0.0, train.max_length)
+
+
+def joined(before: Example, after: Example, most: int | None) -> Example:
+    """The answer of `after` after the prompt of `before`, cut at `most` tokens."""
+    shift = before.prompt - after.prompt
+    ids = (before.ids[: before.prompt] + after.ids[after.prompt :])[:most]
+    return Example(ids, before.prompt, tuple((begin + shift, end + shift) for begin, end in after.between))
 
 
 def by_length(pairs: Iterable[Pair], size: int) -> list[list[Pair]]:
@@ -171,12 +366,17 @@ def by_length(pairs: Iterable[Pair], size: int) -> list[list[Pair]]:
 
 def log_probabilities(model: nn.Module, batch: PairBatch) -> Tensor:
     """The log-probabilities in nats of the answers of `batch`, in fp32: (pairs, 2)."""
+    return batch.log_probabilities(token_losses(model, batch))
+
+
+def token_losses(model: nn.Module, batch: PairBatch) -> Tensor:
+    """The cross-entropy in nats at each position `keep` of each row of `batch`, in fp32; 0 where it has no target."""
     with loss.at_head(model, batch.targets) as taken:
         losses = answer_logits(model, batch)
     if not taken:
         targets = batch.targets.flatten()
         losses = cross_entropy(losses.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="none")
-    return -torch.stack([part.sum() for part in losses.split(batch.kept)]).view(-1, 2)
+    return losses
 
 
 def log_complement(logs: Tensor) -> Tensor:

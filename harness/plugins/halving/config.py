@@ -40,6 +40,8 @@ def check(config: DictConfig) -> None:
     stop, train = config.stop, config.train
     if stop.name == "none" or config.method.optim is None:
         return
+    if train.early_stopping is not None:
+        raise UserError("stop=asha can't be combined with train.early_stopping: take one rule for ending early.")
     if find_spec("optuna") is None:
         raise UserError("stop=asha needs the extra `asha`: pip install -e '.[asha]' in the project's folder.")
     if train.max_steps is not None and math.ceil(stop.first * train.max_steps) >= train.max_steps:

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.record import Record
-from harness.report.lint.completeness import failed_cells, missing_base, pruned_cells, seed_counts, stop_rules
+from harness.report.lint.completeness import (
+    ended_early,
+    failed_cells,
+    missing_base,
+    pruned_cells,
+    seed_counts,
+    stop_rules,
+)
 from harness.report.lint.differences import Sentences, group_by
 from harness.report.lint.drift import drifted
 from harness.report.lint.environment import (
@@ -103,6 +110,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "attention": ("unequal", attention),
     "tries": ("unequal", tries),
     "stop": ("unequal", stop_rules),
+    "early stopping": ("unequal", ended_early),
     "evaluation": ("unequal", evaluation),
     "written by": ("unequal", written_by),
     "asked by": ("unequal", asked_by),

@@ -92,6 +92,21 @@ def pruned_cells(records: Sequence[Record]) -> Sentences:
     )
 
 
+def ended_early(records: Sequence[Record]) -> Sentences:
+    """Which steps' weights train.early_stopping chose, beside cells that ran to their end."""
+    early = [(record, record.best) for record in records if record.best and record.best.later]
+    if not early:
+        return
+    at = Counter(best.step for _, best in early)
+    steps = ", ".join(f"step {step} ({units.plural(count, 'cell')})" for step, count in sorted(at.items()))
+    of = units.plural(len(tuned(records)), "tuned cell")
+    yield (
+        f"train.early_stopping scored {len(early)} of {of} before the last step they took, at {steps}: "
+        "compared cells had different numbers of steps.",
+        tuple(record.cell.name for record, _ in early),
+    )
+
+
 def stop_rules(records: Sequence[Record]) -> Sentences:
     """Confirmations and untuned models have none."""
     competing = [record for record in tuned(records) if not record.confirmation and record.status != "unfit"]

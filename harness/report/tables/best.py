@@ -23,6 +23,7 @@ from harness.report.select import Choice
 from harness.report.statistics import Interval, Ratio, seeds_interval
 from harness.report.tables.captions import THROTTLED_MEANING, groups_line
 from harness.report.tables.classes import class_tables
+from harness.report.tables.cost import cost_of
 from harness.report.tables.entries import ABSENT, THROTTLED, cost, rate, score_style
 from harness.report.tables.published import published_of
 from harness.report.tables.rows import Row, Rows, group, several_seeds
@@ -54,6 +55,12 @@ def tables(
         return [comparison_of(rows, columns)]
     answer = StudyAnswer(rows, folder)
     return [*tables_of(answer), *class_tables(answer)]
+
+
+def costs(records: Sequence[Record], folder: Path | None, price: float) -> list[Table]:
+    """What `harness table --cost` shows of a study. folder, price: as of `tables`, which raises for the same."""
+    _require_one_device(records)
+    return [cost_of(StudyAnswer(group(records, price), folder))]
 
 
 def tables_of(answer: StudyAnswer) -> list[Table]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config_folders import CONF, named_sweeps, offered_sweeps, published_sweeps, require_own_names
@@ -31,6 +31,7 @@ from harness.sweep.app.running import RunPoint
 from harness.sweep.app.session import Options, Session
 
 NOT_A_LAUNCH = {"--cfg", "-c", "--hydra-help", "--info", "-i"}
+TUNED = "hydra/sweeper"  # in a sweep's defaults
 PLACES = {"study", "results_dir", "data_root"}  # settings that say where, and not what to run
 
 
@@ -70,14 +71,14 @@ def main(arguments: Arguments, options: Options) -> Session:
     hydra_options = [*arguments.hydra, *(["--config-dir", arguments.config_dir] if arguments.config_dir else [])]
     if arguments.command != "run" and not NOT_A_LAUNCH & set(arguments.hydra):
         hydra_options.append("--multirun")
-    sys.argv = [f"{PROGRAM} {arguments.command}", *overrides, *hydra_options]
-
     if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     session = Session(options)
     try:
         with _errors_in_a_sentence(overrides):
-            hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(RunPoint(session))()
+            for search in _searches(_sweep_file(name, arguments.config_dir), overrides):
+                sys.argv = [f"{PROGRAM} {arguments.command}", *search, *hydra_options]
+                hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(RunPoint(session))()
     finally:
         if session.progress is not None:
             session.progress.close()
@@ -146,6 +147,29 @@ def _named_sweep(arguments: Arguments) -> tuple[str, list[str]]:
     own = [path.stem for path in Path(arguments.config_dir).glob("*.yaml")] if arguments.config_dir else []
     one_of("sweep", name, sorted({*named_sweeps(), *own}), _offered(*own))
     return name, overrides
+
+
+def _sweep_file(name: str, config_dir: str | None) -> Path | None:
+    """The file of the named sweep; None of ``config``, which is none."""
+    own = {path.stem: path for path in Path(config_dir).glob("*.yaml")} if config_dir else {}
+    return (named_sweeps() | own).get(name)
+
+
+def _searches(file: Path | None, overrides: list[str]) -> list[list[str]]:
+    """The overrides of one run of Hydra after another: one, but of a tuning sweeper one for each method.
+
+    Such a sweeper would take the method for one more axis of its search, and try the methods unequally often. file: of
+    the named sweep, null without one.
+    """
+    sweepers = [each.partition("=")[2] for each in overrides if each.startswith("hydra/sweeper=")]
+    defaults = OmegaConf.select(OmegaConf.load(file), "defaults", default=[]) if file is not None else []
+    entries = [entry for entry in defaults if isinstance(entry, DictConfig)]
+    named = [str(value) for entry in entries for key, value in entry.items() if TUNED in str(key)]
+    methods = next((each.partition("=")[2] for each in overrides if each.startswith("method=")), "")
+    if (sweepers or named or ["grid"])[-1] in ("grid", "basic") or "," not in methods:
+        return [overrides]
+    others = [each for each in overrides if not each.startswith("method=")]
+    return [[f"method={method}", *others] for method in methods.split(",")]
 
 
 def _offered(*own: str) -> str:

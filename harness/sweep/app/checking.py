@@ -16,10 +16,15 @@ from harness.sweep.app.session import Options
 
 
 def check(points: Sequence[Point], options: Options) -> None:
-    """Raise UserError if a cell can't run, or if cells that plug-ins run would exceed the budget.
+    """Raise UserError if a cell can't run, or if cells that plug-ins run would exceed the budget, or others have one.
 
     points: of one sweep, whose data_root and local paths are the same; at least one.
     """
+    if options.dollars is not None and any(point.is_local for point in points):
+        raise UserError(
+            f"--budget {options.dollars:g}USD limits models behind an API alone; `plan --budget {options.dollars:g}USD "
+            "--price N` says if cells that run here stay within it, at N dollars an hour."
+        )
     inputs.require(points)
     requests = [point.request for point in points]
     local, first = [point.cell for point in points if point.is_local], requests[0]

@@ -47,6 +47,7 @@ ELSEWHERE = {
     "train.adapter_dropout": ("dropout", "lora_dropout"),
     "train.objective": ("loss_type", "pref_loss", "stage"),
     "train.preference_beta": ("beta", "pref_beta"),
+    "train.preference_margin": ("gamma", "simpo_gamma"),
     "train.loss_on": (
         "completion_only_loss",
         "train_on_inputs",

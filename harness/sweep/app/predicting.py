@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from harness import record, terminal
+from harness import record, terminal, units
 from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import plan_view, planner
@@ -55,7 +56,26 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
     )
     times = times_of(plan, composed, options)
     (options.show or _print)(plan, times)
+    if options.dollars is not None:
+        _require_within(options.dollars, plan, times)
     return [Outcome("impossible", None) for point in plan.points if isinstance(point, planner.Impossible)]
+
+
+def _require_within(budget: float, plan: planner.Plan, times: Times) -> None:
+    """Say what training the cells of `plan` costs. Raises UserError if it is above `budget` dollars, or unknown."""
+    trained = [point for point in plan.predicted if point.prediction["trainable"]]
+    if times.price is None:
+        raise UserError(f"--budget {budget:g}USD requires a price: --price, dollars for an hour of one device.")
+    costs = [cost for point in trained if (cost := times.dollars(point)) is not None]
+    if len(costs) < len(trained):
+        raise UserError(
+            f"--budget {budget:g}USD requires known times, which {units.plural(len(trained) - len(costs), 'cell')} of "
+            f"{len(trained)} lack: `harness calibrate` times this device's kernels, --throughput sets a rate."
+        )
+    sentence = f"Training {units.plural(len(trained), 'cell')} costs about {units.dollars(sum(costs))}"
+    if sum(costs) > budget:
+        raise UserError(f"{sentence}, above --budget {budget:g}USD.")
+    print(f"{sentence}, within --budget {budget:g}USD. Loading, validation and scoring come on top.", file=sys.stderr)
 
 
 def _print(plan: planner.Plan, times: Times) -> None:

@@ -23,6 +23,7 @@ STUDY = f"--study quickstart {AT}"
 @lines(
     Line(f"table {STUDY} --format text --wide", said="galore"),
     f"table {STUDY} --format md --price 2 --out priced.md",
+    f"table {STUDY} --cost --price 2 --out costs.md",
     Line(f"table {STUDY} --format csv", said='"method",'),
     Line(f"table {STUDY} --format html", said="<table"),
     Line(f"table {STUDY} --format latex", said="tabular"),

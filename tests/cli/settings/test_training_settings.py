@@ -101,6 +101,34 @@ def test_pairs_are_trained_on_by_their_objective(run, only, tmp_path):
 
 
 @lines(
+    f"run {SMALL} study=margins data=local_preference data_root={{folder}} data.path=pairs.jsonl "
+    "train.objective=simpo train.preference_beta=2 train.preference_margin=0.7",
+)
+def test_the_margin_of_simpo_is_recorded_with_its_rewards(run, only, tmp_path):
+    pairs = [{"prompt": f"Say {i}", "chosen": f"It is {i}.", "rejected": f"It is {i + 1}."} for i in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    run()
+    record = only("margins")
+    assert (record.cell.settings.train.objective, record.cell.settings.train.preference_margin) == ("simpo", 0.7)
+    rewards = record.validation[-1].rewards
+    assert rewards.margin == pytest.approx(rewards.chosen - rewards.rejected)
+
+
+@lines(
+    f"run {CELL} study=early method=lora eval.tasks=[] train.max_steps=6 train.validate_every=1 train.early_stopping=1 "
+    "train.early_stopping_gain=50 method.init_seed=3"
+)
+def test_training_ends_without_a_gain_from_adapters_of_their_own_seed(run, only):
+    run()
+    record = only("early")
+    assert record.cell.settings.method.init_seed == 3
+    assert (record.cell.settings.train.early_stopping, record.cell.settings.train.early_stopping_gain) == (1, 50)
+    assert record.train.steps == 2  # no fall is as large as 50 nats
+    assert record.best.ended_early
+    assert len(record.validation) + len(record.best.later) == 2
+
+
+@lines(
     f"sweep {CELL} study=swept eval.tasks=[] lr=1e-3,1e-4 method=lora hydra/launcher=local_parallel hydra/sweeper=grid",
     f"run {CELL} study=shared method=galore method.knobs.scale=1 eval.tasks=[]",
     f"run {CELL} study=shared method=galore method.knobs.scale=1 eval.tasks=[] repeat=true",

@@ -7,7 +7,7 @@ harness/job/training/objectives.py says what a reward is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from harness.job.training.objectives import PairBatch, PairObjective, log_probabilities
-from harness.record import Score, cluster_numbers, clustered_error
+from harness.record import PairRewards, Score, cluster_numbers, clustered_error
 from harness.settings import HELD_OUT
 
 REWARDS = "rewards"  # the task's name
@@ -36,6 +36,12 @@ def of(
             logs = log_probabilities(model, batch)
         rewards += [(chosen, rejected) for chosen, rejected in objective.rewards(logs, batch).tolist()]
     return rewards
+
+
+def means(rewards: Sequence[Sequence[float]]) -> PairRewards:
+    """Of the `rewards` of the chosen and the rejected answer of each pair."""
+    better, worse = (fmean(each) for each in zip(*rewards, strict=True))
+    return PairRewards(better, worse, better - worse, fmean(float(good > bad) for good, bad in rewards))
 
 
 def beside(
