@@ -35,6 +35,7 @@ from harness.report.memory import comparable
 from harness.report.pages.commands import run_command
 from harness.report.pages.curves_block import curves_block
 from harness.report.pages.items_block import items_block
+from harness.report.pages.overview import overviews
 from harness.report.pages.page_block import PageBlock
 from harness.report.pages.settings_block import settings_block
 from harness.report.tables.best import tables_of
@@ -44,12 +45,13 @@ from harness.report.tables.rows import Row, Rows
 from harness.report.tables.table import Table
 
 HERE = Path(__file__).parent
+MOST_NAMED = 8  # methods that the line on what was run names
 LONGEST = 500  # rows of a table in the page's source; what is beyond is data, of which scripts show some at a time
 STYLES = ("page.css", "explore.css", "items.css")
 SCRIPTS = (  # in the order of their needs; they share their names, so a script of one section is wrapped in a function
     *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
-    *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "chart")),
-    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes")),
+    *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "export", "chart", "compare")),
+    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes", "overview")),
 )
 SCRIPTS_AFTER_PLUGINS = ("scripts/items.js", "scripts/start.js", "scripts/live.js")
 BLOCKS: Mapping[str, Callable[[StudyResults], Any]] = {
@@ -111,9 +113,12 @@ def render(
         blocks={name: _block(value) for name, value in blocks.items()},
         live=bool(live),
         longest=LONGEST,
+        scope=_scope(results.answer),
+        overviews=overviews(results),
         summary=list(_summary(results.answer, added, findings)),
         problems=problems,
-        answer=list(map(_with_code, best.answer)),
+        decision=[tuple(map(_with_code, line)) for line in results.answer.decisions],
+        advice=list(map(_with_code, results.answer.advice)),
         best=replace(best, answer=()),
         best_heading=best.title.rpartition(": ")[2].capitalize(),
         best_settings=_settings_of(results.answer),
@@ -171,13 +176,19 @@ def _shown(value: object) -> object:
 # Summary
 
 
-def _summary(answer: StudyAnswer, added: Sequence[PageBlock], findings: Sequence[Finding]) -> Iterator[str]:
+def _scope(answer: StudyAnswer) -> str:
+    """What was run: cells, methods, models and data."""
     rows = answer.rows
     methods = list(dict.fromkeys(row.method for row in rows))
     places = list(dict.fromkeys(row.place for row in rows))
     where = "; ".join(f"{model}, tuned on {data}" for _, model, data in places)
-    cells, of = units.plural(len(rows.records), "cell"), units.plural(len(methods), "method")
-    yield f"{cells} of {of} ({', '.join(methods)}): {where}."
+    named = f" ({', '.join(methods)})" if len(methods) <= MOST_NAMED else ""
+    return f"{units.plural(len(rows.records), 'cell')} of {units.plural(len(methods), 'method')}{named}: {where}."
+
+
+def _summary(answer: StudyAnswer, added: Sequence[PageBlock], findings: Sequence[Finding]) -> Iterator[str]:
+    rows = answer.rows
+    places = list(dict.fromkeys(row.place for row in rows))
     statuses = Counter(record.status for record in rows.records)
     if lost := [f"{n} {status}" for status, n in statuses.items() if status != "ok"]:
         yield f"{statuses['ok']} finished, {', '.join(lost)}."
