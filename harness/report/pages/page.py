@@ -53,6 +53,7 @@ SCRIPTS = (  # in the order of their needs; they share their names, so a script 
     *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "export", "chart", "compare")),
     *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes", "overview")),
 )
+WAITING_SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "scripts/state.js", "scripts/live.js")
 SCRIPTS_AFTER_PLUGINS = ("scripts/items.js", "scripts/start.js", "scripts/live.js")
 BLOCKS: Mapping[str, Callable[[StudyResults], Any]] = {
     "settings": settings_block,
@@ -97,7 +98,60 @@ def render(
         blocks["live"] = live
     of_plugins = [path.read_text(encoding="utf-8") for block in added for path in block.scripts]
     script = "\n".join(['"use strict";', *map(_asset, SCRIPTS), *of_plugins, *map(_asset, SCRIPTS_AFTER_PLUGINS)])
-    environment = Environment(
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            study=study,
+            style=Markup("".join(map(_asset, STYLES))),
+            script=Markup(script),
+            script_hash=_hash_of(script),
+            blocks={name: _block(value) for name, value in blocks.items()},
+            live=bool(live),
+            longest=LONGEST,
+            scope=_scope(results.answer),
+            overviews=overviews(results),
+            summary=list(_summary(results.answer, added, findings)),
+            problems=problems,
+            decision=[tuple(map(_with_code, line)) for line in results.answer.decisions],
+            advice=list(map(_with_code, results.answer.advice)),
+            best=replace(best, answer=()),
+            best_heading=best.title.rpartition(": ")[2].capitalize(),
+            best_settings=_settings_of(results.answer),
+            settings=settings,
+            sections=[section for block in added for section in block.sections],
+            figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
+            findings={kind: [f.sentence for f in findings if f.kind == kind] for kind in ("unequal", "incomplete")},
+            origin=_origin(records),
+            files=files,
+            made_with=made_with or {},
+            command=command,
+            parts=[f"python -m harness {part} {where}" for part in _parts(added)] if where else [],
+            runs=list(map(run_command, ours[:LONGEST])),
+            cells=len(ours),
+            grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
+        )
+    )
+
+
+def waiting(study: str, live: Mapping[str, str]) -> str:
+    """The page of a study without a record: it shows the cells that run, and reloads when the first one is over."""
+    script = "\n".join(['"use strict";', *map(_asset, WAITING_SCRIPTS)])
+    return (
+        _templates()
+        .get_template("waiting.html")
+        .render(
+            study=study,
+            style=Markup("".join(map(_asset, STYLES))),
+            script=Markup(script),
+            script_hash=_hash_of(script),
+            live=_block(live),
+        )
+    )
+
+
+def _templates() -> Environment:
+    return Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
         finalize=_shown,
@@ -105,36 +159,11 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(
-        study=study,
-        style=Markup("".join(map(_asset, STYLES))),
-        script=Markup(script),
-        script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        blocks={name: _block(value) for name, value in blocks.items()},
-        live=bool(live),
-        longest=LONGEST,
-        scope=_scope(results.answer),
-        overviews=overviews(results),
-        summary=list(_summary(results.answer, added, findings)),
-        problems=problems,
-        decision=[tuple(map(_with_code, line)) for line in results.answer.decisions],
-        advice=list(map(_with_code, results.answer.advice)),
-        best=replace(best, answer=()),
-        best_heading=best.title.rpartition(": ")[2].capitalize(),
-        best_settings=_settings_of(results.answer),
-        settings=settings,
-        sections=[section for block in added for section in block.sections],
-        figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
-        findings={kind: [f.sentence for f in findings if f.kind == kind] for kind in ("unequal", "incomplete")},
-        origin=_origin(records),
-        files=files,
-        made_with=made_with or {},
-        command=command,
-        parts=[f"python -m harness {part} {where}" for part in _parts(added)] if where else [],
-        runs=list(map(run_command, ours[:LONGEST])),
-        cells=len(ours),
-        grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
-    )
+
+
+def _hash_of(script: str) -> str:
+    """SHA-256 of a script, as the page's policy names it."""
+    return b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _with_code(line: str) -> Markup:
