@@ -24,7 +24,8 @@
       element("th", { scope: "row" }, element("span", { class: "swatch", style: `background: ${colours.get(cell.name)}` }), cell.name),
       element("td", {}, cell.phase), element("td", {}, cell.step === null ? "–" : `${cell.step}${cell.of === null ? "" : ` of ${cell.of}`}`),
       element("td", {}, cell.loss === null ? "–" : cell.loss.toFixed(3)), element("td", {}, cell.to_go || "–")));
-    return element("table", {}, element("caption", { class: "unseen" }, "Running cells"), element("thead", {}, head), element("tbody", {}, ...rows));
+    const made = element("table", {}, element("caption", { class: "unseen" }, "Running cells"), element("thead", {}, head), element("tbody", {}, ...rows));
+    return element("div", { class: "scroll" }, made);
   }
 
   // The losses that `harness view` has heard of since it began.
