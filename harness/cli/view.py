@@ -64,7 +64,7 @@ def viewer(options: argparse.Namespace) -> Viewer:
     """A server of the studies that the options name; UserError if the port is taken."""
     from harness import env
     from harness.report.pages import page
-    from harness.report.pages.server import RunningCell, StudyNews, Viewer
+    from harness.report.pages.server import CellNews, StudyNews, Viewer
     from harness.studies.status import RecordCache, study_status
     from harness.sweep import store
     from harness.sweep.cell_status import AT_WORK, duration
@@ -87,7 +87,7 @@ def viewer(options: argparse.Namespace) -> Viewer:
         counts = [f"{n} {state}" for state, n in status.counts.items() if n or state == "done"]
         said = ", ".join([*counts, *filter(None, [status.time_left])]) + "."
         running = [
-            RunningCell(
+            CellNews(
                 name=cell.cell,
                 method=cell.method or "",
                 phase=cell.progress.phase or "start",

@@ -51,7 +51,8 @@ def lines(plan: Plan, times: Times) -> list[str]:
     out = tabulate(rows, header, "simple", disable_numparse=True).splitlines() if rows else []
     out += [""] if rows else []
     notes = [line for note in _notes(plan, times) for line in textwrap.wrap(note, 110)]
-    return out + outside(plan) + notes
+    said = answer(plan)
+    return [*([said, ""] if said else []), *out, *outside(plan), *notes]
 
 
 def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
@@ -59,7 +60,8 @@ def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
     from rich.text import Text
 
     all_columns, rows = _table(plan, times)
-    parts: list[RenderableType] = []
+    said = answer(plan)
+    parts: list[RenderableType] = [Text(said, style="bold"), Text("")] if said else []
     if rows:
         spare = width - min(terminal.needed(COLUMNS[:1], rows), 30) - 24
         size = next((size for size in WIDTHS if size <= spare), WIDTHS[-1])
@@ -73,6 +75,36 @@ def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
             parts.append(Text(f"Not shown at this width: {', '.join(left_out)}.", style="dim"))
         parts.append(Text(""))
     return parts + [Text(sentence) for sentence in (*outside(plan), *_notes(plan, times))]
+
+
+def answer(plan: Plan) -> str:
+    """Which methods fit, and what the others need, in a sentence; empty if nothing is predicted."""
+    points, room = plan.predicted, units.size(plan.budget)
+    lacking = [point for point in points if plan.shortage(point)]
+    if not points:
+        return ""
+    if not lacking:
+        all_fit = f"All {len(points)} cells fit" if len(points) > 1 else "The cell fits"
+        return f"{all_fit} into {room}; the most is {units.size(max(p.peak for p in points) + BESIDE)}."
+    methods = dict.fromkeys(point.cell.method for point in points)
+    short_of_memory = [method for method in methods if any(point.cell.method == method for point in lacking)]
+    fitting = [method for method in methods if method not in short_of_memory]
+    clauses = [f"{_listed(fitting)} {'fits' if len(fitting) == 1 else 'fit'}"] if fitting else []
+    beyond = []
+    for method in short_of_memory:
+        batches = [point.prediction["largest_batch"] for point in lacking if point.cell.method == method]
+        if all(batches):
+            clauses.append(f"{method} needs train.batch_size ≤ {min(batches)}")
+        else:
+            beyond.append(method)
+    if beyond:
+        clauses.append(f"{_listed(beyond)} {'does' if len(beyond) == 1 else 'do'} not fit as set")
+    return f"On {room}: {'; '.join(clauses)}."
+
+
+def _listed(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def bar(plan: Plan, point: Planned, size: int) -> Text:

@@ -43,7 +43,7 @@ HEADERS = {
 
 
 @dataclass(frozen=True)
-class RunningCell:
+class CellNews:
     """A cell that runs: what it does now, at which step of how many, its loss there, and the time it takes yet."""
 
     name: str
@@ -62,7 +62,7 @@ class StudyNews:
     said: str
     over: int = 0
     cells: int = 0
-    running: Sequence[RunningCell] = ()
+    running: Sequence[CellNews] = ()
 
 
 @dataclass
@@ -72,7 +72,7 @@ class LossHistory:
     MOST: ClassVar[int] = 400  # points of a cell: beyond, every second one is dropped
     points: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
-    def follow(self, running: Sequence[RunningCell]) -> None:
+    def follow(self, running: Sequence[CellNews]) -> None:
         """Note what has been reported since; cells that no longer run are forgotten."""
         self.points = {cell.name: self.points.get(cell.name, []) for cell in running}
         for cell in running:
