@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 UNLIMITED = 10_000  # columns of what is no terminal
+ECHO = 2  # columns for the "^C" that a terminal writes behind a live display: if it wrapped, a line would stay twice
 GAP = 2  # between columns, one of it the box's
 SHORT = 8  # characters of a header that is not wrapped
 STYLES = {"ok": "green", "running": "cyan", "yes": "green", "ready": "green", "supported": "green"}
