@@ -58,7 +58,7 @@
 
   // The decision as a picture, beside its sentences: the score that decides against memory.
   charts.frame({
-    id: "first", title: study.places.length > 1 ? "" : "Quality against memory", into: "first-chart",
+    id: "first", title: "Quality against memory", into: "first-chart",
     draw: (width) => {
       const plot = draw(width, memory, headline(), Math.min(370, Math.max(280, width * 0.6)), true);
       if (typeof plot !== "string") plot.addEventListener("click", () => { if (plot.value) made.section.scrollIntoView(); });
