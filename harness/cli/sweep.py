@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,13 +250,12 @@ def _settings() -> str:
     from harness.config_help import config_groups
 
     lines = ["", "config groups (GROUP=NAME):"]
-    for group in selected_groups()[:-1]:  # sweepers are for axes of another kind
-        lines += _wrapped(", ".join(group_files(group)), f"  {group:16}", " " * 18)
+    groups = selected_groups()[:-1]  # sweepers are for axes of another kind
+    lines += _listed({group: ", ".join(group_files(group)) for group in groups})
     lines += ["", "cards (--device CARD):", *_wrapped(", ".join(group_files("device")), "  ", "  ")]
     lines += ["", "named sweeps (sweep NAME):"]
-    for name, path in offered_sweeps().items():
-        question = path.read_text(encoding="utf-8").partition("\n")[0].strip("# ")
-        lines += _wrapped(question, f"  {name:16}", " " * 18)
+    sweeps = offered_sweeps().items()
+    lines += _listed({name: path.read_text(encoding="utf-8").partition("\n")[0].strip("# ") for name, path in sweeps})
     lines.append(f"  and {len(published_sweeps())} of published studies in sweeps/published/")
     lines += ["", "settings (KEY=VALUE):"]
     for config_group in config_groups():
@@ -268,5 +268,13 @@ def _settings() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _listed(texts: Mapping[str, str]) -> list[str]:
+    """Each name with its text beside it, all texts below each other: no name is as long as the room for it."""
+    room = max(16, *(len(name) + 2 for name in texts))
+    return [line for name, text in texts.items() for line in _wrapped(text, f"  {name:{room}}", " " * (2 + room))]
+
+
 def _wrapped(text: str, first: str, others: str) -> list[str]:
-    return textwrap.wrap(text, 100, initial_indent=first, subsequent_indent=others)
+    """`text` in lines that fit the terminal, of at most 100 letters; a name without a text stands alone."""
+    width = min(100, max(60, shutil.get_terminal_size().columns))
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others) or [first.rstrip()]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import errno
 import shlex
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli.output import begun_study_names
+from harness.cli.output import begun_study_names, require_study_name
 from harness.cli.parser import Group, add_study_name
-from harness.errors import UserError
+from harness.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from harness.report.pages.server import Viewer
@@ -33,7 +34,7 @@ def view(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     if not 0 <= options.port < 2**16:
         raise UserError(f"--port must lie between 0 and 65535, got {options.port}.")
-    names = begun_study_names(options)
+    names = _names(options)
     with viewer(options) as server:
         asked = server.address("study", names[0]) if options.study else server.address()
         print(f"http://127.0.0.1:{server.port}{asked}\nCtrl-C ends it.", flush=True)
@@ -44,34 +45,63 @@ def view(options: argparse.Namespace) -> int:
     return 0
 
 
+def _names(options: argparse.Namespace) -> list[str]:
+    """The studies to serve. One that has not begun is waited for, as `status --watch` does, unless its name looks like
+    a slip of the name of another."""
+    try:
+        return begun_study_names(options)
+    except UserError:
+        from harness.sweep import store
+
+        if options.study is None or nearest(options.study, store.begun(options.results_dir)):
+            raise
+        require_study_name(options.study, options.results_dir)
+        print(f"{options.study} has not begun; its page waits for it.", flush=True)
+        return [options.study]
+
+
 def viewer(options: argparse.Namespace) -> Viewer:
     """A server of the studies that the options name; UserError if the port is taken."""
     from harness import env
     from harness.report.pages import page
-    from harness.report.pages.server import Viewer
+    from harness.report.pages.server import CellNews, StudyNews, Viewer
     from harness.studies.status import RecordCache, study_status
     from harness.sweep import store
+    from harness.sweep.cell_status import AT_WORK, duration
 
     cache, results = RecordCache(), options.results_dir
 
     def studies() -> list[str]:
         return [options.study] if options.study else store.begun(results)
 
-    def render(name: str, live: dict[str, str]) -> str | None:
+    def render(name: str, live: dict[str, str]) -> str:
         records, problems = cache.read(results / name)
         if not records:
-            return None
+            return page.waiting(name, live)
         where = ["--study", name, *(["--results-dir", str(results)] if results != Path("results") else [])]
         typed = shlex.join(["python", "-m", "harness", "report", *where, "--out", "report.html"])
         return page.render(records, results / name, problems, shlex.join(where), typed, env.made_with(), live)
 
-    def told(name: str) -> str:
+    def news(name: str) -> StudyNews:
         status = study_status(results, name, cache)
         counts = [f"{n} {state}" for state, n in status.counts.items() if n or state == "done"]
-        return ", ".join([*counts, *filter(None, [status.time_left])]) + "."
+        said = ", ".join([*counts, *filter(None, [status.time_left])]) + "."
+        running = [
+            CellNews(
+                name=cell.cell,
+                method=cell.method or "",
+                phase=cell.progress.phase or "start",
+                step=cell.progress.step,
+                of=cell.progress.of,
+                loss=cell.progress.loss if cell.progress.loss is None or isfinite(cell.progress.loss) else None,
+                to_go="" if cell.progress.seconds_left is None else duration(cell.progress.seconds_left),
+            )
+            for cell in status.having("running")
+        ]
+        return StudyNews(said, len(status.cells) - len(status.having(*AT_WORK)), len(status.cells), running)
 
     try:
-        return Viewer(results, studies, render, told, options.port)
+        return Viewer(results, studies, render, news, options.port)
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise

@@ -8,7 +8,7 @@ items both ways, so forgetting is measured by the change, won minus lost, with i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import pandas as pd
 from harness import units
 from harness.record import Record, Score
 from harness.report import statistics
+from harness.report.answer.advice import few
 from harness.report.frame import score_name
 from harness.report.headline import BASES, base_of
 from harness.report.items.answered import AnsweredItems, answers
 from harness.report.items.changed import Changed, ChangedItems
 from harness.report.pairwise import score_of
+from harness.report.score_names import score_label
 from harness.report.statistics import ALPHA, Answers, Difference
 from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT
@@ -294,7 +296,41 @@ def _totals(found: Forgetting, study: str, several: bool) -> Table:
             caption.append(groups_line(counts))
         if any(len(c.cells) == 1 for c in found.comparisons):
             caption.append("Single seed: results hold for the trained models, not for the method.")
-    return _table("Method", f"{study}: lost and won against base", rows, [*caption, *found.left_out])
+    table = _table("Method", f"{study}: lost and won against base", rows, [*caption, *found.left_out])
+    return replace(table, answer=list(_answer(found, several)))
+
+
+def _answer(results: Forgetting, several: bool) -> Iterator[str]:
+    """A sentence for each task, by the first of its scores: which methods forget, which gain, of which that is open."""
+    by_task: dict[tuple[Any, str], str] = {}
+    for c in results.comparisons:
+        by_task.setdefault((c.place, c.score.split("/")[0]), c.score)
+    sentences = []
+    for (place, _), score in by_task.items():
+        here = [c for c in results.comparisons if (c.place, c.score) == (place, score) and c.total.change]
+        ranked = sorted(here, key=lambda c: c.total.change.value if c.total.change else 0.0)
+        significant = [c for c in ranked if c.total.corrected is not None and c.total.corrected < ALPHA]
+        losing = [c for c in significant if c.total.change and c.total.change.value < 0]
+        gaining = [c for c in significant if c not in losing]
+        undecided = [c for c in ranked if c not in significant]
+        clauses = [
+            f"{few([c.label for c in of])} {verb if len(of) > 1 else f'{verb}s'} ({_span(of)})"
+            for verb, of in (("forget", losing), ("gain", gaining))
+            if of
+        ]
+        if undecided:
+            clauses.append(f"no significant change of {few([c.label for c in undecided])} ({_span(undecided)})")
+        where = f" ({'/'.join(place[1:])})" if several else ""
+        if clauses:
+            sentences.append((not losing, f"{named(score)}{where}: {'; '.join(clauses)}."))
+    yield from (sentence for _, sentence in sorted(sentences, key=lambda each: each[0]))
+
+
+def _span(comparisons: Sequence[Comparison]) -> str:
+    """The least and the greatest change of `comparisons`, in points."""
+    points = [100 * c.total.change.value + 0.0 for c in comparisons if c.total.change]
+    ends = dict.fromkeys(f"{value:+.1f}".replace("-", "−") for value in (min(points), max(points)))
+    return f"{' to '.join(ends)} points"
 
 
 def _subjects(of_it: list[Comparison], several: bool) -> Table:
@@ -351,7 +387,7 @@ def _table(head: str, title: str, rows: list[dict[str, str]], caption: list[str]
 
 def named(score: str) -> str:
     """A score's name for readers."""
-    return score.removesuffix("/none").replace("/", " ")
+    return score_label(*score.split("/", 2))
 
 
 def _subject(name: str | None) -> str:

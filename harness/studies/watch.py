@@ -53,7 +53,7 @@ class Screen:
         self._live.stop()
 
     def __call__(self, studies: Sequence[StudyStatus]) -> None:
-        self._live.update(screenful(studies, *self._console.size), refresh=True)
+        self._live.update(screenful(studies, self._console.width - terminal.ECHO, self._console.height), refresh=True)
 
 
 def screenful(studies: Sequence[StudyStatus], width: int, height: int) -> Group:

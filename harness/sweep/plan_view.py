@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -40,8 +39,6 @@ COLUMNS = (
 )
 BAR = FittedColumn("memory", 2)
 LEFT_OUT = "Decompositions and what devices send each other are left out."
-NAMED = 6  # names of a sentence, at most; others are counted
-SINGULAR = {"fit": "fits", "do": "does"}
 WIDTHS = (48, 24, 12)  # of bars; the widest that leaves room for what is more important
 KINDS = {"weights": ("█", "blue"), "adapters": ("▓", "magenta"), "optimizer": ("▒", "yellow")}
 KINDS |= {"gradients": ("░", "red"), "activations": ("▪", "green"), "overhead": ("·", "dim")}
@@ -51,12 +48,11 @@ def lines(plan: Plan, times: Times) -> list[str]:
     """The table as plain lines, with notes on how its figures were obtained."""
     columns, rows = _table(plan, times)
     header = [column.header for column in columns]
-    out = [line for sentence in answer(plan, times) for line in textwrap.wrap(sentence, 110)]
-    out += [""] if out else []
-    out += tabulate(rows, header, "simple", disable_numparse=True).splitlines() if rows else []
+    out = tabulate(rows, header, "simple", disable_numparse=True).splitlines() if rows else []
     out += [""] if rows else []
     notes = [line for note in _notes(plan, times) for line in textwrap.wrap(note, 110)]
-    return out + outside(plan) + notes
+    said = [line for sentence in answer(plan, times) for line in textwrap.wrap(sentence, 110)]
+    return [*said, *([""] if said else []), *out, *outside(plan), *notes]
 
 
 def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
@@ -64,9 +60,9 @@ def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
     from rich.text import Text
 
     all_columns, rows = _table(plan, times)
-    parts: list[RenderableType] = [Text(sentence) for sentence in answer(plan, times)]
+    parts: list[RenderableType] = [Text(sentence, style="bold") for sentence in answer(plan, times)]
+    parts += [Text("")] if parts else []
     if rows:
-        parts.append(Text(""))
         spare = width - min(terminal.needed(COLUMNS[:1], rows), 30) - 24
         size = next((size for size in WIDTHS if size <= spare), WIDTHS[-1])
         columns = [all_columns[0], BAR, *all_columns[1:]]
@@ -79,6 +75,46 @@ def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
             parts.append(Text(f"Not shown at this width: {', '.join(left_out)}.", style="dim"))
         parts.append(Text(""))
     return parts + [Text(sentence) for sentence in (*outside(plan), *_notes(plan, times))]
+
+
+def answer(plan: Plan, times: Times) -> list[str]:
+    """Which methods fit and what the others need, and how long all that fit train; empty if nothing is predicted."""
+    points, room = plan.predicted, units.size(plan.budget)
+    lacking = [point for point in points if plan.shortage(point)]
+    if not points:
+        return []
+    if not lacking:
+        all_fit = f"All {len(points)} cells fit" if len(points) > 1 else "The cell fits"
+        return [
+            f"{all_fit} into {room}; the most is {units.size(max(p.peak for p in points) + BESIDE)}.",
+            *_time(plan, times),
+        ]
+    methods = dict.fromkeys(point.cell.method for point in points)
+    short_of_memory = [method for method in methods if any(point.cell.method == method for point in lacking)]
+    fitting = [method for method in methods if method not in short_of_memory]
+    clauses = [f"{_listed(fitting)} {'fits' if len(fitting) == 1 else 'fit'}"] if fitting else []
+    beyond = []
+    for method in short_of_memory:
+        batches = [_largest_batch(plan, point) for point in lacking if point.cell.method == method]
+        if all(batches):
+            clauses.append(f"{method} needs train.batch_size ≤ {min(batches)}")
+        else:
+            beyond.append(method)
+    if beyond:
+        clauses.append(f"{_listed(beyond)} {'does' if len(beyond) == 1 else 'do'} not fit")
+    return [f"On {room}: {'; '.join(clauses)}.", *_time(plan, times)]
+
+
+def _largest_batch(plan: Plan, point: Planned) -> int:
+    """The largest train.batch_size with which a point that does not fit would; 0 for none, or if it is not training
+    that is too large."""
+    shortage = plan.shortage(point)
+    return (point.prediction["largest_batch"] or 0) if shortage is not None and shortage.phase == "train" else 0
+
+
+def _listed(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def bar(plan: Plan, point: Planned, size: int) -> Text:
@@ -104,49 +140,6 @@ def _legend(plan: Plan) -> Text:
     for kind, (character, style) in KINDS.items():
         parts += [(character, style), f" {kind}  "]
     return Text.assemble(*parts, ("|", "bold"), f" {units.size(plan.budget)}")
-
-
-def answer(plan: Plan, times: Times) -> list[str]:
-    """Which of the predicted points fit, with which batches the others would, and how long those that fit take."""
-    labels, budget = _labels(plan.predicted), units.size(plan.budget)
-    fitting = [labels[point.name] for point in plan.predicted if plan.fits(point)]
-    by_batch: dict[int, list[str]] = {}  # 0: for none
-    for point in plan.predicted:
-        if not plan.fits(point):
-            by_batch.setdefault(_largest(plan, point), []).append(labels[point.name])
-    clauses = [f"{_said_of(fitting, 'fit')} in {budget}"] if fitting else []
-    for size in sorted(by_batch.keys() - {0}, reverse=True):
-        clauses.append(f"{_said_of(by_batch[size], 'fit')} with train.batch_size of {size} or less")
-    if too_large := by_batch.get(0):
-        clauses.append(f"{_said_of(too_large, 'do')} not" + ("" if fitting else f" fit in {budget}"))
-    return [f"{'; '.join(clauses)}.", *_grid(plan, times)] if clauses else []
-
-
-def _largest(plan: Plan, point: Planned) -> int:
-    """The largest train.batch_size with which a point that does not fit would; 0 for none."""
-    shortage = plan.shortage(point)
-    return (point.prediction["largest_batch"] or 0) if shortage is not None and shortage.phase == "train" else 0
-
-
-def _labels(points: Sequence[Planned]) -> dict[str, str]:
-    """By the name of a point the shortest of its labels that tells it from all others."""
-    for label in (
-        lambda point: point.cell.method,
-        lambda point: f"{point.cell.method} on {point.cell.model}",
-        lambda point: point.name.rpartition("-")[0],
-    ):
-        labels = {point.name: label(point) for point in points}
-        if len({*labels.values()}) == len(points):
-            return labels
-    return {point.name: point.name for point in points}
-
-
-def _said_of(names: Sequence[str], verb: str) -> str:
-    """Such as "lora and qlora fit" and "dora fits"; of many the first, and how many more."""
-    few = [*names[:NAMED], f"{len(names) - NAMED} more"] if len(names) > NAMED + 1 else [*names]
-    if len(few) == 1:
-        return f"{few[0]} {SINGULAR[verb]}"
-    return f"{', '.join(few[:-1])} and {few[-1]} {verb}"
 
 
 def _table(plan: Plan, times: Times) -> tuple[list[FittedColumn], list[list[str]]]:
@@ -240,7 +233,7 @@ def _notes(plan: Plan, times: Times) -> list[str]:
                 "per trained weight, about 2 with method.adamw=paged_8bit."
             )
         if any(p.prediction["reference_flops"] for p in possible):
-            notes.append("FLOPs and time of dpo, ipo and kto include a forward pass of the base over all pairs.")
+            notes.append("FLOPs and time of train.objective=dpo include a forward pass of the base over all pairs.")
         notes += [_phase_note(plan, point) for point in possible if "phases" in point.prediction]
         notes += [*time_notes(plan, times)]
     return notes
@@ -306,7 +299,7 @@ def _rates(card: Card) -> str:
     return ", ".join([*bf16, f"{card.fp32_tflops:g} TFLOP/s in fp32", f"{card.bandwidth_gb:,g} GB/s"])
 
 
-def _grid(plan: Plan, times: Times) -> list[str]:
+def _time(plan: Plan, times: Times) -> list[str]:
     """The sum over the cells that fit, of more than one."""
     fitting = [point for point in plan.predicted if plan.fits(point)]
     known = [seconds for point in fitting if (seconds := times.seconds(point)) is not None]

@@ -102,7 +102,11 @@ class SweepProgress:
 
     def _screen(self) -> Live:
         shown = terminal.console(to_stderr=True)
-        live = terminal.live(shown, get_renderable=lambda: self.view(*shown.size), refresh_per_second=PER_SECOND)
+
+        def view() -> RenderableType:
+            return self.view(shown.width - terminal.ECHO, shown.height)
+
+        live = terminal.live(shown, get_renderable=view, refresh_per_second=PER_SECOND)
         live.start()
         return live
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 UNLIMITED = 10_000  # columns of what is no terminal
+ECHO = 2  # columns for the "^C" that a terminal writes behind a live display: if it wrapped, a line would stay twice
 GAP = 2  # between columns, one of it the box's
 SHORT = 8  # characters of a header that is not wrapped
 STYLES = {"ok": "green", "running": "cyan", "yes": "green", "ready": "green", "supported": "green"}
@@ -33,13 +34,15 @@ class FittedColumn:
     """A column of a table that is made to fit.
 
     rank: columns of the highest rank are left out first where there is no room. least: characters that a text may be
-    cut to (null: it is shown whole or not at all). right: whether it is aligned right.
+    cut to (null: it is shown whole or not at all). wraps: it is broken between words instead of being cut. right:
+    whether it is aligned right.
     """
 
     header: str
     rank: int = 0
     least: int | None = None
     right: bool = False
+    wraps: bool = False
 
 
 def console(to_stderr: bool = False, wide: bool = False) -> Console:
@@ -100,15 +103,15 @@ def fitted(
         table.add_column(
             Text(printable(column.header)),
             justify="right" if column.right else "left",
-            no_wrap=column.least is not None,
-            overflow="ellipsis",
+            no_wrap=column.least is not None and not column.wraps,
+            overflow="fold" if column.wraps else "ellipsis",
             width=size,
         )
     for row in rows:
         shown = (row[i] for i in widths)
         table.add_row(*(Text(cell, STYLES.get(cell, "")) if isinstance(cell, str) else cell for cell in shown))
     left_out = [column.header for i, column in enumerate(columns) if i not in widths]
-    return (Padding(table, (0, 0, 0, indent)) if indent else table), left_out
+    return (Padding(table, (0, 0, 0, indent), expand=False) if indent else table), left_out
 
 
 def _widths(columns: Sequence[FittedColumn], rows: Sequence[Sequence[str | Text]], room: int) -> dict[int, int]:

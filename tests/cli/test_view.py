@@ -17,9 +17,11 @@ from chromium import Page, in_a_browser
 from records import make_record
 from rendered import HOSTILE
 
+from harness.__main__ import main
 from harness.cli.view import viewer
 from harness.record import write
-from harness.report.pages.server import ViewerRequest
+from harness.report.pages.server import Viewer, ViewerRequest
+from harness.sweep.store import Study
 
 
 @pytest.fixture
@@ -150,8 +152,9 @@ def test_a_study_without_records_waits_for_them(results):
     (results / "new" / ".harness").mkdir(parents=True)
     with serving(results, "new") as server:
         page = ask(server, server.address("study", "new"))[2]
-        assert '<meta http-equiv="refresh"' in page
-        assert "0 done." in page
+        assert "no cell is over yet" in page
+        news = json.loads(ask(server, server.address("news", "new"))[2])
+        assert (news["said"], news["over"], news["running"]) == ("0 done.", 0, [])
         record = make_record("lora", study="new")
         write(record, results / "new" / f"{record.cell.name}.json")
         assert "new: fine-tuning methods compared" in ask(server, server.address("study", "new"))[2]
@@ -263,10 +266,48 @@ def test_a_port_in_use_and_a_missing_folder_are_one_sentence_each(inside, result
     said = inside("view", "--results-dir", "nowhere")
     assert (said.returncode, said.stderr.count("\n")) == (2, 1)
     assert "There is no results folder nowhere" in said.stderr
-    said = inside("view", "three")
+    said = inside("view", "group/tow")
     assert (said.returncode, said.stderr.count("\n")) == (2, 1)
+    assert "Did you mean group/two?" in said.stderr
     said = inside("view", "--port", "70000")
     assert said.stderr == "error: --port must lie between 0 and 65535, got 70000.\n"
+
+
+def test_a_study_that_has_not_begun_is_waited_for(results, monkeypatch, capsys):
+    monkeypatch.setattr(Viewer, "serve_forever", lambda self: None)
+    assert main(["view", "later", "--results-dir", str(results), "--port", "0"]) == 0
+    first, address, _ = capsys.readouterr().out.splitlines()
+    assert first == "later has not begun; its page waits for it."
+    assert address.endswith("/study/later")
+    with serving(results, "later") as server:
+        assert "later: no cell is over yet" in ask(server, server.address("study", "later"))[2]
+
+
+def test_the_losses_of_running_cells_are_noted(results):
+    cell = make_record("lora", study="new").cell
+    store = Study(results, "new")
+    with serving(results, "new") as server, store.lease(cell) as note:
+        for step, loss in ((1, 2.5), (2, 2.0), (2, 2.0), (3, float("nan"))):
+            note({"phase": "train", "step": step, "of": 10, "loss": loss})
+            (running,) = json.loads(ask(server, server.address("news", "new"))[2])["running"]
+        assert (running["name"], running["phase"], running["step"], running["of"]) == (cell.name, "train", 3, 10)
+        assert running["losses"] == [[1, 2.5], [2, 2.0]]
+
+
+@in_a_browser
+def test_a_page_without_results_shows_the_cells_that_run(results, tmp_path):
+    cell = make_record("lora", study="new").cell
+    store = Study(results, "new")
+    with serving(results, "new") as server, Page(tmp_path / "profile") as page, store.lease(cell) as note:
+        note({"phase": "train", "step": 1, "of": 10, "loss": 2.5})
+        page.go(f"http://127.0.0.1:{server.port}{server.address('study', 'new')}")
+        wait_for(page, "document.querySelector('#running-cells table').textContent.includes('1 of 10')")
+        note({"phase": "train", "step": 2, "of": 10, "loss": 2.0})
+        wait_for(page, "document.querySelector('#running-cells svg').getBBox().width > 300")
+        assert page.complaints() == []
+        record = make_record("lora", study="new")
+        write(record, results / "new" / f"{record.cell.name}.json")
+        wait_for(page, "document.querySelector('h1')?.textContent === 'new: fine-tuning methods compared'")
 
 
 @in_a_browser

@@ -408,7 +408,7 @@ def test_forgetting_stands_against_gain_in_points():
     panel = draw("forgetting", records)[0]
     assert legend(panel) == ["full", "lora"]
     assert points(panel) == [pytest.approx((7, 1)), pytest.approx((5, -3))]
-    assert panel.get_ylabel() == "change of\nmmlu acc (points)"
+    assert panel.get_ylabel() == "change of\nmmlu, accuracy (points)"
     assert titles("forgetting", records) == ["Changes of mmlu are not tested"]
 
 

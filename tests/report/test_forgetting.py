@@ -234,7 +234,10 @@ def test_the_command_gives_tables_json_csv_and_a_figure(study, folder, tmp_path,
     where = ["--results-dir", str(folder.parent)]
     assert main(["forgetting", "demo", *where, "--items", "1"]) == 0
     text = capsys.readouterr().out
-    assert "| lora     | r=16 α=32 lr=2e-4 |       2 | mmlu acc |       6 |            4 |    1.5 |   0.5 |" in text
+    assert (
+        "| lora     | r=16 α=32 lr=2e-4 |       2 | mmlu, accuracy |       6 |            4 |    1.5 |   0.5 |" in text
+    )
+    assert text.splitlines()[2] == "mmlu, accuracy: no significant change of lora (−16.7 points)."
     assert "No item was lost or won in 1 other subject." in text
     assert "Up to 1 lost and 1 won" in text
     assert main(["forgetting", "demo", *where, "--json"]) == 0
@@ -249,6 +252,12 @@ def test_the_command_gives_tables_json_csv_and_a_figure(study, folder, tmp_path,
     for line, said in (("--figure a.gif", "a.gif"), ("--items -1", "--items"), ("nope", "nope")):
         assert main(["forgetting", *line.split(), *where]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_answer_says_who_forgets_and_who_gains():
+    folder = ROOT / "results" / "reference" / "study_skill"
+    first, *_ = tables(forgetting(read_study(folder)[0], folder), "study_skill", 1)
+    assert first.answer == ["skill, solved: qlora, dora, lora, galore and full gain (+49.0 to +51.6 points)."]
 
 
 def test_committed_records_are_compared_as_their_tables_have_it():

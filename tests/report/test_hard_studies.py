@@ -51,7 +51,7 @@ def test_two_models_and_two_data_sets_are_compared_each_in_its_place(folder):
     assert {len(contest.corrected) for contest in held} == {1}
     text = caption(table)
     assert "correction for 4 pairs" in text, "one family a report"
-    assert "gsm8k exact_match strict-match (large/facts): lora is significantly better than full." in text
+    assert "gsm8k, exact match, strict format (large/facts): lora is significantly better than full." in text
 
 
 def test_what_is_said_of_a_choice_names_its_data_set_where_there_are_several(folder):

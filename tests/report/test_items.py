@@ -61,15 +61,17 @@ def test_published_records_have_items_without_questions():
     records, _ = read_study(GSM8K)
     data = items_block(StudyResults(records, GSM8K))
     assert [(each["score"], each["all"]) for each in data["sets"]] == [
-        ("gsm8k exact_match flexible-extract", 57),
-        ("mmlu acc", 57),
+        ("gsm8k, exact match", 57),
+        ("mmlu, accuracy", 57),
     ]
     for each in data["sets"]:
         assert each["models"][0]["label"] == "base"
         assert set(each["question"]) == {None}
         for model, right in zip(each["models"], each["right"], strict=True):
             (record,) = [r for r in records if r.cell.method == model["label"]]
-            score = next(s for s in record.scores if s.task == each["score"].split()[0] and s.filter != "strict-match")
+            score = next(
+                s for s in record.scores if s.task == each["score"].split(",")[0] and s.filter != "strict-match"
+            )
             assert sum(right) == pytest.approx(score.value * score.n)
 
 

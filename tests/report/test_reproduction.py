@@ -62,7 +62,7 @@ def test_a_run_that_is_equal_is_told_so():
         "validation loss": "equal",
         "mean training loss": "equal",
         "peak train memory": "equal",
-        "gsm8k exact_match strict-match (%)": "equal",
+        "gsm8k, exact match, strict format (%)": "equal",
         "tokens/s": "not compared",
     }
     table = reproduction_table("demo", list(found.values()), [(record, again(record))])
@@ -143,7 +143,7 @@ def test_scores_are_paired_by_item(tmp_path, lost, said):
     sound(record, tmp_path / "a", values)
     other = again(record)
     sound(other, tmp_path / "b", tuple(0.0 if i < 2 * lost else value for i, value in enumerate(values)))
-    found = checks([record], other, tmp_path / "a", tmp_path / "b")["gsm8k exact_match strict-match (%)"]
+    found = checks([record], other, tmp_path / "a", tmp_path / "b")["gsm8k, exact match, strict format (%)"]
     assert found.agreement == said
     assert found.why == f"200 paired items, {lost} answered otherwise"
 

@@ -171,7 +171,7 @@ def test_the_table_shows_fresh_seeds_alone_and_says_so():
     cells = dict(zip(shown.columns, line, strict=True))
     assert (cells["Tries"], cells["Seeds"]) == ("2", "3")
     assert cells["Validation loss"].startswith("1.500 (")
-    assert cells["gsm8k exact_match strict-match (%)"].startswith("10.0 (")
+    assert cells["gsm8k, exact match, strict format (%)"].startswith("10.0 (")
     told = "\n".join(shown.caption)
     assert "Fresh seeds, which took no part in the choice, stand for lora" in told
     assert "looks better than it is" not in told

@@ -23,7 +23,7 @@ from harness.report.tables.columns import COLUMNS
 from harness.report.tables.formats import document, render
 from harness.report.tables.table import Table, comparison
 
-EXACT_MATCH = "gsm8k exact_match strict-match (%)"
+EXACT_MATCH = "gsm8k, exact match, strict format (%)"
 
 
 # Numbers
@@ -130,7 +130,7 @@ def test_scores_that_are_no_shares_keep_their_unit():
         make_record("base", scores=[make_score(20.5, 0.25, **perplexity)]),
         make_record("lora", scores=[make_score(18.25, 0.25, **perplexity)]),
     ]
-    assert row(comparison(records), "lora")["wikitext word_perplexity ↓"] == "18.25 ± 0.25 (−2.250)"
+    assert row(comparison(records), "lora")["wikitext, word_perplexity ↓"] == "18.25 ± 0.25 (−2.250)"
 
 
 def test_speed_is_compared_at_the_same_rank_or_with_the_first_lora():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from on_screen import OnScreen
@@ -73,12 +73,44 @@ def test_tables_fit_the_terminal_and_begin_with_the_answer(results, width):
 
 
 def test_what_tells_rows_apart_and_a_score_of_each_task_are_shown_at_any_width():
-    scores = ["facts acc (%)", "facts acc_norm (%)", "math exact (%)"]
+    scores = ["facts, accuracy (%)", "facts, accuracy by length (%)", "math, exact (%)"]
     columns = ["Model", "Data", "Method", "Setting", *scores, "Tokens/s"]
-    rows = [["m", data, "lora", "r=16 lr=1e-4", *["48.8 (34.1–64.1)"] * 3, "577"] for data in ("facts", "math")]
+    rows = [
+        [f"m-{data}", data, "lora", f"r=16 lr={lr}", *[f"{score} (34.1–64.1)"] * 3, rate]
+        for data, lr, score, rate in (("facts", "1e-4", "48.8", "577"), ("math", "2e-4", "38.8", "677"))
+    ]
     shown = terminal.lines(*screen.view([Table("t", columns, rows, [], None)], 80), width=80)
-    left_out = next(line for line in shown if line.startswith("Not shown at this width"))
-    assert left_out == "Not shown at this width: facts acc_norm (%). --wide shows all."
+    left_out = "\n".join(shown).partition("Not shown at this width: ")[2]
+    assert left_out.startswith("facts, accuracy by length (%)")
+    assert "math" not in left_out
+
+
+def test_costs_and_whole_settings_are_shown_beside_the_first_score():
+    columns = ["Method", "Setting", "Tries", "Peak train memory", "Tokens/s", "skill, solved (%)", "text, bits ↓"]
+    rows = [
+        ["lora", f"r=32 α=32 lr={lr}", "3", f"{size} GiB (0.69×, 0.67–0.70)", f"{rate} (0.90×, 0.81–0.99)", *scores]
+        for lr, size, rate, *scores in (
+            ("1.5e-3", "1.91", "678", "66.0 (62.6–69.2) a", "0.92 (0.89–0.95) c"),
+            ("3.5e-3", "2.67", "489", "65.0", "0.98"),
+        )
+    ]
+    shown = terminal.lines(*screen.view([Table("t", columns, rows, [], None)], 80), width=80)
+    text = "\n".join(shown)
+    assert "1.91 GiB (0.69×)" in text
+    assert "678 (0.90×)" in text
+    assert "lr=1.5e-3" in text
+    assert "lr=3.5e-3" in text
+    assert "Not shown at this width: text, bits ↓." in text
+    assert max(map(cell_len, shown)) <= 80
+
+
+def test_lines_of_no_terminal_are_not_padded(results):
+    (results / "demo" / ".harness").mkdir(exist_ok=True)
+    piped = subprocess.run(
+        [sys.executable, "-m", "harness", "status", "--results-dir", str(results)], capture_output=True, text=True
+    )
+    assert "failed" in piped.stdout
+    assert max(map(len, piped.stdout.splitlines())) < 200
 
 
 def test_a_wide_table_has_all_columns(results):
@@ -137,29 +169,6 @@ def test_advice_says_what_does_not_fit_at_all():
     assert said == ["lora does not fit: it takes 7.00 GiB or more."]
 
 
-def test_a_plan_begins_with_what_fits_and_what_would(tmp_path):
-    def sized(method, mib, largest):
-        point = planned(f"{method}-r8-0123ab", (mib, 0, 0, 0, 0))
-        return replace(
-            point, cell=replace(point.cell, method=method), prediction=point.prediction | {"largest_batch": largest}
-        )
-
-    points = [sized("qlora", 512, 9), sized("lora", 1024, 8), sized("dora", 9000, 3), sized("full", 9000, None)]
-    for shown, said in {
-        4: "qlora and lora fit in 5.00 GiB; dora fits with train.batch_size of 3 or less; full does not.",
-        1: "qlora fits in 5.00 GiB.",
-    }.items():
-        plan = Plan(points[:shown], BESIDE + 4 * 2**30, {"device": {"type": "cpu"}}, "cpu")
-        times = Times(tmp_path, plan.environment, "cpu", throughput=100.0)
-        assert plan_view.lines(plan, times)[0] == said
-        assert terminal.lines(*plan_view.view(plan, times, 200), width=200)[0].startswith(said[:40])
-    assert plan_view.answer(Plan(points[3:], BESIDE, {}, "cpu"), times) == ["full does not fit in 1.00 GiB."]
-    twice = [points[1], replace(points[1], name="lora-r16-4567cd")]
-    assert plan_view.answer(Plan(twice, 2**40, {}, "cpu"), times)[0] == "lora-r8 and lora-r16 fit in 1024.00 GiB."
-    models = [points[1], replace(points[1], name="lora-r8-4567cd", cell=replace(points[1].cell, model="large"))]
-    assert plan_view.answer(Plan(models, 2**40, {}, "cpu"), times)[0].startswith(f"lora on {models[0].cell.model} and ")
-
-
 @pytest.mark.parametrize("width", [80, 200])
 def test_bars_of_memory_stand_against_the_budget(tmp_path, width):
     fits, not_ = planned("small-cell", (512, 64, 64, 128, 256)), planned("large-cell", (4096, 64, 512, 1024, 4096))
@@ -175,6 +184,28 @@ def test_bars_of_memory_stand_against_the_budget(tmp_path, width):
     assert "█" not in small[small.index("|") :]
     assert "▪" in large[large.index("|") :]
     assert "5.00 GiB" in "\n".join(shown)
+
+
+def test_a_plan_begins_with_its_answer(tmp_path):
+    fits, not_ = planned("small-cell", (512, 64, 64, 128, 256)), planned("large-cell", (4096, 64, 512, 1024, 4096))
+    budget = BESIDE + 4 * 2**30
+
+    def said(*points):
+        plan = Plan([*points], budget, {"device": {"type": "cpu"}}, "cpu")
+        times = Times(tmp_path, plan.environment, "cpu", throughput=100.0)
+        sentences = plan_view.answer(plan, times)
+        assert plan_view.lines(plan, times)[: len(sentences)] == sentences
+        return sentences
+
+    assert said(fits) == ["The cell fits into 5.00 GiB; the most is 2.00 GiB."]
+    all_fit, time = said(fits, fits)
+    assert all_fit == "All 2 cells fit into 5.00 GiB; the most is 2.00 GiB."
+    assert time == "2 of 2 cells fit. They train 20 s in all."
+    not_.prediction["largest_batch"] = 7
+    assert said(not_) == ["On 5.00 GiB: lora needs train.batch_size ≤ 7."]
+    not_.prediction["largest_batch"] = None
+    assert said(not_) == ["On 5.00 GiB: lora does not fit."]
+    assert said() == []
 
 
 # Sweeps

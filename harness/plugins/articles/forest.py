@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -71,6 +73,9 @@ LOOKS: dict[Decision, tuple[Look, str]] = {
     OPEN: (Look("#000000", "o", ""), "white"),
 }
 RARE = {TOO_SMALL, DEPENDS}  # not in the legend where no claim has the verdict
+BAR = 0.13  # inches: the height of an effect
+GROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.3}
+LETTERS = 66  # of a claim that fit beside each other
 MARGIN = 0.06  # of an axis beyond what is drawn on it, as a share
 
 
@@ -90,12 +95,15 @@ def forest(judged: Mapping[str, ArticleVerdicts], merged: bool = False) -> Drawn
     if not panels:
         return None
     titles = [f"{title}, {unit.name}: {tally(_of_unit(judged[title], unit))}" for title, unit in panels]
-    figure, drawn = titled_panels(titles, *(0.8 + 0.12 * len(effects) for effects in panels.values()))
     where = _places(rows)
-    for ((title, unit), effects), axes in zip(panels.items(), drawn, strict=False):
+    names = {}
+    for (title, unit), effects in panels.items():
         judgements = Counter(verdict.claim.name for verdict in rows[title])
         several = {name for name, count in judgements.items() if count > 1}
-        _forest(axes, unit, effects, where, several)
+        names[title, unit] = list(_names([verdict for verdict, _ in effects], where, several))
+    figure, drawn = titled_panels(titles, *(0.75 + len(own) * _row_height(own) for own in names.values()))
+    for ((title, unit), effects), axes in zip(panels.items(), drawn, strict=False):
+        _forest(axes, unit, effects, names[title, unit])
     decisions = {verdict.decision for effects in panels.values() for verdict, _ in effects}
     looks = {decision: look for decision, look in LOOKS.items() if decision not in RARE - decisions}
     add_legend(figure, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
@@ -136,16 +144,16 @@ def _forest(
     axes: Axes,
     unit: Unit,
     effects: Sequence[tuple[JudgedClaim, Interval]],
-    where: Mapping[Place, str],
-    several: set[str],
+    names: Sequence[str],
 ) -> None:
-    """effects: verdicts, each with its effect. several: names of the claims that are judged in more than one place."""
+    """effects: verdicts, each with its effect at a whole number. names: what stands above each effect."""
+    below = BAR / 2 / _row_height(names)  # of a row of height 1; what is claimed stands in the rest
     low, high = _limits(unit, [effect for _, effect in effects])
     for y, (verdict, effect) in enumerate(effects):
         for zone, shade in ((verdict.judgement.range, "0.86"), (verdict.judgement.small, "0.94")):
             if zone:
                 begin, end = (min(max(unit.factor * bound, low), high) for bound in zone)
-                axes.barh(y, end - begin, left=begin, height=0.8, color=shade, zorder=0)
+                axes.barh(y, end - begin, left=begin, height=1.6 * below, color=shade, zorder=0)
         look, fill = LOOKS[verdict.decision]
         value = unit.factor * effect.value
         ends = Interval(value, *(min(max(unit.factor * bound, low), high) for bound in effect[1:]))
@@ -155,9 +163,10 @@ def _forest(
     if unit.none is not None:
         axes.axvline(unit.none, color="0.4", linewidth=0.6)
     axes.set_xscale(unit.scale)
-    axes.set(xlim=(low, high), ylim=(len(effects) - 0.5, -0.5))
-    names = _names([verdict for verdict, _ in effects], where, several)
-    axes.set_yticks(range(len(effects)), labels=[plain(name, 36) for name in names], fontsize=6)
+    axes.set(xlim=(low, high), ylim=(len(effects) - 1 + below, below - 1))
+    for y, name in enumerate(names):
+        axes.text(0.01, y - below, name, transform=axes.get_yaxis_transform(), va="bottom", fontsize=6, bbox=GROUND)
+    axes.set_yticks([])
     axes.grid(axis="y", visible=False)
     if unit.scale == "log":
         ticks = _log_ticks(low, high)
@@ -166,13 +175,24 @@ def _forest(
 
 
 def _names(verdicts: Sequence[JudgedClaim], where: Mapping[Place, str], several: set[str]) -> Iterator[str]:
-    """The claim; of a claim in several places each with its place, and the name at the first one."""
+    """The claim as a sentence, in lines; of a claim in several places each with its place, and the claim at the first
+    one."""
     before = None
     for verdict in verdicts:
-        name = verdict.claim.name if verdict.claim is not before else ""
+        claim = _sentence(verdict.claim.text) if verdict.claim is not before else ""
         before = verdict.claim
         place = where[verdict.place] if verdict.claim.name in several else ""
-        yield ", ".join(filter(None, [name, place]))
+        yield "\n".join(textwrap.wrap(plain(": ".join(filter(None, [claim, place])), 3 * LETTERS), LETTERS))
+
+
+def _sentence(text: str) -> str:
+    """A claim without what makes its vague words exact, which its verdict's table has."""
+    return re.sub(r" \([^()]*\)", "", text)
+
+
+def _row_height(names: Sequence[str]) -> float:
+    """Inches of a row: its bar, below the lines of its name."""
+    return BAR + 0.105 * max((name.count("\n") + 1 for name in names if name), default=0)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -25,6 +25,7 @@ from harness.report.reruns import Reruns, only_published, reruns
 from harness.report.select import Choice, Place
 from harness.report.tables.rows import Row, Rows, group
 
+LEADING = 2  # sentences of the decision that stand first
 BEYOND = "neither seeds nor items within reach are enough; let costs decide"
 
 
@@ -112,11 +113,26 @@ class StudyAnswer:
         nothing was tuned. Before all a caution, if test items were trained on."""
         if self.untuned:
             return []
+        return [*(" ".join(filter(None, line)) for line in self.decisions), *self.advice]
+
+    @cached_property
+    def decisions(self) -> list[tuple[str, str]]:
+        """For each place the decision in at most two sentences, and what else is said of it; before them the cautions."""
+        if self.untuned:
+            return []
         places = list(self.places)
-        lines = [
-            [*place_prefix(place, places), *each.sentences] for place, each in self.places.items() if each.sentences
+        lines = [(place_prefix(place, places), each.sentences) for place, each in self.places.items()]
+        said = [
+            (" ".join([*prefix, *sentences[:LEADING]]), " ".join(sentences[LEADING:]))
+            for prefix, sentences in lines
+            if sentences
         ]
-        return [*cautions(self.rows.records), *map(" ".join, lines), *self._advice()]
+        return [*((caution, "") for caution in cautions(self.rows.records)), *said]
+
+    @cached_property
+    def advice(self) -> list[str]:
+        """What would decide what is left open."""
+        return [] if self.untuned else list(self._advice())
 
     def _advice(self) -> Iterator[str]:
         """What would decide: more items where they are the remedy, then the least number of seeds.

@@ -8,6 +8,7 @@ from scipy import special
 
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
+from harness.report.score_names import score_label, task_label
 from harness.report.select import Choice, Place
 
 MOST_NAMED = 6  # methods that a sentence names; the caption has all
@@ -46,7 +47,7 @@ def ahead(contest: Contest, several: bool) -> str:
 
 
 def score_words(contest: Contest) -> str:
-    return contest.score.removesuffix("/none").replace("/", " ")
+    return score_label(*contest.score.split("/", 2))
 
 
 def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
@@ -67,9 +68,10 @@ def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
         )
     worst = max(tried, key=lambda choice: _luck(choice, spread))
     points = 100 * _luck(worst, spread)
+    task = task_label(*contest.score.split("/")[:2])
     return (
         f"The best of several tries looks better than it is if validation and test share a seed's luck: by at most "
-        f"{points:.1f} points in {contest.score.split('/')[0]} ({worst.label}, best of {worst.tries}). Intervals "
+        f"{points:.1f} points in {task} ({worst.label}, best of {worst.tries}). Intervals "
         "include that settings were chosen."
     )
 

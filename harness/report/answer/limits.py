@@ -17,6 +17,7 @@ from harness.report.costs import SAME, Ratios, memory_ratio, price_ratios, speed
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import FORGOTTEN
 from harness.report.pairwise import Contest
+from harness.report.score_names import task_label
 from harness.report.statistics import ALPHA, Ratio, of_losses
 from harness.report.tables.entries import rate
 from harness.report.tables.rows import Row, Rows
@@ -109,7 +110,7 @@ class Limits:
                 continue
             signed = [gap if contest.higher_is_better else gap.turned for gap in gaps if gap]
             if all(gap.statistic.p_above(0) < ALPHA / 2 / len(LIMITS) for gap in signed):
-                return Advantage(FORGETTING, order[0], f"forgets least ({contest.score.split('/')[0]})")
+                return Advantage(FORGETTING, order[0], f"forgets least ({task_label(*contest.score.split('/')[:2])})")
         return None
 
     def _means(self, labels: Sequence[str], measure: str) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from harness import units
 from harness.report.pairwise import MARGIN, Contest, Standing
+from harness.report.score_names import task_label
 from harness.report.statistics import Interval
 
 
@@ -25,7 +26,7 @@ class ScoreWords:
 
     @property
     def task(self) -> str:
-        return self.contest.score.split("/")[0]
+        return task_label(*self.contest.score.split("/")[:2])
 
     @property
     def lower(self) -> str:

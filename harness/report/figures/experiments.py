@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
+
+from matplotlib.axes import Axes
 
 from harness.report.figures.accuracy import FRONT, pareto
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import (
+    COLUMN,
     Drawn,
     Look,
     Style,
@@ -20,6 +25,11 @@ from harness.report.figures.style import (
 from harness.report.reruns import Experiment, best_on_validation, only_published, reruns
 from harness.report.tables.rows import METHODS
 
+NUMBERED = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#7F3C8D")
+PANEL = 4.2  # inches: the height of the figure
+NUMBER = 7.5  # points: from the middle of a number to what it must not hide
+TURNS = [math.radians(degrees) for degrees in (45, -45, 135, -135, 20, -20, 160, -160)]
+
 
 def experiments(study: StudyResults) -> Drawn | None:
     """Score of each imported experiment against the memory that its training reserved."""
@@ -29,7 +39,7 @@ def experiments(study: StudyResults) -> Drawn | None:
     shown = [experiment for experiment in found.experiments if _memory(experiment)]
     if not shown:
         return None
-    made, (axes,) = titled_panels([_message(shown)], 4.2)
+    made, (axes,) = titled_panels([_message(shown)], PANEL)
     score = shown[0].runs[-1].score
     title, scale = axis_scale(score, [experiment.interval.value for experiment in shown])
     points = [(_memory(experiment)[-1], experiment.interval.value) for experiment in shown]
@@ -39,8 +49,9 @@ def experiments(study: StudyResults) -> Drawn | None:
     best = best_on_validation(found)
     familiar = [i for i, each in enumerate(shown) if each in [best.get(method) for method in METHODS]]
     named = list(dict.fromkeys([*(i for i in front if not shown[i].below), *familiar]))
-    looks = [Look("black", "s" if i in familiar else "o", "") for i in range(len(shown))]
-    fills: list[Style] = [{"mfc": "white" if experiment.below else "black"} for experiment in shown]
+    colours = dict(zip(named, cycle(NUMBERED), strict=False))
+    looks = [Look(colours.get(i, "0.5"), "s" if i in familiar else "o", "") for i in range(len(shown))]
+    fills: list[Style] = [{"mfc": "white" if each.below else looks[i].colour} for i, each in enumerate(shown)]
     for i, (experiment, (memory, value)) in enumerate(zip(shown, points, strict=True)):
         if i not in named:
             add_point(axes, memory, value, None, scale, looks[i], **fills[i], ms=2.5, alpha=0.5, zorder=2)
@@ -49,8 +60,11 @@ def experiments(study: StudyResults) -> Drawn | None:
         spread = [[memory - min(runs)], [max(runs) - memory]]
         style: Style = {**fills[i], "capsize": 0, "elinewidth": 0.8, "zorder": 3}
         add_point(axes, memory, value, experiment.interval, scale, looks[i], xerr=spread, **style)
-        text = str(named.index(i) + 1)
-        axes.annotate(text, (memory, scale * value), xytext=(4, 3), textcoords="offset points", zorder=4)
+    axes.margins(x=0.06, y=0.06)
+    at = [(memory, scale * value) for memory, value in (points[i] for i in named)]
+    for number, (place, i, offset) in enumerate(zip(at, named, _offsets(axes, at), strict=True), 1):
+        style = {"xytext": offset, "textcoords": "offset points", "ha": "center", "va": "center", "zorder": 4}
+        axes.annotate(str(number), place, color=colours[i], fontweight="bold", **style)
     for number, i in enumerate(named, 1):
         cell = shown[i].record.cell
         handles[f"{number}  {cell.method} {cell.knobs.get('experiment', '')}"] = legend_point(looks[i], **fills[i])
@@ -65,6 +79,25 @@ def experiments(study: StudyResults) -> Drawn | None:
         "the best of a method by the source's validation items. Their bars: 95% intervals over items and runs, and the "
         "least to the most memory of all runs.",
     )
+
+
+def _offsets(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where the number of each point stands, in points from it: beside it, and free of other points and numbers."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    size = 72 * COLUMN * 0.85, 72 * PANEL * 0.5  # of the panel, without labels and legend
+    spots = [(size[0] * (x - left) / (right - left), size[1] * (y - bottom) / (top - bottom)) for x, y in points]
+    offsets: list[tuple[float, float]] = []
+    occupied = list(spots)
+    for x, y in spots:
+        around = [(r * math.cos(turn), r * math.sin(turn)) for r in (8, 12, 17, 23) for turn in TURNS]
+
+        def room(offset: tuple[float, float], x: float = x, y: float = y) -> float:
+            return min(math.dist((x + offset[0], y + offset[1]), other) for other in occupied)
+
+        free = next((offset for offset in around if room(offset) >= NUMBER), max(around, key=room))
+        offsets.append(free)
+        occupied.append((x + free[0], y + free[1]))
+    return offsets
 
 
 def _message(shown: Sequence[Experiment]) -> str:

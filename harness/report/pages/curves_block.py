@@ -14,6 +14,7 @@ from harness.report.pages.importance import importance
 from harness.report.pages.settings_block import short
 
 AXES = 8  # most axes that are drawn side by side
+TRAININGS = 200  # most settings whose losses are on the page
 TEXTS = 24  # most texts on an axis
 
 
@@ -21,7 +22,8 @@ def curves_block(study: StudyResults) -> dict[str, Any]:
     """Points name settings by their positions in `settings_block`.
 
     rates: of each method its loss by learning rate, at the best rank for it. ranks: likewise its headline score (else
-    its loss) by rank, at the best rate for it. losses: of the chosen settings against tokens and seconds. memory:
+    its loss) by rank, at the best rate for it. losses: of the chosen settings against tokens and seconds. trainings:
+    the losses of every setting, to compare two of them; of at most TRAININGS. memory:
     groups of settings whose memory is comparable. axes: the grid's axes, and what of the outcome each explains.
     """
     at = {id(record): i for i, row in enumerate(study.rows) for record in row.records}
@@ -31,6 +33,7 @@ def curves_block(study: StudyResults) -> dict[str, Any]:
         ],
         "ranks": [_curve(study, curve, at) | {"metric": _outcome(study, curve)} for curve in study.once(charts.ranks)],
         "losses": _losses(study, at),
+        "trainings": _trainings(study),
         "memory": [
             {"title": title, "settings": [at[id(row.records[0])] for row in rows]}
             for title, rows in study.once(charts.memory).items()
@@ -90,6 +93,18 @@ def _losses(study: StudyResults, at: dict[int, int]) -> dict[str, Any] | None:
     }
 
 
+def _trainings(study: StudyResults) -> list[dict[str, Any]]:
+    """Of each setting its validation losses, or else its training losses, by tokens."""
+    trainings = []
+    for setting, row in enumerate(study.rows):
+        curves = ((kind, curve_of(row)) for kind, curve_of in charts.LOSSES.items())
+        kind, curve = next(((kind, curve) for kind, curve in curves if curve), ("", None))
+        if curve:
+            losses = {"tokens": list(map(short, curve.tokens)), "losses": list(map(short, curve.losses))}
+            trainings.append({"setting": setting, "kind": kind, **losses})
+    return trainings[:TRAININGS]
+
+
 # Axes
 
 
@@ -133,6 +148,8 @@ def _axes(study: StudyResults) -> list[dict[str, Any]]:
 def _varying(records: Sequence[Record]) -> dict[str, list[Any]]:
     """The axes on which `records` have several values, each with the value of every record, None where it has none.
 
+    An axis with one value beside none, such as a knob of a single method that was not varied, says no more than the
+    method does, and is left out.
     A knob or setting with more than TEXTS texts is a name of single runs, such as that of an imported experiment.
     """
     points = [_point_of(record) for record in records]
@@ -143,7 +160,7 @@ def _varying(records: Sequence[Record]) -> dict[str, list[Any]]:
     return {
         name: values
         for name, values in found.items()
-        if len(set(values)) > 1 and (name == "method" or len(texts[name]) <= TEXTS)
+        if len(set(values) - {None}) > 1 and (name == "method" or len(texts[name]) <= TEXTS)
     }
 
 

@@ -17,7 +17,9 @@ from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import place_titles
 from harness.report.items.answered import AnsweredItems, answers
 from harness.report.items.changed import answer
+from harness.report.pages.settings_block import short_id
 from harness.report.pairwise import Contest, score_of
+from harness.report.score_names import score_label
 
 CELLS = 120_000  # answers on a page: 10,000 items of twelve models
 QUESTION, ANSWER = 600, 200  # characters
@@ -41,9 +43,10 @@ def items_block(study: StudyResults) -> dict[str, Any]:
     """The items of each place by each task's own score, if that is of right and wrong.
 
     texts: what the numbers of questions, targets and answers stand for. sets: of each place and score `models` (base
-    first, then by score) with their number of seeds, and by item `subject` (a position in `subjects`), `number`,
-    `question` (null if it was not recorded), `target`; by model and item `right`, the number of seeds that answered
-    it correctly, and `answers`, that of the first seed. `all`: how many items there are; `number` may have fewer.
+    first, then by score) with their number of seeds and the id of their first cell, and by item `subject` (a position
+    in `subjects`), `number`, `question` (null if it was not recorded), `target`; by model and item `right`, the number
+    of seeds that answered it correctly, and `answers`, that of the first seed. `all`: how many items there are;
+    `number` may have fewer.
     """
     texts = _Texts()
     contests = [contest for contest in study.contests.values() if contest.primary and contest.higher_is_better]
@@ -68,7 +71,7 @@ def _models(study: StudyResults, contest: Contest) -> list[Model]:
         if tables:
             untuned = records[0].cell.seed is None
             head = {"label": standing.choice.label, "setting": standing.choice.setting or "", "untuned": untuned}
-            found.append((head, tables))
+            found.append((head | {"cell": short_id(records[0])}, tables))
     asked = [tables[0].hashes for _, tables in found]
     usual = max(asked, key=asked.count, default=b"")
     found = [each for each, items in zip(found, asked, strict=True) if items == usual]
@@ -112,7 +115,7 @@ def _set(title: str, contest: Contest, models: list[Model], kept: float, texts: 
     targets = first.texts("target", chosen, lambda text: _end(str(text), ANSWER))
     return {
         "title": title,
-        "score": contest.score.removesuffix("/none").replace("/", " "),
+        "score": score_label(*contest.score.split("/", 2)),
         "all": len(first),
         "models": [head | {"seeds": len(tables)} for head, tables in models],
         "subjects": names,

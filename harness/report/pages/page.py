@@ -35,6 +35,7 @@ from harness.report.memory import comparable
 from harness.report.pages.commands import run_command
 from harness.report.pages.curves_block import curves_block
 from harness.report.pages.items_block import items_block
+from harness.report.pages.overview import overviews
 from harness.report.pages.page_block import PageBlock, PageSection
 from harness.report.pages.settings_block import settings_block
 from harness.report.tables.best import tables_of
@@ -45,13 +46,15 @@ from harness.report.tables.rows import Row, Rows
 from harness.report.tables.table import Table
 
 HERE = Path(__file__).parent
+MOST_NAMED = 8  # methods that the line on what was run names
 LONGEST = 500  # rows of a table in the page's source; what is beyond is data, of which scripts show some at a time
 STYLES = ("page.css", "explore.css", "items.css")
 SCRIPTS = (  # in the order of their needs; they share their names, so a script of one section is wrapped in a function
     *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
-    *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "chart")),
-    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes")),
+    *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "export", "chart", "compare")),
+    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes", "overview")),
 )
+WAITING_SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "scripts/state.js", "scripts/live.js")
 SCRIPTS_AFTER_PLUGINS = ("scripts/items.js", "scripts/start.js", "scripts/live.js")
 BLOCKS: Mapping[str, Callable[[StudyResults], Any]] = {
     "settings": settings_block,
@@ -96,7 +99,60 @@ def render(
         blocks["live"] = live
     of_plugins = [path.read_text(encoding="utf-8") for block in added for path in block.scripts]
     script = "\n".join(['"use strict";', *map(_asset, SCRIPTS), *of_plugins, *map(_asset, SCRIPTS_AFTER_PLUGINS)])
-    environment = Environment(
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            study=study,
+            style=Markup("".join(map(_asset, STYLES))),
+            script=Markup(script),
+            script_hash=_hash_of(script),
+            blocks={name: _block(value) for name, value in blocks.items()},
+            live=bool(live),
+            longest=LONGEST,
+            scope=_scope(results.answer),
+            overviews=overviews(results),
+            summary=list(_summary(results.answer, added, findings)),
+            problems=problems,
+            decision=[tuple(map(_with_code, line)) for line in results.answer.decisions],
+            advice=list(map(_with_code, results.answer.advice)),
+            best=replace(best, answer=()),
+            best_heading=best.title.rpartition(": ")[2].capitalize(),
+            best_settings=_settings_of(results.answer),
+            settings=settings,
+            sections=[*_classes(results.answer), *(section for block in added for section in block.sections)],
+            figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
+            findings={kind: [f.sentence for f in findings if f.kind == kind] for kind in ("unequal", "incomplete")},
+            origin=_origin(records),
+            files=files,
+            made_with=made_with or {},
+            command=command,
+            parts=[f"python -m harness {part} {where}" for part in _parts(added)] if where else [],
+            runs=list(map(run_command, ours[:LONGEST])),
+            cells=len(ours),
+            grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
+        )
+    )
+
+
+def waiting(study: str, live: Mapping[str, str]) -> str:
+    """The page of a study without a record: it shows the cells that run, and reloads when the first one is over."""
+    script = "\n".join(['"use strict";', *map(_asset, WAITING_SCRIPTS)])
+    return (
+        _templates()
+        .get_template("waiting.html")
+        .render(
+            study=study,
+            style=Markup("".join(map(_asset, STYLES))),
+            script=Markup(script),
+            script_hash=_hash_of(script),
+            live=_block(live),
+        )
+    )
+
+
+def _templates() -> Environment:
+    return Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
         finalize=_shown,
@@ -104,33 +160,11 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(
-        study=study,
-        style=Markup("".join(map(_asset, STYLES))),
-        script=Markup(script),
-        script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        blocks={name: _block(value) for name, value in blocks.items()},
-        live=bool(live),
-        longest=LONGEST,
-        summary=list(_summary(results.answer, added, findings)),
-        problems=problems,
-        answer=list(map(_with_code, best.answer)),
-        best=replace(best, answer=()),
-        best_heading=best.title.rpartition(": ")[2].capitalize(),
-        best_settings=_settings_of(results.answer),
-        settings=settings,
-        sections=[*_classes(results.answer), *(section for block in added for section in block.sections)],
-        figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
-        findings={kind: [f.sentence for f in findings if f.kind == kind] for kind in ("unequal", "incomplete")},
-        origin=_origin(records),
-        files=files,
-        made_with=made_with or {},
-        command=command,
-        parts=[f"python -m harness {part} {where}" for part in _parts(added)] if where else [],
-        runs=list(map(run_command, ours[:LONGEST])),
-        cells=len(ours),
-        grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
-    )
+
+
+def _hash_of(script: str) -> str:
+    """SHA-256 of a script, as the page's policy names it."""
+    return b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _with_code(line: str) -> Markup:
@@ -172,13 +206,19 @@ def _shown(value: object) -> object:
 # Summary
 
 
-def _summary(answer: StudyAnswer, added: Sequence[PageBlock], findings: Sequence[Finding]) -> Iterator[str]:
+def _scope(answer: StudyAnswer) -> str:
+    """What was run: cells, methods, models and data."""
     rows = answer.rows
     methods = list(dict.fromkeys(row.method for row in rows))
     places = list(dict.fromkeys(row.place for row in rows))
     where = "; ".join(f"{model}, tuned on {data}" for _, model, data in places)
-    cells, of = units.plural(len(rows.records), "cell"), units.plural(len(methods), "method")
-    yield f"{cells} of {of} ({', '.join(methods)}): {where}."
+    named = f" ({', '.join(methods)})" if len(methods) <= MOST_NAMED else ""
+    return f"{units.plural(len(rows.records), 'cell')} of {units.plural(len(methods), 'method')}{named}: {where}."
+
+
+def _summary(answer: StudyAnswer, added: Sequence[PageBlock], findings: Sequence[Finding]) -> Iterator[str]:
+    rows = answer.rows
+    places = list(dict.fromkeys(row.place for row in rows))
     statuses = Counter(record.status for record in rows.records)
     if lost := [f"{n} {status}" for status, n in statuses.items() if status != "ok"]:
         yield f"{statuses['ok']} finished, {', '.join(lost)}."

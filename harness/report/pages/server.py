@@ -1,6 +1,6 @@
 """Serves the reports of a results folder to a browser on this machine, and tells an open page of new results.
 
-    Viewer(results, studies, page, told).serve_forever()
+    Viewer(results, studies, page, news).serve_forever()
 
 Only pages that `page` makes are served, so no address can name a file. A random token in the address keeps other users
 of this machine out; the Host header is checked, or a foreign site could reach the server by a name that it lets point
@@ -19,10 +19,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -41,12 +42,52 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True)
+class CellNews:
+    """A cell that runs: what it does now, at which step of how many, its loss there, and the time it takes yet."""
+
+    name: str
+    method: str
+    phase: str
+    step: int | None
+    of: int | None
+    loss: float | None
+    to_go: str
+
+
+@dataclass(frozen=True)
+class StudyNews:
+    """How far a study is, as a text; cells that are over, and all that are known; those that run."""
+
+    said: str
+    over: int = 0
+    cells: int = 0
+    running: Sequence[CellNews] = ()
+
+
+@dataclass
+class LossHistory:
+    """The losses of the running cells of a study, by name: a cell reports its last one alone."""
+
+    MOST: ClassVar[int] = 400  # points of a cell: beyond, every second one is dropped
+    points: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def follow(self, running: Sequence[CellNews]) -> None:
+        """Note what has been reported since; cells that no longer run are forgotten."""
+        self.points = {cell.name: self.points.get(cell.name, []) for cell in running}
+        for cell in running:
+            own = self.points[cell.name]
+            if cell.step is not None and cell.loss is not None and (not own or own[-1][0] < cell.step):
+                own.append((cell.step, cell.loss))
+            if len(own) > self.MOST:
+                del own[1::2]
+
+
 class Viewer(ThreadingHTTPServer):
     """A server on 127.0.0.1; OSError if the port is taken.
 
     results: the folder of the studies, which is looked at for changes. studies: their names. page: makes the page of a
-    study; its second argument is what `render` takes as `live`. None if there is no record yet. told: how far a study
-    is, as a text. port: 0 is any that is free.
+    study; its second argument is what `render` takes as `live`. news: how far a study is. port: 0 is any that is free.
     """
 
     daemon_threads = True
@@ -55,15 +96,17 @@ class Viewer(ThreadingHTTPServer):
         self,
         results: Path,
         studies: Callable[[], list[str]],
-        page: Callable[[str, dict[str, str]], str | None],
-        told: Callable[[str], str],
+        page: Callable[[str, dict[str, str]], str],
+        news: Callable[[str], StudyNews],
         port: int = 0,
     ):
         super().__init__((HOST, port), ViewerRequest)
-        self.results, self.studies, self.told, self._page = results, studies, told, page
+        self.results, self.studies, self._news, self._page = results, studies, news, page
         self.token = secrets.token_urlsafe(24)
         self._made: dict[str, tuple[str, str]] = {}  # by study: version and text
         self._making = threading.Lock()  # a page takes seconds: two at once would take longer
+        self._losses: dict[str, LossHistory] = {}  # by study
+        self._following = threading.Lock()
 
     @property
     def port(self) -> int:
@@ -91,11 +134,17 @@ class Viewer(ThreadingHTTPServer):
             version = self.version(study)
             if self._made.get(study, ("", ""))[0] != version:
                 live = {"news": self.address("news", study), "version": version}
-                self._made[study] = version, self._page(study, live) or self.index([study])
+                self._made[study] = version, self._page(study, live)
             return self._made[study][1]
 
-    def news(self, study: str) -> dict[str, str]:
-        return {"version": self.version(study), "said": self.told(study)}
+    def news(self, study: str) -> dict[str, Any]:
+        """What an open page asks for: as of `StudyNews`, with the losses of each running cell by step."""
+        version, told = self.version(study), self._news(study)
+        with self._following:
+            history = self._losses.setdefault(study, LossHistory())
+            history.follow(told.running)
+            running = [asdict(cell) | {"losses": list(history.points[cell.name])} for cell in told.running]
+        return {"version": version, "said": told.said, "over": told.over, "cells": told.cells, "running": running}
 
     def index(self, names: Sequence[str]) -> str:
         """A list of studies, which looks for news by itself."""
@@ -103,7 +152,7 @@ class Viewer(ThreadingHTTPServer):
             loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         return environment.get_template("index.html").render(
-            studies=[(one_line(name), self.address("study", name), one_line(self.told(name))) for name in names],
+            studies=[(one_line(name), self.address("study", name), one_line(self._news(name).said)) for name in names],
             style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         )
 

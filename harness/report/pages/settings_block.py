@@ -10,18 +10,17 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import cycle
 from statistics import fmean
 from typing import Any
 
 from harness.record import Record, Score, memory_remainder, micro_batches
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import COLOURS, place_titles
+from harness.report.figures.style import Place, looks, place_titles
 from harness.report.frame import KINDS, TRAIN_MEMORY
 from harness.report.pages.commands import run_words
 from harness.report.statistics import Interval, seeds_interval
 from harness.report.tables.entries import score_style
-from harness.report.tables.rows import METHODS, Row
+from harness.report.tables.rows import Row
 
 MEASURES = {  # a column of `frame`: its label, its unit, and which way is better
     TRAIN_MEMORY: ("Peak train memory", "bytes", "low"),
@@ -40,13 +39,13 @@ MEASURES = {  # a column of `frame`: its label, its unit, and which way is bette
     "dollars": ("Cost of the answers in dollars", "number", "low"),
 }
 LICENCES = {"apollo_torch": "CC BY-NC 4.0"}  # packages of optimizers that not everyone may use, by module
-SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "wye")  # of d3; seven, as colours are eight
 
 
 def settings_block(study: StudyResults) -> dict[str, Any]:
     """What the page knows of each setting of `study`.
 
-    places, methods: their names, and how a method looks. metrics: what can be compared, one value a setting, with 95%
+    places, methods: their names, and how a method looks. ids: of the cells of each setting, by which an address names
+    it: positions and texts change while a study grows. metrics: what can be compared, one value a setting, with 95%
     intervals where they are known. memory: bytes by kind at the peak of a step, of all gradients, and of what the
     allocator holds beside them. tokens: of a micro-batch on one device (`_tokens`).
     commands: words shared by all, and for each setting the positions of its own in `words`.
@@ -57,10 +56,11 @@ def settings_block(study: StudyResults) -> dict[str, Any]:
     headlines = [study.headline(place) for place in study.places]
     return {
         "places": [
-            {"title": title or place[2], "score": f"{s.task}/{s.metric}/{s.filter}" if s else None}
-            for place, title, s in zip(study.places, titles, headlines, strict=True)
+            {"id": id, "title": title or place[2], "score": f"{s.task}/{s.metric}/{s.filter}" if s else None}
+            for id, place, title, s in zip(_place_ids(study.places), study.places, titles, headlines, strict=True)
         ],
         "methods": _looks(study.methods),
+        "ids": [list(map(short_id, row.records)) for row in rows],
         "place": [study.places.index(row.place) for row in rows],
         "method": [study.methods.index(row.method) for row in rows],
         "setting": [row.setting for row in rows],
@@ -80,6 +80,11 @@ def settings_block(study: StudyResults) -> dict[str, Any]:
     }
 
 
+def short_id(record: Record) -> str:
+    """The beginning of the id of a record's cell, as an address has it."""
+    return record.cell.id[:10]
+
+
 def short(value: float | None) -> float | int | None:
     """Five digits; None for what is no number."""
     if value is None or not math.isfinite(value):
@@ -88,11 +93,16 @@ def short(value: float | None) -> float | int | None:
     return int(value) if value.is_integer() else value
 
 
+def _place_ids(places: Sequence[Place]) -> list[str]:
+    """MODEL/DATA, with the study where there are several."""
+    several = len({study for study, _, _ in places}) > 1
+    return ["/".join(place if several else place[1:]) for place in places]
+
+
 def _looks(methods: Sequence[str]) -> list[dict[str, str]]:
-    """As in the figures: the usual methods first, others by name."""
-    names = [*METHODS, *sorted(set(methods) - set(METHODS))]
-    look = dict(zip(names, zip(cycle(COLOURS), cycle(SHAPES), strict=False), strict=False))
-    return [{"name": method, "colour": look[method][0], "shape": look[method][1]} for method in methods]
+    """As in the figures; `shape` is matplotlib's marker, which study.js draws."""
+    look = looks(methods)
+    return [{"name": method, "colour": look[method].colour, "shape": look[method].marker} for method in methods]
 
 
 # Metrics

@@ -88,7 +88,9 @@ def _require_one_device(records: Sequence[Record]) -> None:
 
 def survey_of(rows: Rows) -> Table:
     """Models as they are, before any tuning: what they score and what they take. `Table.data` is None, as `best`'s."""
-    return replace(comparison_of(rows, SURVEY), title=f"{title(rows)}: models as they are", data=None)
+    settings = ["setting"] if any(row.setting for row in rows) else []
+    columns = [*SURVEY[:2], *settings, *SURVEY[2:]]
+    return replace(comparison_of(rows, columns), title=f"{title(rows)}: models as they are", data=None)
 
 
 def best(records: Sequence[Record], folder: Path | None) -> Table:

@@ -10,6 +10,7 @@ from harness.record import Record, Score
 from harness.report.conditions import started
 from harness.report.frame import FORMS, score_name
 from harness.report.lint.training import attention_text
+from harness.report.score_names import score_label
 from harness.report.statistics import Run, of_times
 from harness.report.tables.rows import Row, Rows
 
@@ -202,8 +203,8 @@ def score_entries(rows: Rows) -> dict[str, Entry]:
 def score_style(score: Score, values: Sequence[float]) -> tuple[str, Callable[[float], str]]:
     """The header of a score's column, and the format of its `values`: percent for proportions."""
     percent = score.higher_is_better and all(0 <= value <= 1 for value in values)
-    words = [score.task, score.metric, score.filter if score.filter != "none" else "", "(%)" if percent else ""]
-    header = " ".join(word for word in words if word) + ("" if score.higher_is_better else " ↓")
+    header = score_label(score.task, score.metric, score.filter) + " (%)" * percent
+    header += "" if score.higher_is_better else " ↓"
     return header, _percent if percent else units.significant
 
 

@@ -139,7 +139,8 @@ def html_grid(table: Table) -> list[str]:
     head = table.columns.index("Method" if "Method" in table.columns else table.columns[0])
     table = _escaped(table, html.escape)
     lines = ["<thead>", "<tr>"]
-    lines += [f'<th scope="col"{kind}>{text}</th>' for text, kind in zip(table.columns, kinds, strict=True)]
+    heads = [' class="text head"' if i == head and kind else kind for i, kind in enumerate(kinds)]
+    lines += [f'<th scope="col"{kind}>{text}</th>' for text, kind in zip(table.columns, heads, strict=True)]
     lines += ["</tr>", "</thead>", "<tbody>"]
     for row in table.rows:
         lines.append("<tr>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from panels import draw, legend, points
@@ -27,7 +28,8 @@ def test_verdicts_are_those_of_the_claims():
     panel = draw("verdicts", records)[0]
     assert panel.get_title("left").startswith("Beyond LoRA, ratios: ")
     assert panel.get_xscale() == "log"
-    assert [tick.get_text() for tick in panel.get_yticklabels()] == [verdict.claim.name for verdict in ratios]
+    sentences = [re.sub(r" \([^)]*\)", "", verdict.claim.text) for verdict in ratios]
+    assert [text.get_text().replace("\n", " ") for text in panel.texts] == sentences
     labels = [tick.get_text() for axes in panel.get_figure().axes for tick in axes.get_xticklabels(which="both")]
     assert [float(label.replace("−", "-")) for label in labels if label]
     assert points(panel) == [(v.judgement.effect.value, y) for y, v in enumerate(ratios)]
@@ -48,7 +50,8 @@ def test_a_claim_has_its_place_only_if_it_is_judged_in_several():
     found = [Verdict(lora, ("study", "model", data), judgement) for data in ("gsm8k", "facts")]
     found.append(Verdict(dora, ("study", "model", "facts"), judgement))
     panel = forest({"Article": merge(found)}).figure.axes[0]
-    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["lora-memory, facts", "gsm8k", "dora-memory"]
+    said = ["LoRA reduces memory drastically: facts", "gsm8k", "DoRA uses as much memory as LoRA"]
+    assert [text.get_text() for text in panel.texts] == said
 
 
 def test_merged_verdicts_are_one_effect_a_claim():

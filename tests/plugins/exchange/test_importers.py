@@ -298,7 +298,7 @@ def test_experiments_are_sorted_and_told_apart_where_they_can_be(repeated):
     assert [(line["Better than"], line["Worse than"]) for line in lines] == [("3", "–"), ("3", "–"), ("–", "1, 2")]
     # Jeffreys' interval of 700 of 1319
     assert [line["#"] for line in lines] == ["1", "2", "3"]
-    assert lines[0]["gsm8k accuracy (%)"] == "53.1 (50.4–55.8)"
+    assert lines[0]["gsm8k, accuracy (%)"] == "53.1 (50.4–55.8)"
     assert (lines[0]["Reserved in the whole job"], lines[0]["Tokens/s amortised"]) == ("21 KiB", "2,000")
     assert table.caption[0].startswith("2 of 3 pairs of experiments differ significantly")
     assert "No experiment ran twice, so they exclude the variance between runs." in table.caption[1]
@@ -316,7 +316,7 @@ def test_runs_that_differ_widen_intervals_and_shifts_of_libraries_are_named(repe
     # Each falls by 40 items with the newer libraries, give or take 30
     table = repeated(a=[700, 690], b=[600, 530], c=[500, 490], d=[400, 330], e=[700])
     (line,) = [row for row in table.rows if "experiment=e" in row[2]]
-    interval = line[table.columns.index("gsm8k accuracy (%)")]
+    interval = line[table.columns.index("gsm8k, accuracy (%)")]
     low, high = (float(end) for end in interval.partition("(")[2].rstrip(")").split("–"))
     assert high - low > 1.2 * (55.8 - 50.4)
     assert "4 experiments ran more than once" in table.caption[1]
@@ -334,7 +334,7 @@ def test_runs_that_differ_widen_intervals_and_shifts_of_libraries_are_named(repe
 
 def test_none_and_all_right_have_intervals_that_are_not_empty(repeated):
     table = repeated(none=[0, 0], few=[3, 3], all=[1319, 1319])
-    scores = [row[table.columns.index("gsm8k accuracy (%)")] for row in table.rows]
+    scores = [row[table.columns.index("gsm8k, accuracy (%)")] for row in table.rows]
     assert scores == ["100.0 (99.8–100.0)", "0.2 (0.1–0.6)", "0.0 (0.0–0.2)"]
 
 
@@ -390,7 +390,7 @@ def test_all_that_peft_published_becomes_a_table(tmp_path):
     assert {"Reserved in 99% of steps", "Reserved in the whole job", "Tokens/s amortised"} <= set(table.columns)
     assert not {"Peak train memory", "Tokens/s", "Validation loss"} & set(table.columns)
     lora = next(dict(zip(table.columns, row, strict=True)) for row in table.rows if "=rank32" in row[1])
-    assert lora["gsm8k accuracy (%)"] == "47.8 ± 1.4"
+    assert lora["gsm8k, accuracy (%)"] == "47.8 ± 1.4"
     caption = "\n".join(table.caption)
     assert "Reserved in the whole job includes the evaluation, so it is not the memory of training." in caption
     assert "its peak of the whole job includes generation for the evaluations" in caption
@@ -552,5 +552,5 @@ def test_lm_eval_rows_stand_in_a_table(evaluated, tmp_path, capsys):
     assert main(["table", "--results-dir", str(results), "--study", "lm-eval"]) == 0
     shown = capsys.readouterr().out
     assert "| lm-eval  |" in shown
-    assert "world acc (%)" in shown
+    assert "world, accuracy (%)" in shown
     assert "Imported from output files of lm-eval" in shown

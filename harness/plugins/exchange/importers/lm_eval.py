@@ -15,6 +15,8 @@ from harness.plugins.exchange.importers.records import PRECISIONS, Imported, fin
 from harness.record import Record, Score, Source, item_hashes
 
 LM_EVAL_NOTES = ["Imported from output files of lm-eval, which do not say how a model was trained."]
+EXPORT_NOTES = ["Imported from files that `harness export` wrote: scores, and what each cell was, without its costs."]
+AXES = ("method", "data", "rank", "alpha", "lr", "seed", "knobs")
 
 
 def read_lm_eval(value: dict[str, Any], path: Path, sha256: str) -> Imported:
@@ -51,18 +53,17 @@ def read_lm_eval(value: dict[str, Any], path: Path, sha256: str) -> Imported:
             },
         },
     }
-    adapter = arguments.get("peft")
-    cell = imported_cell(
-        settings,
-        method="lm-eval",
-        model=_basename(location),
-        data="unknown",
-        rank=None,
-        alpha=None,
-        lr=None,
-        seed=None,
-        knobs={"peft": _basename(adapter)} if adapter else {},
-    )
+    named = {"model_name": name} if (name := _other_name(value, location)) else {}
+    settings["other"] |= named
+    own = _exported(config)
+    if own is not None:  # one base has many cells, which all name it as their model
+        settings["other"] |= {"exported": own["id"]}
+        cell = imported_cell(settings, model=_basename(location), **{axis: own[axis] for axis in AXES})
+    else:
+        adapter = arguments.get("peft")
+        knobs = {"peft": _basename(adapter)} if adapter else named
+        axes = dict.fromkeys(("rank", "alpha", "lr", "seed"))
+        cell = imported_cell(settings, method="lm-eval", model=_basename(location), data="unknown", **axes, knobs=knobs)
     items = _lm_eval_items(path, members)
     fingerprints = {f"items of {leaf}": digest for leaf, digest in value.get("task_hashes", {}).items()}
     if config.get("model_sha"):
@@ -81,9 +82,21 @@ def read_lm_eval(value: dict[str, Any], path: Path, sha256: str) -> Imported:
         scores=scores,
         items={} if items is None else item_hashes(_ids(items)),
         fingerprints=fingerprints,
-        source=Source("lm-eval", path.name, sha256, list(LM_EVAL_NOTES)),
+        source=Source("lm-eval", path.name, sha256, list(LM_EVAL_NOTES if own is None else EXPORT_NOTES)),
     )
     return Imported(found, items, path)
+
+
+def _exported(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What `harness export` says of the cell; None of files of lm-eval itself."""
+    own = config.get("finetune_harness")
+    return own if isinstance(own, dict) and {"id", *AXES} <= own.keys() else None
+
+
+def _other_name(value: dict[str, Any], location: str) -> str | None:
+    """The file's `model_name`, where it is not just the model's location: what tells tuned models of one base apart."""
+    name = value.get("model_name")
+    return name if isinstance(name, str) and name and name not in (location, _basename(location)) else None
 
 
 def _ids(items: pd.DataFrame) -> dict[str, list[int]]:

@@ -3,13 +3,15 @@
   const places = block("curves").axes;
   if (!places.length) return;
   const MOST = 2000; // lines that can still be told from each other, and drawn at once
-  const here = () => places.find((place) => String(place.place) === state.get("at"));
+  const here = () => places.find((place) => place.place === study.at());
   const clear = element("button", { type: "button", hidden: true, onclick: () => state.set({ within: "" }) }, "Clear the ranges");
   const frame = charts.frame({
     id: "axes", title: "The grid, axis by axis", wide: true, draw: parallel, controls: [clear],
     note: "Each line is a setting. The last axis is the outcome: the better it is, the darker the line. Grey dashes do not fit the card. Axes are in the order of their importance. Drag along an axis, or move its ends with the arrow keys, to show only the settings in that range on the whole page. Escape clears the range.",
   });
-  charts.frame({ id: "importance", title: "Which axis matters", draw: bars });
+  const LEAST = 0.2; // share of the variance that a forest explains: with less there is nothing to rely on
+  const relied = (place) => place.importance && place.explained >= LEAST;
+  if (places.some(relied)) charts.frame({ id: "importance", title: "Which axis matters", draw: bars });
 
   const position = new Map(places.flatMap((place) => place.settings.map((index, i) => [index, { place, i }])));
 
@@ -92,6 +94,7 @@
       x: { type: "point", domain: names, axis: "top", label: null, tickSize: 0, tickFormat: (name) => short(label(name), width < 500 ? 10 : 20) },
       y: { axis: null, domain: [0, 1] },
       ariaLabel: "Settings over the grid's axes",
+      rows: kept.map(({ setting }) => ({ method: setting.method.name, setting: setting.setting, ...Object.fromEntries(names.map((name) => [name, valueOf(name, setting.index)])) })),
       marks: [
         Plot.ruleX(names, { stroke: "var(--line)", strokeWidth: 1.5 }),
         Plot.line(beyond, { ...line, stroke: "var(--line)", strokeOpacity: 0.4 }),
@@ -155,8 +158,8 @@
 
   function bars(width) {
     const found = here();
-    if (!found?.importance) return "Too few finished runs to say which axis matters. At least 20 runs over two varied axes are needed.";
-    const lost = Object.entries(found.importance).map(([name, value]) => [name.replace(/^(method\.knobs|train)\./, ""), Math.max(0, value)]);
+    if (!found || !relied(found)) return "The runs of this part of the study do not show which axis matters.";
+    const lost = Object.entries(found.importance).filter(([, value]) => value > 0).map(([name, value]) => [name.replace(/^(method\.knobs|train)\./, ""), value]);
     const all = d3.sum(lost, ([, value]) => value) || 1;
     const rows = lost.map(([name, value]) => ({ name, value: (100 * value) / all }));
     const outcome = study.metrics.get(found.outcome)?.label ?? found.outcome;
@@ -165,12 +168,15 @@
       x: { label: "share of the importance (%)", grid: true, nice: true, ticks: 4 },
       y: { type: "band", domain: rows.map((row) => row.name), label: null, padding: 0.25, tickSize: 0, tickFormat: (name) => short(name, 18) },
       ariaLabel: "Importance of each axis",
+      rows: lost.map(([name, value]) => ({ axis: name, lost_r2: value })),
       marks: [
         Plot.barX(rows, { x: "value", y: "name", fill: "var(--link)" }),
         Plot.text(rows, { x: "value", y: "name", text: (row) => `${row.value.toFixed(0)}%`, dx: 6, textAnchor: "start", fill: "currentColor" }),
       ],
     });
     const said = `Permutation importance for ${outcome.toLowerCase()} (by rank), from a random forest over ${found.records} runs: how much less it explains when the values of one axis are shuffled. The forest explains ${(100 * Math.max(0, found.explained)).toFixed(0)}% of the variance of runs that it has not seen.`;
-    return element("div", {}, plot, element("p", { class: "notes" }, said + (found.explained < 0.2 ? " That is too little to rely on." : "")));
+    const shown = element("div", {}, plot, element("p", { class: "notes" }, said));
+    shown.rows = plot.rows;
+    return shown;
   }
 })();

@@ -6,13 +6,15 @@ const charts = (() => {
   }, { rootMargin: "600px" });
 
   // draw(width) returns an element, or a sentence that says why there is none.
-  function frame({ id, title, controls = [], note = "", draw, wide = false }) {
+  function frame({ id, title, controls = [], note = "", draw, wide = false, into = "charts" }) {
     const head = element("h3", { id: `chart-${id}-title` }, title);
     const bar = element("div", { class: "controls" }, ...controls);
     const paper = element("div", { class: "plot" });
     const after = element("p", { class: "notes" }, note);
     const section = element("section", { class: `chart${wide ? " wide" : ""}`, id: `chart-${id}`, "aria-labelledby": head.id }, head, bar, paper, after);
+    bar.append(exporter.buttons(id, () => paper.querySelector("svg"), () => drawing?.rows ?? []));
     let [visible, asked, width] = [false, false, 0];
+    let drawing; // what is shown
 
     function redraw() {
       if (!visible || asked) return;
@@ -22,6 +24,7 @@ const charts = (() => {
         width = paper.clientWidth;
         if (!width) return;
         const drawn = draw(width, paper);
+        drawing = drawn;
         paper.replaceChildren(typeof drawn === "string" ? element("p", {}, drawn) : drawn);
       });
     }
@@ -30,15 +33,16 @@ const charts = (() => {
     seen.observe(section);
     new ResizeObserver(() => { if (paper.clientWidth !== width) redraw(); }).observe(paper);
     state.onchange((names) => { if ([...names].some((name) => !name.includes("."))) redraw(); }); // a.b is of table a
-    document.getElementById("charts").append(section);
+    document.getElementById(into).append(section);
     return { section, paper, after, redraw };
   }
 
-  // A drawing by Plot in the page's colours.
-  function plot(options) {
+  // A drawing by Plot in the page's colours. rows: the numbers that it shows, as the page's reader may download them.
+  function plot({ rows = [], ...options }) {
     const style = { background: "transparent", color: "currentColor", fontSize: "12px", maxWidth: "none", ...options.style };
     const made = Plot.plot({ opacity: { type: "identity" }, ...options, style });
     made.setAttribute("role", "img");
+    made.rows = rows;
     return made;
   }
 
@@ -67,9 +71,23 @@ const charts = (() => {
     return sorted.map((point) => ({ ...point, at: point.at - over }));
   }
 
-  // A choice of one of `choices` ([value, text]) under a label, kept in the state. shown: what stands in it.
-  function select(name, label, choices, shown = () => state.get(name)) {
-    const made = element("select", { id: `choose-${name}`, onchange: () => state.set({ [name]: made.value }) });
+  // Takes those of the texts of the mark "names" away that would hide one before them. points: of the texts, in order.
+  function thin(plot, points, text) {
+    const kept = [];
+    const texts = [...plot.querySelectorAll('[aria-description="names"] > text')];
+    points.forEach((point, i) => {
+      const [x, y] = [plot.scale("x").apply(point.x) + 10, plot.scale("y").apply(point.y)];
+      const box = [x, x + 7 * text(point).length, y - 7, y + 7];
+      const hides = kept.some(([left, right, top, bottom]) => left < box[1] && box[0] < right && top < box[3] && box[2] < bottom);
+      if (hides) texts[i]?.remove();
+      else kept.push(box);
+    });
+  }
+
+  // A choice of one of `choices` ([value, text]) under a label, kept in the state. shown: what stands in it. where: tells two
+  // of one name apart.
+  function select(name, label, choices, shown = () => state.get(name), where = "") {
+    const made = element("select", { id: `choose-${name}${where && `-${where}`}`, onchange: () => state.set({ [name]: made.value }) });
     for (const [value, text] of choices) made.append(element("option", { value }, text));
     state.onchange(() => { made.value = shown(); });
     return element("span", { class: "field" }, element("label", { for: made.id }, label), made);
@@ -85,10 +103,10 @@ const charts = (() => {
   }
 
   // Whether a setting is in this view: of the place that is shown, and not filtered (but by `but`).
-  const shows = (setting, but) => String(setting.place) === state.get("at") && filters.shows(setting.index, but);
+  const shows = (setting, but) => setting.place === study.at() && filters.shows(setting.index, but);
   const grey = (setting) => card.fits(setting) === "no";
 
-  return { frame, plot, fitted, tip, apart, select, swatches, shows, grey };
+  return { frame, plot, fitted, tip, apart, select, swatches, thin, shows, grey };
 })();
 
 const GREY = "var(--line)";

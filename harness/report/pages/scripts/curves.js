@@ -1,7 +1,7 @@
 // Losses by learning rate, scores by rank, and losses over a training, a line a method.
 (() => {
   const found = block("curves");
-  const here = (curve) => String(curve.place) === state.get("at");
+  const here = (curve) => curve.place === study.at();
   const look = (curve) => study.methods[curve.method];
   const hidden = (curve) => !study.settings.some((setting) => setting.method === look(curve) && filters.shows(setting.index));
 
@@ -32,10 +32,11 @@
       x: { ...options.x, type: "log", grid: true },
       y: { label: charts.fitted(options.up, width), domain, clamp: true, nice: true, grid: true },
       ariaLabel: `${options.up} by ${options.x.label}`,
+      rows: points.map((point) => ({ method: point.method.name, [options.x.label]: point.x, [options.up]: point.y, low: point.low, high: point.high, chosen: point.chosen, lost: point.lost })),
       marks: [
         Plot.line(known, { x: "x", y: "y", z: (point) => point.method.name, stroke: (point) => point.method.colour, strokeWidth: 1.5 }),
         Plot.ruleX(known.filter((point) => point.low !== null), { x: "x", y1: "low", y2: "high", stroke: colour, strokeOpacity: 0.35 }),
-        Plot.dot(known, { x: "x", y: "y", symbol: (point) => point.method.shape, fill: colour, r: 4 }),
+        Plot.dot(known, { x: "x", y: "y", symbol: (point) => point.method.symbol, fill: colour, r: 4 }),
         Plot.ruleX(rings.filter((point) => point.fresh && point.low !== null), { x: "x", y1: "low", y2: "high", stroke: colour, strokeWidth: 1.5 }),
         Plot.dot(rings, { x: "x", y: "y", r: 9, stroke: colour, strokeWidth: 2 }),
         Plot.dot(lost, { x: "x", y: domain[1], symbol: "times", stroke: colour, r: 5 }),
@@ -95,9 +96,10 @@
       x: { label: over === "tokens" ? "raw tokens" : "seconds of training steps", grid: true, tickFormat: over === "tokens" ? "~s" : undefined, ticks: width < 500 ? 4 : 8 },
       y: { label: `${found.losses.kind} loss (${found.losses.unit})`, grid: true, nice: true },
       ariaLabel: `${found.losses.kind} loss over ${over}`,
+      rows: points.map(({ x, y, setting }) => ({ method: setting.method.name, setting: setting.setting, [over]: x, loss: y })),
       marks: [
         Plot.line(points, { x: "x", y: "y", z: (point) => point.setting.index, stroke: colour, strokeWidth: 1.5 }),
-        Plot.dot(ends, { x: "x", y: "y", symbol: ({ setting }) => setting.method.shape, fill: colour, r: 5 }),
+        Plot.dot(ends, { x: "x", y: "y", symbol: ({ setting }) => setting.method.symbol, fill: colour, r: 5 }),
         Plot.text(labels, { x: "x", y: "at", text: ({ setting }) => short(setting.method.name, 12), dx: 10, textAnchor: "start", fill: "currentColor" }),
         charts.tip(points, { x: "x", y: "y", title: "title" }, width),
       ],

@@ -6,12 +6,15 @@
   state.declare("x", memory);
   state.declare("y", ""); // the score that decides in the place that is shown
   state.declare("pick", "");
-  const headline = () => study.places[Number(state.get("at"))]?.score ?? (study.metrics.has("validation_loss") ? "validation_loss" : known[0][0]);
+  state.declare("against", "");
+  const headline = () => study.places[study.at()]?.score ?? (study.metrics.has("validation_loss") ? "validation_loss" : known[0][0]);
   const valid = (name) => (study.metrics.has(state.get(name)) ? state.get(name) : name === "x" ? memory : headline());
+
+  const picked = () => study.withCell(state.get("pick"));
 
   const detail = element("div", { class: "detail", id: "detail", "aria-live": "polite" });
   const made = charts.frame({
-    id: "score", title: "Compare any two metrics", wide: true, draw,
+    id: "score", title: "Compare any two metrics", wide: true, draw: explore,
     controls: [charts.select("y", "Vertical axis", known, () => valid("y")), charts.select("x", "Horizontal axis", known, () => valid("x"))],
     note: "Large: the setting chosen for each method, with 95% intervals. Line: the chosen settings that no other beats in both metrics. Faint: other settings. Dashed: untuned models. Grey cross: does not fit the card. To see a setting's numbers, point at it, tap it, or use the arrow keys in the chart.",
   });
@@ -24,9 +27,9 @@
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step || !order.length) return;
     event.preventDefault();
-    const at = order.indexOf(Number(state.get("pick")));
-    const next = state.get("pick") === "" || at < 0 ? (step > 0 ? 0 : order.length - 1) : (at + step + order.length) % order.length;
-    state.set({ pick: String(order[next]) }, true);
+    const at = order.indexOf(picked());
+    const next = at < 0 ? (step > 0 ? 0 : order.length - 1) : (at + step + order.length) % order.length;
+    state.set({ pick: order[next].id }, true);
   });
 
   function points(x, y) {
@@ -53,50 +56,89 @@
     return found;
   }
 
-  function tip({ setting }) {
-    const said = [setting.label, `${study.metrics.get(valid("y")).label}: ${written(valid("y"), setting.index)}`];
-    said.push(`${study.metrics.get(valid("x")).label}: ${written(valid("x"), setting.index)}`, card.sentence(setting));
-    return said.filter(Boolean).join("\n");
+  // The decision as a picture, beside its sentences: the score that decides against memory.
+  charts.frame({
+    id: "first", title: "Quality against memory", into: "first-chart",
+    draw: (width) => {
+      const plot = draw(width, memory, headline(), Math.min(370, Math.max(280, width * 0.6)), true);
+      if (typeof plot !== "string") plot.addEventListener("click", () => { if (plot.value) made.section.scrollIntoView(); });
+      return plot;
+    },
+    controls: study.places.length > 1 ? [charts.select("at", "Study of", study.places.map((place) => [place.id, place.title]), () => study.places[study.at()].id, "first")] : [],
+  });
+
+  function tip({ setting }, x, y) {
+    const said = [setting.label, ...[y, x].map((id) => `${study.metrics.get(id).label}: ${written(id, setting.index)}`)];
+    return [...said, card.sentence(setting)].filter(Boolean).join("\n");
   }
 
-  function draw(width, paper) {
-    const [x, y] = [valid("x"), valid("y")];
+  function explore(width) {
+    const plot = draw(width, valid("x"), valid("y"), Math.min(460, Math.max(320, width * 0.55)));
+    order = plot.settings ?? [];
+    describe();
+    return plot;
+  }
+
+  // The axis of the decision: untuned models and settings that were not chosen may be so far off that they would squeeze
+  // the differences that matter.
+  function near(points) {
+    const ends = points.flatMap((point) => [point.y, point.y1 ?? point.y, point.y2 ?? point.y]);
+    const [low, high] = d3.extent(ends);
+    const margin = 0.08 * (high - low) || Math.abs(high) * 0.05 || 1;
+    return [low - margin, high + margin];
+  }
+
+  // decided: only the settings that are compared, and a scale for their scores.
+  function draw(width, x, y, height, decided = false) {
     const { across, up, all } = points(x, y);
     const drawn = all.filter((point) => point.x !== null && point.y !== null && !(across.log && point.x <= 0) && !(up.log && point.y <= 0));
     const level = all.filter((point) => point.setting.untuned && point.y !== null && point.x === null);
-    order = d3.sort(drawn, (point) => point.x).map((point) => point.setting.index);
-    describe();
+    const settings = d3.sort(drawn, (point) => point.x).map((point) => point.setting);
     if (!drawn.length && !level.length) return "No setting in this view has both metrics.";
     const grey = drawn.filter((point) => point.grey);
     const chosen = drawn.filter((point) => point.setting.chosen && !point.grey);
-    const others = drawn.filter((point) => !point.setting.chosen && !point.grey);
+    const focused = decided && chosen.length > 0;
+    const others = focused ? [] : drawn.filter((point) => !point.setting.chosen && !point.grey);
+    const domain = focused ? near(chosen) : undefined;
+    const beyond = focused ? level.filter((point) => point.y < domain[0] || point.y > domain[1]) : [];
+    const inside = level.filter((point) => !beyond.includes(point));
     const colour = (point) => point.setting.method.colour;
-    const dot = { x: "x", y: "y", symbol: (point) => point.setting.method.shape, fill: colour };
+    const dot = { x: "x", y: "y", symbol: (point) => point.setting.method.symbol, fill: colour };
     const narrow = width < 500;
     const best = front(chosen, x, y);
     const labels = narrow ? [] : chosen.length <= 12 ? chosen : best; // of many methods those that no other beats
     const plot = charts.plot({
-      width, height: Math.min(460, Math.max(320, width * 0.55)), marginLeft: 52, marginRight: narrow ? 20 : 70, marginBottom: 40, marginTop: 30,
+      width, height, marginLeft: 52, marginRight: narrow ? 20 : 70, marginBottom: 40, marginTop: 30,
       x: { label: charts.fitted(across.label, width), type: across.log ? "log" : "linear", grid: true, nice: true, tickFormat: across.log ? "~s" : undefined, ticks: narrow ? 4 : undefined },
-      y: { label: charts.fitted(up.label, width), type: up.log ? "log" : "linear", grid: true, nice: true, tickFormat: up.log ? "~s" : undefined },
+      y: { label: charts.fitted(up.label, width), domain, type: up.log ? "log" : "linear", grid: true, nice: true, tickFormat: up.log ? "~s" : undefined },
       ariaLabel: `${up.label} against ${across.label}`,
+      rows: [...drawn, ...level].map(({ setting }) => ({
+        method: setting.method.name, setting: setting.setting, chosen: setting.chosen ? 1 : 0,
+        ...Object.fromEntries([x, y].flatMap((id) => {
+          const [low, high] = study.interval(id, setting.index) ?? [null, null];
+          return [[id, study.value(id, setting.index)], [`${id} low`, low], [`${id} high`, high]];
+        })),
+      })),
       marks: [
-        Plot.ruleY(level, { y: "y", stroke: colour, strokeDasharray: "5 4" }),
-        Plot.text(level, { y: "y", text: (point) => point.setting.method.name, frameAnchor: "right", textAnchor: "end", dy: -7, fill: "currentColor" }),
+        Plot.text(beyond, { y: (point) => domain[point.y < domain[0] ? 0 : 1], text: (point) => `${point.y < domain[0] ? "↓" : "↑"} ${point.setting.method.name} ${significant(point.y, 3)}`, frameAnchor: "right", textAnchor: "end", dy: -7, fill: "var(--faint)" }),
+        Plot.ruleY(inside, { y: "y", stroke: colour, strokeDasharray: "5 4" }),
+        Plot.text(inside, { y: "y", text: (point) => point.setting.method.name, frameAnchor: "right", textAnchor: "end", dy: -7, fill: "currentColor" }),
         Plot.line(best, { x: "x", y: "y", stroke: "var(--faint)", strokeWidth: 1 }),
-        Plot.dot(grey, { x: "x", y: "y", symbol: "times", stroke: GREY, strokeWidth: 2, r: 4 }),
+        Plot.dot(focused ? grey.filter((point) => point.setting.chosen) : grey, { x: "x", y: "y", symbol: "times", stroke: GREY, strokeWidth: 2, r: 4 }),
         Plot.dot(others, { ...dot, fillOpacity: 0.35, r: 3 }),
         Plot.ruleX(chosen.filter((point) => point.y1 !== null), { x: "x", y1: "y1", y2: "y2", stroke: colour, strokeWidth: 1.5 }),
         Plot.ruleY(chosen.filter((point) => point.x1 !== null), { y: "y", x1: "x1", x2: "x2", stroke: colour, strokeWidth: 1.5 }),
         Plot.dot(chosen, { ...dot, stroke: "var(--ground)", r: 7 }),
-        Plot.text(labels, { x: "x", y: "y", text: (point) => point.setting.method.name, dx: 10, textAnchor: "start", fill: "currentColor", stroke: "var(--ground)" }),
-        charts.tip(drawn, { x: "x", y: "y", title: tip }, width),
+        Plot.text(labels, { ariaDescription: "names", x: "x", y: "y", text: (point) => point.setting.method.name, dx: 10, textAnchor: "start", fill: "currentColor", stroke: "var(--ground)" }),
+        charts.tip(focused ? drawn.filter((point) => point.setting.chosen) : drawn, { x: "x", y: "y", title: (point) => tip(point, x, y) }, width),
       ],
     });
-    plot.addEventListener("click", () => { if (plot.value) state.set({ pick: String(plot.value.setting.index) }); });
-    const picked = drawn.find((point) => String(point.setting.index) === state.get("pick"));
-    if (picked) {
-      const [px, py] = [plot.scale("x").apply(picked.x), plot.scale("y").apply(picked.y)];
+    plot.settings = settings; // from left to right
+    charts.thin(plot, labels, (point) => point.setting.method.name);
+    plot.addEventListener("click", () => { if (plot.value) state.set({ pick: plot.value.setting.id }); });
+    const ringed = drawn.find((point) => point.setting === picked());
+    if (ringed) {
+      const [px, py] = [plot.scale("x").apply(ringed.x), plot.scale("y").apply(ringed.y)];
       d3.select(plot).append("circle").attr("cx", px).attr("cy", py).attr("r", 12).attr("class", "picked");
     }
     return plot;
@@ -104,7 +146,7 @@
 
   // All that is known of a setting, and the command that runs it again.
   function describe() {
-    const setting = state.get("pick") === "" ? null : study.settings[Number(state.get("pick"))];
+    const setting = picked();
     if (!setting) {
       return detail.replaceChildren(element("p", { class: "notes" }, "Pick a setting in the chart to see all its numbers and the command that reruns it."));
     }
@@ -117,8 +159,20 @@
     detail.replaceChildren(
       element("h4", {}, setting.label), element("p", {}, about.filter(Boolean).join(" · ")), facts,
       command ? element("pre", { tabindex: "0" }, command) : element("p", { class: "notes" }, "Imported from another project: no command reruns it."),
-      command ? copier(command) : "",
+      command ? copier(command) : "", against(setting),
     );
+  }
+
+  // A choice of another setting, and the comparison with the one that is chosen.
+  function against(setting) {
+    const other = study.withCell(state.get("against"));
+    const choose = element("select", { id: "choose-against", onchange: () => state.set({ against: choose.value }) }, element("option", { value: "" }, "…"));
+    const others = d3.sort(study.settings.filter((each) => each !== setting && each.place === setting.place), (each) => !each.chosen && each !== other);
+    for (const each of others) choose.append(element("option", { value: each.id }, `${each.label || each.method.name}${each.chosen ? " (chosen)" : ""}`));
+    choose.value = other && other !== setting ? other.id : "";
+    const field = element("p", { class: "field" }, element("label", { for: choose.id }, "Compare with"), choose);
+    const shown = choose.value ? comparer.beside(setting, other, Math.min(760, detail.clientWidth)) : null;
+    return element("div", {}, field, shown);
   }
 
   function copier(text) {

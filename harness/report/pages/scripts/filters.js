@@ -9,7 +9,7 @@ const filters = (() => {
   state.declare("find", "");
   state.declare("can", "");
   state.declare("without", "");
-  state.declare("at", "0");
+  state.declare("at", "");
   const listed = (name) => new Set(state.get(name).split(",").filter(Boolean));
   const joined = (set) => [...set].join(",");
   let shown = study.settings.map(() => true);
@@ -33,7 +33,7 @@ const filters = (() => {
     const words = state.get("find").toLowerCase().split(/\s+/).filter(Boolean);
     shown = study.settings.map((setting) => {
       const text = `${setting.label} ${setting.status}`.toLowerCase();
-      return !without.has(String(setting.method.index)) && [...can].every((name) => setting.can[name] === true)
+      return !without.has(setting.method.name) && [...can].every((name) => setting.can[name] === true)
         && words.every((word) => text.includes(word));
     });
   });
@@ -45,9 +45,8 @@ const filters = (() => {
   }
 
   function symbol(method) {
-    const drawn = d3[`symbol${method.shape[0].toUpperCase()}${method.shape.slice(1)}`];
     const svg = d3.create("svg").attr("viewBox", "-7 -7 14 14").attr("aria-hidden", "true");
-    svg.append("path").attr("d", d3.symbol(drawn, 64)()).attr("fill", method.colour);
+    svg.append("path").attr("d", d3.symbol(method.symbol, 64)()).attr("fill", method.colour);
     return svg.node();
   }
 
@@ -66,9 +65,9 @@ const filters = (() => {
     panel.append(clear, output);
     const legend = element("div", { class: "legend", role: "group", "aria-label": "Methods shown" });
     for (const method of study.methods) {
-      const chip = element("button", { type: "button", class: "chip", onclick: () => toggle("without", String(method.index)) }, symbol(method), method.name);
+      const chip = element("button", { type: "button", class: "chip", onclick: () => toggle("without", method.name) }, symbol(method), method.name);
       legend.append(chip);
-      state.onchange(() => chip.setAttribute("aria-pressed", String(!listed("without").has(String(method.index)))));
+      state.onchange(() => chip.setAttribute("aria-pressed", String(!listed("without").has(method.name))));
     }
     panel.append(legend);
     state.onchange(() => {
@@ -77,5 +76,5 @@ const filters = (() => {
     });
   }
 
-  return { build, also, shows };
+  return { build, also, shows, symbol };
 })();

@@ -15,7 +15,8 @@
   const controls = document.getElementById("items-controls");
   const list = document.getElementById("items-list");
   const lower = texts.map((text) => text.toLowerCase());
-  const current = () => sets[Number(state.get("items.set"))] ?? sets[0];
+  const named = (set) => [set.title, set.score].filter(Boolean).join(": ");
+  const current = () => sets.find((set) => named(set) === state.get("items.set")) ?? sets[0];
   const chosen = (set) => set.models.findIndex((model) => model.label === state.get("items.model"));
   const everyone = (set) => set.models.map((_, i) => i);
 
@@ -90,7 +91,7 @@
     const rows = found.slice(page * STEP, (page + 1) * STEP);
     const asked = set.question.some((question) => question !== null);
 
-    fill(which, sets.map((each, i) => [i ? String(i) : "", [each.title, each.score].filter(Boolean).join(": ")]), state.get("items.set"));
+    fill(which, sets.map((each, i) => [i ? named(each) : "", named(each)]), set === sets[0] ? "" : named(set));
     fill(model, [["", "all"], ...set.models.map((each) => [each.label, `${each.label} ${each.setting}`.trim()])], one < 0 ? "" : state.get("items.model"));
     fill(kind, base < 0 ? OUTCOMES.filter(([key]) => key !== "lost" && key !== "won") : OUTCOMES, wanted);
     fill(group, [["", "all"], ...set.subjects.map((name) => [name, name])], subject < 0 ? "" : state.get("items.group"));

@@ -1,13 +1,41 @@
+// The markers of the figures (matplotlib's names), as d3 and Plot draw a symbol: with an area of about `size` pixels.
+const SYMBOLS = (() => {
+  const turned = (corners, turn, inner = 1) => d3.range(corners).map((i) => {
+    const angle = 2 * Math.PI * (i / corners) + turn;
+    const radius = i % 2 ? inner : 1;
+    return [radius * Math.sin(angle), -radius * Math.cos(angle)];
+  });
+  const [a, b] = [0.35, 0.95]; // half of the width of a bar of the plus, and of its length
+  const plus = [[-a, -b], [a, -b], [a, -a], [b, -a], [b, a], [a, a], [a, b], [-a, b], [-a, a], [-b, a], [-b, -a], [-a, -a]];
+  const half = Math.SQRT1_2;
+  const outlines = {
+    _: [[-1, -0.2], [1, -0.2], [1, 0.2], [-1, 0.2]], "|": [[-0.2, -1], [0.2, -1], [0.2, 1], [-0.2, 1]],
+    s: turned(4, Math.PI / 4, 1), D: turned(4, 0), d: turned(4, 0).map(([x, y]) => [0.6 * x, y]),
+    "^": turned(3, 0).map(([x, y]) => [1.1 * x, 1.1 * y]), v: turned(3, Math.PI), "<": turned(3, -Math.PI / 2), ">": turned(3, Math.PI / 2),
+    P: plus, X: plus.map(([x, y]) => [half * (x - y), half * (x + y)]), "*": turned(10, 0, 0.45).map(([x, y]) => [1.15 * x, 1.15 * y]),
+    p: turned(5, 0), h: turned(6, 0),
+  };
+  const drawn = (outline) => ({
+    draw(context, size) {
+      const radius = Math.sqrt(size / 2.2);
+      outline.forEach(([x, y], i) => context[i ? "lineTo" : "moveTo"](radius * x, radius * y));
+      context.closePath();
+    },
+  });
+  const others = Object.fromEntries(Object.entries(outlines).map(([name, outline]) => [name, drawn(outline)]));
+  return { ...others, o: d3.symbolCircle };
+})();
+
 // The study's settings as the charts use them, and how its numbers are written.
 const study = (() => {
   const raw = block("settings");
   const metrics = new Map(raw.metrics.map((metric) => [metric.id, metric]));
   // Black and white trade places in the dark.
   const methods = raw.methods.map((method, index) => ({
-    ...method, index, colour: method.colour === "#000000" ? "currentColor" : method.colour,
+    ...method, index, colour: method.colour === "#000000" ? "currentColor" : method.colour, symbol: SYMBOLS[method.shape],
   }));
   const settings = raw.place.map((place, index) => ({
-    index, place,
+    index, place, id: raw.ids[index][0], ids: raw.ids[index],
     method: methods[raw.method[index]],
     setting: raw.setting[index],
     label: `${methods[raw.method[index]].name} ${raw.setting[index]}`.trim(),
@@ -20,9 +48,16 @@ const study = (() => {
     memory: Object.fromEntries(Object.entries(raw.memory).map(([kind, values]) => [kind, values[index]])),
   }));
   const { shared, words, own } = raw.commands;
+  const byId = new Map(settings.flatMap((setting) => setting.ids.map((id) => [id, setting])));
 
   return {
     places: raw.places, metrics, methods, settings,
+    // The setting that has a cell of this id, or undefined.
+    withCell: (id) => byId.get(id),
+    // The position of the place that is shown: the first one if the address names none that there is.
+    at: () => Math.max(0, raw.places.findIndex((place) => place.id === state.get("at"))),
+    // The words of a setting's command that others of the study do not share.
+    own: (index) => (own[index] ?? []).map((at) => words[at]),
     value: (id, index) => metrics.get(id)?.values[index] ?? null,
     interval(id, index) {
       const metric = metrics.get(id);

@@ -19,6 +19,8 @@ function interactive(table, rest) {
   for (const name of [sorting, finding, hiding]) state.declare(name, "");
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
+  const names = headers.map((th) => th.textContent);
+  const named = (name) => (name ? names.indexOf(name) : -1);
   const kinds = headers.map((th) => th.className);
   const head = [...(body.rows[0]?.cells ?? [])].findIndex((cell) => cell.tagName === "TH");
   const settings = table.dataset.settings ? table.dataset.settings.split(" ") : [];
@@ -38,8 +40,8 @@ function interactive(table, rest) {
   }
 
   function sort() {
-    const order = state.get(sorting);
-    const column = Math.abs(Number(order)) - 1; // 3 is the third column, −3 the same from the last to the first
+    const order = state.get(sorting); // a column's name; with - before it from the last to the first
+    const column = named(order.replace(/^-/, ""));
     headers.forEach((th) => th.removeAttribute("aria-sort"));
     sorted = rows;
     if (!headers[column]) return;
@@ -59,7 +61,7 @@ function interactive(table, rest) {
 
   function show() {
     const wanted = state.get(finding).toLowerCase().split(/\s+/).filter(Boolean);
-    const hidden = new Set(state.get(hiding).split(",").filter(Boolean).map(Number));
+    const hidden = new Set(state.get(hiding).split("|").map(named).filter((at) => at >= 0));
     const found = sorted.filter((row) => wanted.every((word) => row.words.includes(word)) && (!row.setting || filters.shows(row.setting.index)));
     headers.forEach((th, i) => { th.hidden = hidden.has(i); });
     const shown = found.slice(0, printing ? Infinity : limit).map((row) => {
@@ -78,7 +80,7 @@ function interactive(table, rest) {
   }
 
   headers.forEach((th, i) => {
-    const button = element("button", { type: "button", onclick: () => state.set({ [sorting]: state.get(sorting) === String(i + 1) ? `-${i + 1}` : String(i + 1) }) });
+    const button = element("button", { type: "button", onclick: () => state.set({ [sorting]: state.get(sorting) === names[i] ? `-${names[i]}` : names[i] }) });
     button.append(...th.childNodes);
     th.append(button);
   });
@@ -87,7 +89,7 @@ function interactive(table, rest) {
   input.setAttribute("aria-labelledby", `${label.id} ${table.caption.id}`); // which table's, too
   const output = element("output");
   const boxes = headers.map((th, i) => element("input", {
-    type: "checkbox", id: `${table.id}-column-${i}`, onchange: () => state.set({ [hiding]: boxes.flatMap((box, at) => (box.checked ? [] : [at])).join(",") }),
+    type: "checkbox", id: `${table.id}-column-${i}`, onchange: () => state.set({ [hiding]: boxes.flatMap((box, at) => (box.checked ? [] : [names[at]])).join("|") }),
   }));
   const chooser = element("details", { class: "columns" }, element("summary", {}, "Columns"),
     element("div", {}, ...boxes.map((box, i) => element("label", { for: box.id }, box, headers[i].textContent))));
