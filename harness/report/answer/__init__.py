@@ -117,7 +117,7 @@ class StudyAnswer:
 
     @cached_property
     def decisions(self) -> list[tuple[str, str]]:
-        """For each place the decision in at most two sentences, and what else is said of it; before them the cautions."""
+        """The cautions, and for each place the decision in at most two sentences and what else is said of it."""
         if self.untuned:
             return []
         places = list(self.places)
