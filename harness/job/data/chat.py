@@ -47,7 +47,6 @@ def encode(
 def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | None) -> tuple[str, list[Span]]:
     """The whole text, and the spans of the assistant's turns in it, in characters."""
     whole = _write(tokenizer, turns, tools)
-    _check_written(whole, turns, tools)
     spans = []
     for at, turn in enumerate(turns):
         if turn["role"] == "assistant":
@@ -59,6 +58,7 @@ def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | Non
                     "Chat data requires a chat template that keeps turns; the template of the model rewrites them."
                 )
             spans.append((len(head), end))
+    _check_written(whole, turns, tools)
     return whole, spans
 
 

@@ -192,6 +192,11 @@ def test_files_for_kto_are_refused_in_a_sentence(row):
         read([row] * 60)
 
 
+def test_texts_alone_are_refused_in_a_sentence():
+    with pytest.raises(UserError, match=r"mine\.jsonl has texts alone; data of questions and answers"):
+        read([{"text": q} for q, _ in ASKED])
+
+
 def test_prompts_and_completions_may_be_turns():
     rows = [{"prompt": q, "completion": a} for q, a in ASKED]
     assert read(rows)[1] == "mine.jsonl is read as prompt and completion: 60 records."
