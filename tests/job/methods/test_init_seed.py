@@ -11,6 +11,7 @@ from harness.job import run_cell
 QUICK = (
     *("model=tiny", "method=lora", "rank=4", "data=wordmath_short", "++data.load.train=64", "train.max_steps=1"),
     *("++data.load.validation=8", "train.batch_size=2", "train.validation_items=2", "infer.repeats=0", "eval.tasks=[]"),
+    "train.precision=fp32",
 )
 
 
