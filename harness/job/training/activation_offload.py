@@ -79,8 +79,8 @@ class _Offload:
 
     def begin(self, *_: Any) -> None:
         if torch.is_grad_enabled():
-            held = [*self._net.parameters(), *self._net.buffers(), *prepared(self._net)]
-            one = _ForwardPass(held, self._host, self._least)
+            weights = [*self._net.parameters(), *self._net.buffers(), *prepared(self._net)]
+            one = _ForwardPass(weights, self._host, self._least)
             self._open = one, saved_tensors_hooks(one.pack, unpack)
             self._open[1].__enter__()
 

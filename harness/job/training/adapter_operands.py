@@ -24,7 +24,7 @@ T = TypeVar("T")
 class _Cast(torch.autograd.Function):
     """`weights` in `dtype`. Their gradients are multiplied by `scales`, which later operations leave out.
 
-    done: called when all gradients are there.
+    on_end: called when all gradients are there.
     """
 
     @staticmethod
@@ -32,11 +32,11 @@ class _Cast(torch.autograd.Function):
         ctx: Any,  # torch's FunctionCtx, which takes attributes
         dtype: torch.dtype,
         scales: Sequence[float],
-        done: Callable[[], None],
+        on_end: Callable[[], None],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.scales, ctx.done, ctx.dtypes = scales, done, [weight.dtype for weight in weights]
+        ctx.scales, ctx.on_end, ctx.dtypes = scales, on_end, [weight.dtype for weight in weights]
         ctx.needed = [weight.requires_grad for weight in weights]
         cast = weights if all(weight.dtype is dtype for weight in weights) else _copies(weights, dtype)
         ctx.mark_non_differentiable(*(c for c, needed in zip(cast, ctx.needed, strict=True) if not needed))
@@ -45,13 +45,13 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        ctx.done()
-        given = [i for i, gradient in enumerate(gradients) if gradient is not None and ctx.needed[i]]
-        whole = _in_dtypes([gradients[i] for i in given], [ctx.dtypes[i] for i in given])
+        ctx.on_end()
+        indices = [i for i, gradient in enumerate(gradients) if gradient is not None and ctx.needed[i]]
+        whole = _in_dtypes([gradients[i] for i in indices], [ctx.dtypes[i] for i in indices])
         if whole:
-            torch._foreach_mul_(whole, [ctx.scales[i] for i in given])
+            torch._foreach_mul_(whole, [ctx.scales[i] for i in indices])
         by_weights: list[Tensor | None] = [None] * len(gradients)
-        for i, gradient in zip(given, whole, strict=True):
+        for i, gradient in zip(indices, whole, strict=True):
             by_weights[i] = gradient
         return None, None, None, *by_weights
 
@@ -85,20 +85,20 @@ def nothing() -> None:
 
 
 def cast(
-    pairs: Sequence[tuple[Tensor, Tensor]], scales: Sequence[float], done: Callable[[], None]
+    pairs: Sequence[tuple[Tensor, Tensor]], scales: Sequence[float], on_end: Callable[[], None]
 ) -> list[tuple[Tensor, Tensor]]:
     """The matrices A (r, in) and B (out, r) of layers in the dtype of their products; for the rest see _Cast."""
     kind = pairs[0][0].device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else pairs[0][0].dtype
     twice = [scale for scale in scales for _ in range(2)]
-    flat = _Cast.apply(dtype, twice, done, *(weight for pair in pairs for weight in pair))
+    flat = _Cast.apply(dtype, twice, on_end, *(weight for pair in pairs for weight in pair))
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 class Once(Generic[T]):
     """Prepares the operands of `layers` of a model before each of its forward passes that wants gradients.
 
-    prepare: returns the operands of layers with one adapter each, by their names; it has `done` called after the
+    prepare: returns the operands of layers with one adapter each, by their names; it has `on_end` called after the
         backward pass. ready: the operands, for the time of a pass.
     """
 

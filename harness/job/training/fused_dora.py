@@ -76,12 +76,12 @@ def _plain(model: nn.Module) -> Iterator[Any]:
 # Before the products
 
 
-def _prepare(names: Mapping[Any, str], done: Callable[[], None]) -> list[Operands]:
-    """The operands of each layer's adapter; by `done` see Once."""
+def _prepare(names: Mapping[Any, str], on_end: Callable[[], None]) -> list[Operands]:
+    """The operands of each layer's adapter; by `on_end` see Once."""
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer, name in names.items()]
     scales = [layer.scaling[name] for layer, name in names.items()]
     magnitudes = [layer.lora_magnitude_vector[name].weight for layer, name in names.items()]
-    cast = adapter_operands.cast(pairs, scales, done)
+    cast = adapter_operands.cast(pairs, scales, on_end)
     places: defaultdict[Hashable, list[int]] = defaultdict(list)
     for i, ((a, b), scale) in enumerate(zip(cast, scales, strict=True)):
         places[a.shape, b.shape, a.device, scale].append(i)
@@ -150,11 +150,11 @@ class _Factors(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *sums: Tensor | None) -> tuple[Tensor | None, ...]:
         by_magnitudes: list[Tensor | None] = [None] * len(sums)
-        given = [i for i, total in enumerate(sums) if total is not None]
-        if given:
-            totals: list[Any] = [sums[i] for i in given]
-            divided = torch._foreach_div(totals, [ctx.divisors[i] for i in given])
-            for i, by_magnitude in zip(given, divided, strict=True):
+        indices = [i for i, total in enumerate(sums) if total is not None]
+        if indices:
+            totals: list[Any] = [sums[i] for i in indices]
+            divided = torch._foreach_div(totals, [ctx.divisors[i] for i in indices])
+            for i, by_magnitude in zip(indices, divided, strict=True):
                 by_magnitudes[i] = by_magnitude.to(ctx.dtypes[i])
         return None, None, *by_magnitudes
 

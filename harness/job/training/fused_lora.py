@@ -82,10 +82,10 @@ class _Summed(torch.autograd.Function):
         return gradient, by_low, rows.T @ low if ctx.needs_input_grad[2] else None, None
 
 
-def _prepare(names: Mapping[Any, str], done: Callable[[], None]) -> list[tuple[Tensor, Tensor]]:
+def _prepare(names: Mapping[Any, str], on_end: Callable[[], None]) -> list[tuple[Tensor, Tensor]]:
     """A and B of each layer's adapter, for its products."""
     pairs = [(layer.lora_A[name].weight, layer.lora_B[name].weight) for layer, name in names.items()]
-    return adapter_operands.cast(pairs, [layer.scaling[name] for layer, name in names.items()], done)
+    return adapter_operands.cast(pairs, [layer.scaling[name] for layer, name in names.items()], on_end)
 
 
 def _forward(layer: Any, x: Tensor, plain: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:

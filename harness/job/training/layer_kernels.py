@@ -148,8 +148,8 @@ def _scaled_backward_cuda(gradient: Tensor, result: Tensor, factor: Tensor) -> t
     from harness.job.training import triton_kernels
 
     by_direction, parts = _scaled_gradients(gradient, result, factor)
-    given = gradient.contiguous(), result.contiguous(), factor.contiguous()
-    triton_kernels.scaled_backward(*given, by_direction, parts)
+    arguments = gradient.contiguous(), result.contiguous(), factor.contiguous()
+    triton_kernels.scaled_backward(*arguments, by_direction, parts)
     return by_direction, parts
 
 
