@@ -108,8 +108,8 @@ def _refuse(rows: Sequence[Row], there: Mapping[str, None], pairs: bool, what: s
     answers = any(name in there for name in ("completion", *CHATS))
     if mark := "kto_tag" if "kto_tag" in there else "label" if marked and answers else None:
         raise UserError(
-            f"{what} is read as KTO: its column {mark} says whether a single answer is good, and no objective here "
-            "learns from that. Keep the good answers for data=local, or take pairs (data=local_preference)."
+            f"{what} is read as KTO: its column {mark} says whether a single answer is good, and train.objective=kto "
+            "learns from pairs alone. Keep the good answers for data=local, or take pairs (data=local_preference)."
         )
     if not pairs and ({CHOSEN, REJECTED} <= there.keys() or set(OPENAI_PAIR) <= there.keys()):
         raise UserError(f"{what} has pairs of answers; write data=local_preference, and train.objective=dpo or orpo.")
