@@ -17,6 +17,7 @@ METRICS = {
     "acc": "accuracy",
     "acc_norm": "accuracy by length",
     "exact_match": "exact match",
+    "f1_macro": "macro-F1",
     "bits_per_byte": "bits per byte",
     "loss_increase": "loss increase",
     "rougeL": "ROUGE-L",

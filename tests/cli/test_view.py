@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from chromium import Page, in_a_browser
@@ -274,8 +274,9 @@ def test_a_port_in_use_and_a_missing_folder_are_one_sentence_each(inside, result
 
 
 def test_a_study_that_has_not_begun_is_waited_for(results, monkeypatch, capsys):
-    monkeypatch.setattr(Viewer, "serve_forever", lambda self: None)
-    assert main(["view", "later", "--results-dir", str(results), "--port", "0"]) == 0
+    with monkeypatch.context() as unserved:
+        unserved.setattr(Viewer, "serve_forever", lambda self: None)
+        assert main(["view", "later", "--results-dir", str(results), "--port", "0"]) == 0
     first, address, _ = capsys.readouterr().out.splitlines()
     assert first == "later has not begun; its page waits for it."
     assert address.endswith("/study/later")
@@ -328,8 +329,11 @@ def test_an_open_page_says_that_there_are_new_results(results, tmp_path):
 
 
 def wait_for(page, condition):
-    passed = page.ask(
-        "(async () => { for (let i = 0; i < 150; i++) { try { if (" + condition + ") return true; } catch {}"
-        " await new Promise((done) => setTimeout(done, 100)); } return false; })()"
-    )
-    assert passed, condition
+    """Ask again and again; the answer is lost of a page that another one takes the place of meanwhile."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(AssertionError):
+            if page.ask(f"(() => {{ try {{ return !!({condition}); }} catch {{ return false; }} }})()"):
+                return
+        time.sleep(0.1)
+    raise AssertionError(condition)

@@ -165,7 +165,7 @@ def test_of_an_unstable_training_only_what_came_before_is_compared(tmp_path):
         sound(side, tmp_path / folder, tuple(float(folder == "a") for _ in range(40)))
     unequal = checks([record, *seeds], other, tmp_path / "a", tmp_path / "b")
     why = "its published training was unstable from step 3"
-    for name in ("validation loss", "gsm8k exact_match strict-match (%)"):
+    for name in ("validation loss", "gsm8k, exact match, strict format (%)"):
         assert (unequal[name].agreement, unequal[name].why) == ("not compared", why)
     assert unequal["mean training loss before step 3"].agreement == "equal"
     assert unequal["peak train memory"].agreement == "equal"

@@ -74,11 +74,15 @@ def test_the_plugin_alone_checks_its_cells_and_admits_them_by_their_cost(afar, p
         return {event.value["id"]: event.value["cost"] for event in sent if isinstance(event, Result)}
 
     monkeypatch.setattr(sweep_runner, "check", in_this_process)
-    checking.check(points, Options(dollars=7.0))
+    checking.check(points, Options())
     assert checked == [points[1].cell]
-    assert afar.admitted == [([(3, {"price": 6})], 7.0)]
-    checking.check(points[1:], Options(dollars=7.0))
+    assert afar.admitted == [([(3, {"price": 6})], None)]
+    checking.check(points[1:], Options())
     assert len(afar.admitted) == 1
+    checking.check(points[:1], Options(dollars=7.0))
+    assert afar.admitted[1:] == [([(3, {"price": 6})], 7.0)]
+    with pytest.raises(UserError, match=r"^--budget 7USD limits models behind an API alone"):
+        checking.check(points, Options(dollars=7.0))
 
 
 def test_the_job_has_the_plugin_run_it(afar, points):

@@ -109,7 +109,8 @@ def test_options_and_pairs_are_no_labels():
 def test_records_say_how_they_are_scored_and_one_line_says_it_too(rows, overrides, kind):
     own = tasks(rows, *overrides).leaves["held_out"]
     assert own.kind == kind
-    (line, *_) = preflight.check([cell(rows, *overrides)], None)
+    read, line, *_ = preflight.check([cell(rows, *overrides)], None)
+    assert "is read as questions and answers" in read
     assert line.startswith(f"held_out: {len(own.eval_docs)} answers")
     assert line.endswith(f"(data.answers={kind}).")
 
@@ -160,7 +161,7 @@ def test_a_label_of_a_single_record_is_told():
 
 def test_a_label_that_begins_another_is_told():
     rows = [row | {"answer": row["answer"].replace("shipping", "login issue")} for row in TICKETS]
-    assert preflight.check([cell(rows)], None)[1:] == [
+    assert preflight.check([cell(rows)], None)[2:] == [
         "The label login issue begins with the label login, which is therefore never less likely: rename one."
     ]
 

@@ -77,7 +77,7 @@ def test_the_share_that_a_cell_won_becomes_a_score_of_its_record(inside, cells):
     assert len(there.asked) == 6  # two of each pair that differs, none the second time
     assert "Judged already" in again.stderr
     table = comparison([found, read(cells["base"])])
-    assert "held_out wins wise against base (%)" in table.columns
+    assert "held-out data, wins, wise against base (%)" in table.columns
 
 
 def test_it_is_asked_blindly_in_both_orders(inside, cells):
