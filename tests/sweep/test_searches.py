@@ -29,3 +29,9 @@ def test_each_method_is_searched_by_itself(file, overrides, methods):
     ]
     others = sorted(each for each in overrides if not each.startswith("method="))
     assert all(sorted(each for each in search if not each.startswith("method=")) == others for search in searches)
+
+
+def test_a_file_of_the_users_own_may_choose_one_group_by_another(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("defaults:\n  - data: facts\n  - eval: ${data}\n  - override hydra/sweeper: optuna\n")
+    assert len(_searches(file, ["method=lora,full"])) == 2

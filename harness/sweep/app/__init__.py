@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException
@@ -162,8 +163,9 @@ def _searches(file: Path | None, overrides: list[str]) -> list[list[str]]:
     the named sweep, null without one.
     """
     sweepers = [each.partition("=")[2] for each in overrides if each.startswith("hydra/sweeper=")]
-    defaults = OmegaConf.select(OmegaConf.load(file), "defaults", default=[]) if file is not None else []
-    entries = [entry for entry in defaults if isinstance(entry, DictConfig)]
+    # Unresolved: an entry may name another one's choice, as `eval: ${data}`.
+    content: Any = OmegaConf.to_container(OmegaConf.load(file)) if file is not None else {}
+    entries = [entry for entry in content.get("defaults", []) if isinstance(entry, dict)]
     named = [str(value) for entry in entries for key, value in entry.items() if TUNED in str(key)]
     methods = next((each.partition("=")[2] for each in overrides if each.startswith("method=")), "")
     if (sweepers or named or ["grid"])[-1] in ("grid", "basic") or "," not in methods:

@@ -21,7 +21,7 @@ from harness.config import CONF
 from harness.job.data import batching, sources
 from harness.job.models import adapting, loading
 from harness.job.predict.prediction import Predictor
-from harness.job.training import attention, fused_lora, layer_kernels, loop, uncast_inputs
+from harness.job.training import attention, fused_dora, fused_lora, layer_kernels, loop, uncast_inputs
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]  # peft warns of much that is meant
 CPU = torch.device("cpu")
@@ -200,7 +200,8 @@ def test_the_plan_for_a_gpu_counts_no_copies_of_inputs(monkeypatch, model, metho
         peak = Predictor(None, auto="bf16", kernels="cuda").predict(cell, architecture)["peak"]
         return sum(peak.values()) / 2**30
 
-    monkeypatch.setattr(fused_lora, "enable", lambda net, **keywords: "off")
+    for fused in (fused_lora, fused_dora):
+        monkeypatch.setattr(fused, "enable", lambda net, **keywords: "off")
     monkeypatch.setattr(layer_kernels, "enable", lambda net, kernels: "off")
     assert planned() == pytest.approx(uncast, abs=0.006)
     monkeypatch.setattr(uncast_inputs, "enable", lambda net: "off")
