@@ -48,12 +48,13 @@ def test_the_cheapest_setting_that_none_beats_is_named(study):
         "galore": "$8.00",
     }
     assert [name for name, each in by_method.items() if each["On the front"] == "yes"] == ["lora", "full"]
-    assert by_method["lora"]["Beaten by"] == by_method["full"]["Beaten by"] == "none"
+    assert by_method["lora"]["Beaten by"] == by_method["full"]["Beaten by"] == "–"
     assert "lora" in by_method["galore"]["Beaten by"]
     (sentence,) = table.answer
-    assert sentence.startswith("The cheapest setting that no other beats significantly in gsm8k/exact_match/")
-    assert ": lora at $2.00 (" in sentence
-    assert "; the best score is that of full, " in sentence
+    assert sentence.startswith("The cheapest setting that no other beats significantly on gsm8k is lora: 55% (")
+    assert " at $2.00; full scored highest, 56% (" in sentence
+    assert sentence.endswith(" at $6.00.")
+    assert by_method["lora"]["Score"] in sentence
 
 
 def test_a_study_without_scores_has_no_costs_to_weigh(study):

@@ -15,13 +15,15 @@ from harness import units
 from harness.errors import UserError
 from harness.report.answer import StudyAnswer
 from harness.report.answer.place import place_prefix
+from harness.report.answer.words import ScoreWords
 from harness.report.pairwise import Contest, Standing
 from harness.report.statistics import ALPHA
+from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import Rows
 from harness.report.tables.table import Table, title
 
 PLACE = ("Study", "Model", "Data")
-COLUMNS = ("Method", "Setting", "Score", "Value", "95% interval", "Cost", "On the front", "Beaten by")
+COLUMNS = ("Method", "Setting", "Task", "Score", "Cost", "On the front", "Beaten by")
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,16 @@ def cost_of(answer: StudyAnswer) -> Table:
         if not contest.primary or not (settings := priced(contest, answer.rows)):
             continue
         sentences += _sentences(contest, settings, place_prefix(contest.place, places))
+        words = ScoreWords(contest)
         front = {id(each) for each in on_front(contest, settings)}
         for each in settings:
             worse_than = beaten_by(contest, each.label)
             rows.append(
                 [
                     *(contest.place[i] for i in several),
-                    *(each.standing.choice.method, each.standing.choice.setting or "", contest.score),
-                    *(f"{each.standing.value:.4g}", _interval(each.standing), units.dollars(each.dollars)),
-                    *("yes" if id(each) in front else "no", ", ".join(worse_than) or "none"),
+                    *(each.standing.choice.method, each.standing.choice.setting or ABSENT, words.task),
+                    *(words.value(each.standing), units.dollars(each.dollars)),
+                    *("yes" if id(each) in front else "no", ", ".join(worse_than) or ABSENT),
                 ]
             )
     if not rows:
@@ -69,11 +72,12 @@ def cost_of(answer: StudyAnswer) -> Table:
         caption=[
             f"Cost: the time of a cell's whole job at {units.dollars(answer.rows.price or 0)} an hour and device, mean "
             "over seeds, without the search for the setting.",
-            "On the front: no setting here scores at least as high for less, as measured. Beaten by: settings whose "
-            "score is significantly better.",
+            "Score: with its 95% interval. On the front: no setting here scores at least as high for less, as measured. "
+            "Beaten by: settings whose score is significantly better.",
         ],
         data=None,
         answer=sentences,
+        text_columns=(*PLACE, "Method", "Setting", "Task", "On the front", "Beaten by"),
     )
 
 
@@ -110,20 +114,18 @@ def beaten_by(contest: Contest, label: str) -> list[str]:
 def _sentences(contest: Contest, settings: Sequence[Priced], prefix: Sequence[str]) -> list[str]:
     compared = {label for labels in contest.paired if len(labels) > 1 for label in labels}
     unbeaten = [each for each in settings if each.label in compared and not beaten_by(contest, each.label)]
+    words = ScoreWords(contest)
     if not unbeaten:
-        said = f"No two settings answered the same items of {contest.score}: none is known to be worth its cost."
+        said = f"No two settings answered the same items of {words.task}: none is known to be worth its cost."
         return [" ".join([*prefix, said])]
     cheapest, best = unbeaten[0], contest.standings[0]
     said = (
-        f"The cheapest setting that no other beats significantly in {contest.score}: {cheapest.label} at "
-        f"{units.dollars(cheapest.dollars)} ({cheapest.standing.value:.4g})"
+        f"The cheapest setting that no other beats significantly on {words.task} is {cheapest.label}: "
+        f"{words.value(cheapest.standing)} at {units.dollars(cheapest.dollars)}"
     )
     priced_best = next((each for each in settings if each.standing is best), None)
     if best is not cheapest.standing and priced_best is not None:
-        price = units.dollars(priced_best.dollars)
-        said += f"; the best score is that of {priced_best.label}, {best.value:.4g} at {price}"
+        said += (
+            f"; {priced_best.label} scored {words.highest}, {words.value(best)} at {units.dollars(priced_best.dollars)}"
+        )
     return [" ".join([*prefix, f"{said}."])]
-
-
-def _interval(standing: Standing) -> str:
-    return "" if standing.interval is None else f"[{standing.interval.low:.4g}, {standing.interval.high:.4g}]"
