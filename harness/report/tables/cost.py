@@ -72,7 +72,7 @@ def cost_of(answer: StudyAnswer) -> Table:
         caption=[
             f"Cost: the time of a cell's whole job at {units.dollars(answer.rows.price or 0)} an hour and device, mean "
             "over seeds, without the search for the setting.",
-            "Score: with its 95% interval. On the front: no setting here scores at least as high for less, as measured.",
+            "Score: with its 95% interval. On the front: no setting scores at least as high for less, as measured.",
             "Beaten by: settings whose score is significantly better.",
         ],
         data=None,
