@@ -12,7 +12,6 @@ from command_line import assert_refused
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.job.data import columns
-from harness.plugins.api import asking, requests
 from harness.sweep.app.messages import quoted
 from harness.sweep.fork_server import Server
 
@@ -135,9 +134,3 @@ def test_a_path_with_an_umlaut_reaches_the_cell(capsys):
 def test_columns_of_other_trainers_are_named_as_settings(row, remedy):
     with pytest.raises(UserError, match=f"; write {remedy}."):
         columns.mapped([row], [*row], {"question": "question", "answer": "answer"}, None, "mine.json")
-
-
-def test_ask_says_before_any_model_answers_that_a_package_is_missing(monkeypatch):
-    monkeypatch.setattr(requests, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="the extra `api`"):
-        asking.ask([], as_typed=False, on_event=print, api=["some/model"], judge=None)
