@@ -76,7 +76,10 @@ class ModelConfig:
     name: str = MISSING
     """Name in tables and records. Of a model behind an API: the name that the endpoint knows."""
     path: str = MISSING
-    """Hub id, local folder, or embedded:NAME."""
+    """Hub id, local folder, GGUF file (here, or OWNER/NAME/FILE.gguf on the hub), or embedded:NAME. A GGUF file is
+    dequantised once."""
+    sha256: str | None = None
+    """SHA-256 of the GGUF file; a file with another one is refused (null: any file)."""
     revision: str | None = None
     """Commit, tag or branch of the hub repository (null: its main branch)."""
     dtype: str = setting("bfloat16", choices=("float32", "bfloat16", "float16"))

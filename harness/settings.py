@@ -74,6 +74,12 @@ class ModelSettings:
     base_url: str | None = None
     tokenizer: str | None = None
     thinking: int = 0
+    sha256: str | None = None
+
+    @property
+    def from_gguf(self) -> bool:
+        """Whether its weights were dequantised from a GGUF file, as the embedded SmolLM2's are."""
+        return self.path is not None and (self.path.endswith(".gguf") or self.path.startswith("embedded:smollm2"))
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ import bitsandbytes
 import datasets
 import torch
 from datasets.naming import camelcase_to_snakecase
-from huggingface_hub import auth_check, constants, get_token, snapshot_download
+from huggingface_hub import auth_check, constants, get_token, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from harness import redact
 from harness.errors import UserError
 from harness.job.data import synthetic
 from harness.job.measure import device
-from harness.job.models import embedded
+from harness.job.models import dequantised, embedded
 from harness.job.models.hub import answers
 
 PATIENCE = 3.0  # seconds to wait for the hub
@@ -103,9 +103,24 @@ def _model(path: str, revision: str | None, hub: str) -> Standing:
             if name != "tiny":  # which needs no wheel
                 return "missing", str(error)
         return "ready", "embedded, built at first use"
+    if path.endswith(dequantised.SUFFIX):
+        return _gguf(path, revision, hub)
     if Path(path).is_dir():
         return "ready", "a local folder"
     return ("ready", f"{path}, cached") if _model_is_cached(path, revision) else _at_hub(path, "model", hub)
+
+
+def _gguf(path: str, revision: str | None, hub: str) -> Standing:
+    """The state of a model that is a GGUF file, here or on the hub."""
+    if (copy := dequantised.copy_here(path)) is not None:
+        return "ready", f"{copy}, dequantised at first use"
+    try:
+        repository, file = dequantised.on_hub(path)
+    except UserError as error:
+        return "missing", str(error)
+    if try_to_load_from_cache(repository, file, revision=revision) is not None:
+        return "ready", f"{path}, cached"
+    return _at_hub(repository, "model", hub)
 
 
 def _model_is_cached(path: str, revision: str | None) -> bool:

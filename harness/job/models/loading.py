@@ -25,7 +25,7 @@ from transformers import (
 
 from harness.errors import UserError, first_line
 from harness.job.methods import optimizers
-from harness.job.models import embedded, hub
+from harness.job.models import dequantised, embedded, hub
 from harness.job.models.quantisation import leave_for_kernels, never_repack, pack_experts
 from harness.job.models.structure import stacks
 from harness.record import Cell
@@ -42,6 +42,8 @@ def source(model: ModelSettings) -> str:
     kind, _, name = model.path.partition(":")
     if kind == "embedded":
         return str(embedded.folder(name))
+    if model.path.endswith(dequantised.SUFFIX):
+        return str(dequantised.folder(model))
     if not Path(model.path).is_dir():
         hub.settle()
     return model.path

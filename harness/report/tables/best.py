@@ -21,7 +21,7 @@ from harness.report.pairwise import MANY, Contest
 from harness.report.planned import study_plan
 from harness.report.select import Choice
 from harness.report.statistics import Interval, Ratio, seeds_interval
-from harness.report.tables.captions import THROTTLED_MEANING, groups_line
+from harness.report.tables.captions import THROTTLED_MEANING, groups_line, rounded_weights
 from harness.report.tables.classes import class_tables
 from harness.report.tables.cost import cost_of
 from harness.report.tables.entries import ABSENT, THROTTLED, cost, rate, score_style
@@ -261,6 +261,7 @@ def _caption(answer: StudyAnswer) -> Iterator[str]:
         "is its ratio to lora. Ratios have 95% intervals over seeds and runs, unless there was a single run or it "
         "shared the machine."
     )
+    yield from rounded_weights(records)
     if any(row is not None and row.throttled for row in answer.settled):
         yield THROTTLED_MEANING
 

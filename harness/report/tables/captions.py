@@ -34,7 +34,8 @@ def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
         lines += _memory_caption(rows)
     lines += _throttled_caption(rows) if any(COLUMNS[name].topic in ("speed", "inference") for name in names) else []
     lines += _busy_caption(rows) if any(COLUMNS[name].topic in ("speed", "busy") for name in names) else []
-    lines += [*_seeds_caption(rows), *map(drift_text, drifts(records)), *_environment_caption(records)]
+    lines += [*_seeds_caption(rows), *rounded_weights(records)]
+    lines += [*map(drift_text, drifts(records)), *_environment_caption(records)]
     lines += dict.fromkeys(note for record in records if record.source for note in record.source.notes)
     if rows.superseded:
         superseded = ", ".join(record.cell.name for record in rows.superseded)
@@ -183,6 +184,17 @@ def _busy_caption(rows: list[Row]) -> list[str]:
     return [
         f"Tokens/s measures Python rather than the GPU {which}: kernels run for less than {share(BUSY)} of a step "
         f"(down to {share(lowest)}). A larger batch or model, or train.compile=true, keeps the GPU busy."
+    ]
+
+
+def rounded_weights(records: Iterable[Record]) -> list[str]:
+    """That the models' weights were rounded before they were tuned."""
+    models = dict.fromkeys(record.cell.model for record in records if record.cell.settings.model.from_gguf)
+    if not models:
+        return []
+    return [
+        f"The weights of {', '.join(models)} come from a GGUF file, which rounds them to few bits: compare scores "
+        "with one another, not with those of the unquantised model."
     ]
 
 

@@ -47,10 +47,11 @@ def _require_model(path: Path) -> None:
 
     A path of one or two names may be the hub's.
     """
+    if path.suffix == ".gguf":
+        _require_gguf(path)
+        return
     if path.is_file():
-        gguf = "it holds weights for llama.cpp; name the model that it was made from"
-        remedy = gguf if path.suffix == ".gguf" else "name its folder"
-        raise UserError(f"model.path must be a folder or a hub id, got the file {path}; {remedy}.")
+        raise UserError(f"model.path must be a folder, a GGUF file or a hub id, got the file {path}; name its folder.")
     if not path.is_dir():
         if path.is_absolute() or path.parts[0] in ("..", "~") or len(path.parts) > 2:  # no id of the hub
             raise UserError(f"There is no folder {os.path.abspath(path)}; check model.path.")
@@ -65,6 +66,17 @@ def _require_model(path: Path) -> None:
         )
     if not any(any(path.glob(pattern)) for pattern in TOKENIZERS):
         raise UserError(f"model.path={path} has no tokenizer; put the model's tokenizer.json and its config there.")
+
+
+def _require_gguf(path: Path) -> None:
+    """Raise UserError for a file that is neither there nor may be the hub's (OWNER/NAME/FILE), or of another format."""
+    if not path.is_file():
+        if path.is_absolute() or path.parts[0] in ("..", "~") or len(path.parts) < 3:
+            raise UserError(f"There is no file {os.path.abspath(path)}; check model.path.")
+        return
+    with path.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise UserError(f"model.path={path} is no GGUF file; name one, or a model's folder.")
 
 
 def _base(adapter: Path) -> str:

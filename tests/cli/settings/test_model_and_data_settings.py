@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import shutil
 from contextlib import ExitStack
 
 import hub
@@ -11,6 +13,8 @@ import pytest
 from command_line import own_server
 from serving import chatty
 from tested_settings import CELL, SMALL, Line, lines, refused
+
+from harness.job.models import embedded
 
 
 @lines(
@@ -43,6 +47,7 @@ def hub_with_a_model(tmp_path, monkeypatch):
         for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("HF_ENDPOINT", serving.enter_context(hub.serve(tmp_path / "hub", gated=set())))
         serving.enter_context(own_server())
@@ -66,6 +71,25 @@ def test_a_model_of_the_hub_is_loaded_as_asked(run, only, hub_with_a_model, tmp_
     assert record.fingerprints["model"] == f"org/tiny@{hub.COMMIT}"
     assert record.cell.settings.model.trust_remote_code
     assert not record.cell.settings.model.use_safetensors
+
+
+GGUF = b"GGUF as the hub has it"
+SHA256 = hashlib.sha256(GGUF).hexdigest()
+
+
+@lines(
+    refused(
+        f"run {CELL} study=other model.path=org/tiny/it.gguf model.sha256={'0' * 64}",
+        f"must have the SHA-256 of model.sha256, {'0' * 64}, got {SHA256}",
+    ),
+    f"run {CELL} study=file model.path=org/tiny/it.gguf model.sha256={SHA256} eval.tasks=[]",
+)
+def test_a_gguf_file_of_the_hub_is_known_by_its_hash(run, only, hub_with_a_model, tmp_path):
+    (tmp_path / "hub" / "models" / "org" / "tiny" / "it.gguf").write_bytes(GGUF)
+    # As it was dequantised before; tests of the export read a file that is one.
+    shutil.copytree(embedded.folder("tiny"), embedded.cache() / f"gguf-{SHA256[:16]}")
+    run()
+    assert only("file").cell.settings.model.path == "org/tiny/it.gguf"
 
 
 ROWS = [

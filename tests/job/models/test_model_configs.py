@@ -21,6 +21,7 @@ PARAMETERS = {
     "llama_3_2_3b": 3_212_749_824,
     "llama_3_8b": 8_030_261_248,
     "mistral_7b": 7_248_023_552,
+    "qwen2_5_coder_0_5b": 494_032_768 + 151_936 * 896,  # the file has a head beside the embedding
     "qwen3_0_6b": 596_049_920,
     "qwen3_14b": 14_768_307_200,
     "qwen3_1_7b": 1_720_574_976,
