@@ -72,7 +72,7 @@ METHODS = ("lora", "qlora", "dora", "dora_fast", "full", "galore", "galore_rsvd"
 COMPILED = ("lora", "dora_fast", "full")  # each costs up to a minute and a half of compilation
 TRAINING = ("model=smollm2_135m", "rank=16", "train.batch_size=4")
 STUDY = "beside"
-AGREEING = ("smollm2_135m", "qwen3_0_6b")  # the second is downloaded
+AGREEING = ("smollm2_135m", "qwen2_5_coder_0_5b")  # of the second a file is downloaded
 BATCH = 16  # questions at a time
 
 
