@@ -11,8 +11,8 @@ from records import make_record
 from harness.plugins.articles.article import find
 from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL
 from harness.plugins.articles.rank_for_rows.needed import needed_rank
-from harness.plugins.articles.rank_for_rows.penalties import RankedLosses, _residual
 from harness.record import Lengths
+from harness.report.rank_losses import RankedLosses
 from harness.report.statistics import of_losses
 from harness.report.training_rows import training_rows
 
@@ -170,7 +170,7 @@ def needed(losses, comparisons=1, **keywords):
 
 def ranked(records):
     by_rank = {rank: [r for r in records if r.cell.rank == rank] for rank in {r.cell.rank for r in records}}
-    return RankedLosses.of({100: by_rank})[100]
+    return RankedLosses.from_records(by_rank)
 
 
 @pytest.mark.parametrize(
@@ -201,17 +201,13 @@ NOISE = {"alike": (0.04,) * 4, "erratic": (0.12, 0.03, 0.03, 0.03)}  # of each r
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize(("losses", "truth"), [(FLAT, 1), (EDGE, 4), (INSIDE, 1), (STEEP, 16)])
 def test_the_needed_rank_lies_in_its_interval_in_95_percent_of_studies(losses, truth, noise):
-    """Of three seeds and two numbers of rows, with the spread of seeds in our records, and with one erratic rank."""
+    """Of three seeds, with their spread in our records, and with one erratic rank."""
     draw, held, studies = np.random.default_rng(1), 0, 1000
-    means = np.log([losses[rank] for rank in RANKS])
+    means = np.log([losses[rank] for rank in RANKS])[:, None]
     for _ in range(studies):
-        logs = (
-            means[:, None] + np.array(NOISE[noise])[:, None] * draw.normal(size=(2, 4, 3)) + draw.normal(size=(2, 1, 3))
-        )
-        square = sum(_residual(table) for table in logs)
-        held += (
-            (interval := needed_rank(RankedLosses(RANKS, logs[0], (), (square, 12)), 1)).low <= truth <= interval.high
-        )
+        logs = means + np.array(NOISE[noise])[:, None] * draw.normal(size=(4, 3)) + draw.normal(size=3)
+        _, low, high = needed_rank(RankedLosses(RANKS, logs), 1)
+        held += low <= truth <= high
     assert held / studies > 0.94
 
 

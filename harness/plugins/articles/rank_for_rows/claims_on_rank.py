@@ -17,9 +17,9 @@ from harness.plugins.articles.claims import (
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.lora_without_regret.losses import last_losses, on_all_layers
 from harness.plugins.articles.rank_for_rows.needed import TIE, needed_rank
-from harness.plugins.articles.rank_for_rows.penalties import ByRank, RankedLosses
 from harness.plugins.articles.rules import everywhere
 from harness.record import Record
+from harness.report.rank_losses import ByRank, RankedLosses
 from harness.report.statistics import Interval
 from harness.report.training_rows import training_rows
 
@@ -48,10 +48,9 @@ def needed_rank_grows(at: Evidence) -> Judgement:
     fewest, most = min(by_rows), max(by_rows)
     if by_rows[fewest].keys() != by_rows[most].keys():
         return Judgement(OPEN, why=f"The ranks differ between {fewest:,} and {most:,} rows")
-    losses = RankedLosses.of(by_rows)
-    if fewest not in losses or most not in losses:
+    few, many = (RankedLosses.from_records(by_rows[rows]) for rows in (fewest, most))
+    if few is None or many is None:
         return _without_seeds([by_rows[fewest], by_rows[most]])
-    few, many = losses[fewest], losses[most]
 
     def intervals(comparisons: float) -> Interval:
         """Both needed ranks lie in intervals that are corrected for their number, two."""
@@ -87,11 +86,11 @@ def _suffices(at: Evidence, rank: int, most: int) -> Judgement:
     compared = [rows for rows, by_rank in by_rows.items() if rows <= most and rank in by_rank and max(by_rank) >= LARGE]
     if not compared:
         return lacking(f"lora at rank {rank} and at {LARGE} or above, up to {most:,} rows")
-    losses = RankedLosses.of(by_rows)
-    return everywhere([(f"{rows:,} rows", _penalty(losses.get(rows), by_rows[rows], rank)) for rows in compared])
+    return everywhere([(f"{rows:,} rows", _penalty(by_rows[rows], rank)) for rows in compared])
 
 
-def _penalty(losses: RankedLosses | None, by_rank: ByRank, rank: int) -> Judgement:
+def _penalty(by_rank: ByRank, rank: int) -> Judgement:
+    losses = RankedLosses.from_records(by_rank)
     if losses is None:
         return _without_seeds([by_rank])
     largest = max(by_rank)

@@ -3,8 +3,8 @@
 from harness.plugins.articles.claims import Meaning
 
 TENTH = (
-    "10% of the loss: ranks differ by 3 to 9% from seed to seed in our records, so three seeds tell no less, and where "
-    "scores were recorded 10% went with 1 to 4 points"
+    "10% of the loss: ranks differ by 3 to 10% from seed to seed in our records, so a few seeds tell no less. Where "
+    "scores were recorded, 10% went with 1 to 4 points"
 )
 LIMITS = "Larger models, longer rows, more than 6,400 rows, and other numbers of passes over them"
 

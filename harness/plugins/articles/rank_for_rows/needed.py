@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 
-from harness.plugins.articles.rank_for_rows.penalties import Penalty, RankedLosses
+from harness.report.rank_losses import Penalty, RankedLosses
 from harness.report.statistics import Interval
 
 TIE = 1.1  # a loss that is higher by less than 10% is no reason for a larger rank
