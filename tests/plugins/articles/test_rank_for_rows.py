@@ -70,6 +70,14 @@ def test_the_needed_rank_grows(few, many, decision, effect):
     assert len(found.records) == 2 * 3 * len(RANKS)
 
 
+def test_every_judgement_can_be_judged_again_as_one_of_several():
+    records = [*records_of(100, FLAT, noise=0.01), *records_of(6400, STEEP, noise=0.01)]
+    for name in ARTICLE.claims:
+        found = judgement(records, name)
+        assert found.among(1) == found.decision != OPEN
+        assert found.among(10_000) in (found.decision, OPEN)
+
+
 @pytest.mark.parametrize(("wrong", "noise"), [(FLAT, 0.06), (STEEP, 0.4)])
 def test_what_seeds_leave_open_is_open(wrong, noise):
     """The interval holds ranks that some larger one may beat or not; its effect is still that of the means."""
