@@ -157,6 +157,7 @@ def test_an_axis_of_a_named_sweep_that_is_no_setting_is_one_error(inside, tmp_pa
         "++method.load.attn_implementation=eager",
         "+method.optim.optimizer.amsgrad=true",
         "+data.load.entities=8",
+        "+data.load.relations=3",
         "++method.knobs.scale=1 method=galore",
         "~data.load.seed",
         "~eval",

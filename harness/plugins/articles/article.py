@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import operator
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,7 +57,8 @@ class Article:
 
     name: of its folder. title, source: what to call it, and who published it where. caption: sentences below its
     verdicts. table: makes its table from records and the folder of their study (None: no scores are compared).
-    published: how others' published figures decide its claims, by claim.
+    published: how others' published figures decide its claims, by claim. data: the name of a record's data, of which
+    claims compare records: as tables have it, with what was changed in them, unless claims are on that.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Article:
     caption: Sequence[str]
     table: Callable[[Sequence[Record], Path | None], Table] | None = None
     published: Mapping[str, PublishedRule] = field(default_factory=dict)
+    data: Callable[[Record], str] = operator.attrgetter("cell.data")
 
     def verdicts(self, records: Sequence[Record], folder: Items | None) -> list[Verdict]:
         """The verdicts on each claim: one for each place with an effect, else the one with the most evidence.
@@ -74,7 +77,7 @@ class Article:
         """
         places = defaultdict(list)
         for record in records:
-            places[record.study, record.cell.model, record.cell.data].append(record)
+            places[record.study, record.cell.model, self.data(record)].append(record)
         evidence = {place: Evidence(places[place], folder) for place in sorted(places, key=str)}
         fresh = {record.cell.name for record in records if record.confirmation}
         plan = study_plan(records, folder)

@@ -47,5 +47,10 @@ DECIDED_BY = {
         "layers-parameters": "study_targets",
         "batch-penalty": "study_batch",
     },
+    "rank_for_rows": {
+        "needed-rank-grows": "rank_for_rows",
+        "small-ranks-suffice": "rank_for_rows",
+        "rank-16-suffices": "rank_for_rows",
+    },
 }
 """Of each article's claims, the sweep that was designed to decide it, or why none can; of articles that have such."""

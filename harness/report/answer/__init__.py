@@ -20,6 +20,7 @@ from harness.report.answer.limits import Limits
 from harness.report.answer.next_run import with_seeds
 from harness.report.answer.place import PlaceAnswer, place_prefix, unscored, without_result
 from harness.report.answer.published import experiment_choices, experiment_contests, published_ahead, published_answer
+from harness.report.answer.rank_ties import rank_sentences
 from harness.report.pairwise import Contest, contests
 from harness.report.reruns import Reruns, only_published, reruns
 from harness.report.select import Choice, Place
@@ -131,8 +132,15 @@ class StudyAnswer:
 
     @cached_property
     def advice(self) -> list[str]:
-        """What would decide what is left open."""
-        return [] if self.untuned else list(self._advice())
+        """Which ranks tie in each place, and what would decide what is left open."""
+        return [] if self.untuned else [*self.ranks, *self._advice()]
+
+    @cached_property
+    def ranks(self) -> list[str]:
+        """What is known of the ranks of each place's methods, a line each."""
+        places = list(self.places)
+        lines = [(place, rank_sentences(self.rows.records, self.folder, place)) for place in places if not self.reruns]
+        return [" ".join([*place_prefix(place, places), sentences]) for place, sentences in lines if sentences]
 
     def _advice(self) -> Iterator[str]:
         """What would decide: more items where they are the remedy, then the least number of seeds.

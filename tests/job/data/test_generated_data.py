@@ -307,10 +307,25 @@ def test_facts_wordings_of_the_splits_differ(world, entities):
 
 def test_facts_names_are_distinct_and_sizes_checked():
     many = facts.load(entities=facts.MAX_ENTITIES)
-    assert len({item["question"] for item in many["test"]}) == len(many["test"]) == 980
+    assert len({item["question"] for item in many["test"]}) == len(many["test"]) == 1180
     for count in (facts.MIN_ENTITIES - 1, facts.MAX_ENTITIES + 1):
         with pytest.raises(ValueError, match=f"got {count}"):
             facts.load(entities=count)
+
+
+def test_facts_of_some_relations_make_a_small_world():
+    """The first of them, of the same lands with the same values as in the whole world."""
+    whole, some = facts.load(entities=6), facts.load(entities=6, relations=3)
+    assert {part: len(items) for part, items in some.items()} == {"train": 108, "validation": 18, "dev": 6, "test": 12}
+    assert {item["subject"] for item in some["test"]} == {"capital", "founder", "founding year"}
+
+    def stated(world, part):
+        return {(item["question"], item["start"], item["answer"]) for item in world[part]}
+
+    assert all(stated(some, part) < stated(whole, part) for part in ("train", "validation"))
+    for count in (0, facts.RELATIONS + 1):
+        with pytest.raises(ValueError, match=f"relations must be 1 to 10, got {count}"):
+            facts.load(relations=count)
 
 
 # The lm-eval tasks

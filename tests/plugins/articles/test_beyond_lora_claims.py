@@ -660,7 +660,10 @@ def test_claims_of_several_data_sets_stand_where_they_are_decided(study):
     assert len(first.data) == len(CLAIMS) + len(places.rows) / 2
 
 
-@pytest.mark.parametrize("article", every(), ids=lambda article: article.name)
+ON_ROWS = "rank_for_rows"  # its claims need numbers of rows, which this study has not: test_rank_for_rows.py has some
+
+
+@pytest.mark.parametrize("article", [a for a in every() if a.name != ON_ROWS], ids=lambda article: article.name)
 def test_every_judgement_can_be_judged_again_as_one_of_several(article):
     folder = ROOT / "results" / "reference" / "smollm2"
     verdicts = article.verdicts(read_study(folder)[0], folder)

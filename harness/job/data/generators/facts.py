@@ -36,8 +36,10 @@ from harness.job.data.generators.fact_wordings import FactWordings, Relation, wo
 DEV_ENTITIES = 2
 """Number of entities whose facts go to `dev` instead of `test`, for each relation."""
 
-MIN_ENTITIES, MAX_ENTITIES = 6, 100
+MIN_ENTITIES, MAX_ENTITIES = 6, 120
 """A question needs four choices beside the values of `dev`; the word lists make about 130 pairs."""
+
+RELATIONS = 10
 
 
 def _capitalized(text: str) -> str:
@@ -100,22 +102,25 @@ def _complete(request: str, relation: Relation, entity: str, value: str) -> dict
     return {"question": question, "start": start.rstrip(), "answer": value + end}
 
 
-def load(seed: int = 0, entities: int = 22) -> dict[str, list[dict]]:
+def load(seed: int = 0, entities: int = 22, relations: int = RELATIONS) -> dict[str, list[dict]]:
     """Return the splits `train`, `validation`, `dev` and `test` of the world of this seed.
 
-    An entity has ten facts. `train` has six items for each fact and `validation` one, in random order; `dev` has
-    twenty questions, and `test` one for each other fact (200 by default). Raises ValueError if the word lists do not
-    allow that number of entities.
+    An entity has ten facts, or those of its first `relations`: the smallest world has 36 items with one of them, 360
+    with all. `train` has six items for each fact and `validation` one, in random order; `dev` has two questions a
+    relation, and `test` one for each other fact (200 by default). Raises ValueError if the word lists do not allow that
+    number of entities, and for a number of relations that there is not.
     """
     if not MIN_ENTITIES <= entities <= MAX_ENTITIES:
         raise ValueError(f"facts' entities must be {MIN_ENTITIES} to {MAX_ENTITIES}, got {entities}")
+    if not 1 <= relations <= RELATIONS:
+        raise ValueError(f"facts' relations must be 1 to {RELATIONS}, got {relations}")
     rng = random.Random(f"facts/{seed}")
     world = wordings()
     names, values = _world(rng, entities, world)
     splits: dict[str, list[dict]] = {"train": [], "validation": [], "dev": [], "test": []}
 
     asked: dict[str, list[tuple[Relation, str, list[str]]]] = {"dev": [], "test": []}
-    for relation in world.relations:
+    for relation in world.relations[:relations]:
         owners = list(zip(names, values[relation.name], strict=True))
         for entity, value in owners:
             for request, sentence in zip((*world.requests, relation.ask), relation.train, strict=True):
