@@ -23,7 +23,7 @@ from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths, RunCell
 from harness.record import Record, read_study
 from harness.sweep import runner
-from harness.sweep.changed_data import changed_data
+from harness.sweep.changed_file import changed_file
 from harness.sweep.lease import Lease
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
@@ -106,7 +106,7 @@ def _require_same_data(study: Study, records: Sequence[Record], data_root: str |
     again = {record.cell.id for record in records}
     paths = {record.cell.settings.data.path for record in records} - {None}
     others = [r for r in read_study(study.folder)[0] if r.cell.id not in again and r.cell.settings.data.path in paths]
-    if (changed := changed_data(others, data_root)) is not None:
+    if (changed := changed_file(others, data_root)) is not None:
         raise UserError(f"{changed}, so that this study would mix two data sets; run a sweep with another study=NAME.")
 
 

@@ -25,7 +25,7 @@ from harness.sweep.app.checking import check
 from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_weights
 from harness.sweep.app.point import Point, point_of
 from harness.sweep.app.session import Outcome, Session
-from harness.sweep.changed_data import changed_data
+from harness.sweep.changed_file import changed_file
 from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
@@ -123,7 +123,7 @@ class RunPoint:
         """Say that the cell of `point` is `recorded` already."""
         self.session.record, self.session.folder = recorded, point.study.folder
         print(f"{point.cell.name} is recorded in {point.study.path(point.cell)} ({recorded.status}).", file=sys.stderr)
-        changed = changed_data([recorded], point.request.data_root) if self.session.progress is None else None
+        changed = changed_file([recorded], point.request.data_root) if self.session.progress is None else None
         if changed is not None:
             print(f"warning: {changed}; to train it again: {point.study.anew(recorded)}.", file=sys.stderr)
         if lacks_weights(recorded, point.study, point.request.save):
