@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # a read-only folder, in which there is none
             made.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # some file systems sync no folders
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def place(made: Path, folder: Path) -> None:
@@ -54,7 +54,7 @@ def place(made: Path, folder: Path) -> None:
     gone = _aside(folder, "old")
     with naming(folder):
         for path in (*made.rglob("*"), made):
-            _sync(path)
+            sync(path)
         if folder.exists():
             shutil.rmtree(gone, ignore_errors=True)
             os.rename(folder, gone)
@@ -115,7 +115,8 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, words, str(path)) from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
