@@ -145,9 +145,9 @@ def _legend(plan: Plan) -> Text:
 
 def _table(plan: Plan, times: Times) -> tuple[list[FittedColumn], list[list[str]]]:
     """The columns and the rows; without a price no cell has a cost."""
-    shown = [i for i, column in enumerate(COLUMNS) if times.price is not None or column.header != "cost"]
+    visible = [i for i, column in enumerate(COLUMNS) if times.price is not None or column.header != "cost"]
     rows = [_row(plan, point, times) for point in plan.predicted]
-    return [COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows]
+    return [COLUMNS[i] for i in visible], [[row[i] for i in visible] for row in rows]
 
 
 def _row(plan: Plan, point: Planned, times: Times) -> list[str]:
@@ -199,8 +199,8 @@ def _batch(point: Planned) -> str:
     """The largest train.batch_size that fits; with train.batch_size=auto the micro-batch × the accumulation."""
     size = point.prediction["micro_batch"]
     if size is not None:
-        taken = micro_batch.planned(point.cell, point.prediction)
-        return f"auto: {taken.batch_size} × {taken.grad_accum}"
+        batches = micro_batch.planned(point.cell, point.prediction)
+        return f"auto: {batches.batch_size} × {batches.grad_accum}"
     largest = point.prediction["largest_batch"]
     return "–" if largest is None else str(largest)
 
@@ -305,15 +305,15 @@ def _rates(card: Card) -> str:
 def _time(plan: Plan, times: Times) -> list[str]:
     """How long the cells that fit train in all, in a grid of more than one."""
     fitting = [point for point in plan.predicted if plan.fits(point)]
-    known = [seconds for point in fitting if (seconds := times.seconds(point)) is not None]
-    if len(plan.points) < 2 or not known:
+    durations = [seconds for point in fitting if (seconds := times.seconds(point)) is not None]
+    if len(plan.points) < 2 or not durations:
         return []
     costs = [cost for point in fitting if (cost := times.dollars(point)) is not None]
     price = f", {units.dollars(sum(costs))}" if costs else ""
-    unknown = f"; the time of {len(fitting) - len(known)} is unknown" if len(known) < len(fitting) else ""
+    unknown = f"; the time of {len(fitting) - len(durations)} is unknown" if len(durations) < len(fitting) else ""
     ranges = [times.range(point) or (seconds, seconds) for point in fitting if (seconds := times.seconds(point))]
     least, most = (sum(ends) for ends in zip(*ranges, strict=True))
-    in_all = told_time(sum(known), (least, most) if least < most else None)
+    in_all = told_time(sum(durations), (least, most) if least < most else None)
     train = f"They train {in_all} in all" if len(fitting) > 1 else f"It trains {in_all}"
     return [f"{train}{price}{unknown}."]
 

@@ -22,7 +22,7 @@ RULES = {
 # Of each version of the rules, what their code was. After a change that can change an answer raise the version
 # (harness/report/rules.py, harness/plugins/articles/rule_version.py), then renew its digest here; after any other
 # change renew the digest alone.
-DIGESTS = {("comparison", 2): "8bccea93c937b910", ("claims", 2): "5cd365ce373fd72e"}
+DIGESTS = {("comparison", 2): "96d9f9c780aea968", ("claims", 2): "2ff3768d3368c46f"}
 
 
 def code(node: object) -> object:

@@ -15,9 +15,9 @@ from harness.report.select import Choice, Place
 MOST_NAMED = 6  # methods that a sentence names; the caption has all
 
 
-def headline(held: Sequence[Contest], place: Place) -> Contest | None:
+def headline(contests: Sequence[Contest], place: Place) -> Contest | None:
     """The contest that decides between methods: by the score of the data's task, else the first that is tested."""
-    here = [contest for contest in held if contest.place == place and contest.primary]
+    here = [contest for contest in contests if contest.place == place and contest.primary]
     return next((contest for contest in here if contest.score == LEARNED.get(place[2])), here[0] if here else None)
 
 
@@ -58,8 +58,8 @@ def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
 
     Of settings that fresh seeds confirmed nothing is said.
     """
-    tried = [choice for choice in choices if choice.tries > 1 and choice.index and not choice.confirmed]
-    if not tried or contest is None:
+    selected = [choice for choice in choices if choice.tries > 1 and choice.index and not choice.confirmed]
+    if not selected or contest is None:
         return None
     spread = contest.seed_spread
     if spread is None:
@@ -69,7 +69,7 @@ def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
             "The best of several tries looks better than it is if validation and test share a seed's luck; one seed "
             f"can't tell by how much{unequal}."
         )
-    worst = max(tried, key=lambda choice: _luck(choice, spread))
+    worst = max(selected, key=lambda choice: _luck(choice, spread))
     points = 100 * _luck(worst, spread)
     task = task_label(*contest.score.split("/")[:2])
     return (

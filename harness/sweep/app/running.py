@@ -52,16 +52,16 @@ class RunPoint:
             point = work if isinstance(work, Point) else _composed(work)
             os.chdir(point.folder)  # a worker may have been started in another one
             cell, study = point.cell, point.study
-            known, again = self._known(point)
-            if not again and known is not None and not to_run(known, point):
-                return self._skip(point, known)
+            earlier, again = self._known(point)
+            if not again and earlier is not None and not to_run(earlier, point):
+                return self._skip(point, earlier)
             rendezvous = None if again else machines.rendezvous(cell.settings.train.nodes)
             if (outcome := self._elsewhere(point, rendezvous)) is not None:
                 return outcome
             if self.session.progress is None:
                 self._check_alone(point)
             with study.lease(cell) as lease:
-                if not again and (recorded := study.recorded(cell)) is not None and recorded != known:
+                if not again and (recorded := study.recorded(cell)) is not None and recorded != earlier:
                     return self._skip(point, recorded)
                 with self._progress(point) as progress:
                     warn = self.session.progress is None
