@@ -69,9 +69,9 @@ def plan(
     """
     from harness.python import planned
 
-    given = axes | {name: of for name, of in {"model": model, "methods": methods}.items() if of is not None}
+    grid = axes | {name: of for name, of in {"model": model, "methods": methods}.items() if of is not None}
     options = {"device": device, "throughput": throughput, "price": price}
-    return planned.plan(sweep, given, settings, budget, options, config_dir, quiet)
+    return planned.plan(sweep, grid, settings, budget, options, config_dir, quiet)
 
 
 def run(

@@ -40,11 +40,11 @@ def describe() -> dict[str, Any]:
 
 def made_with() -> dict[str, str]:
     """What a comparison made here is computed and drawn by: versions, and the harness's commit in a checkout."""
-    found = {"python": platform.python_version()}
-    found |= {name: v for name in ("numpy", "scipy", "pandas", "matplotlib") if (v := version_of(name))}
+    versions = {"python": platform.python_version()}
+    versions |= {name: v for name in ("numpy", "scipy", "pandas", "matplotlib") if (v := version_of(name))}
     if git := _git():
-        found["harness commit"] = git["commit"][:12] + " with uncommitted changes" * git["dirty"]
-    return found
+        versions["harness commit"] = git["commit"][:12] + " with uncommitted changes" * git["dirty"]
+    return versions
 
 
 def busy(seconds: float = 0.2) -> str | None:
@@ -77,8 +77,8 @@ def _busy_seconds() -> float:
 
 def _allocator() -> dict[str, str]:
     """Of a path in a value only its last part is told: where things lie on this machine is nobody's business."""
-    found = {name: value for name, value in sorted(os.environ.items()) if ALLOCATOR.fullmatch(name)}
-    return {name: re.sub(r"[^\s:,;=]*/", "", value) for name, value in found.items()}
+    variables = {name: value for name, value in sorted(os.environ.items()) if ALLOCATOR.fullmatch(name)}
+    return {name: re.sub(r"[^\s:,;=]*/", "", value) for name, value in variables.items()}
 
 
 def version_of(package: str) -> str | None:

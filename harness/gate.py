@@ -146,10 +146,10 @@ def _names_code(path: Path, inert: tuple[str, ...] = ()) -> str | None:
     that are left out.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return "text, which can't be read"
-    for key, value in leaves(told):
+    for key, value in leaves(config):
         parts = key.split(".")
         last = parts[-1]
         if set(parts) & {"auto_map", "auto_mapping", "megatron_config"} - {*inert} and value is not None:
@@ -243,25 +243,25 @@ def _named_by_file(named: Named, group: str, path: Path, mounts: bool = True) ->
     Where its list of defaults puts files of another group below one of its own keys, as ``/data@load.real: gsm8k``,
     all files of that group may stand there.
     """
-    written = _written(path)
-    for default in written.pop("defaults", []):
+    config = _written(path)
+    for default in config.pop("defaults", []):
         if not mounts or not isinstance(default, dict):
             continue
         if place := re.fullmatch(r"/(\w+)@(.+)", next(iter(default))):
             for other in sorted((path.parent.parent / place[1]).glob("*.yaml")):
                 _named_by_file(named, f"{group}.{place[2]}", other, mounts=False)
-    named.add(group, written)
+    named.add(group, config)
 
 
 def _named_by_sweep(named: Named, path: Path) -> None:
     """Take in the settings of a named sweep, and those of its axes and candidates."""
-    written = _written(path)
+    config = _written(path)
     for group in GROUPS:
-        named.add(group, written.get(group, {}))
-    sweeper = (written.get("hydra") or {}).get("sweeper") or {}
-    typed = [word for line in sweeper.get("candidates") or [] for word in line.split()]
-    typed += [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    for override in typed:
+        named.add(group, config.get(group, {}))
+    sweeper = (config.get("hydra") or {}).get("sweeper") or {}
+    overrides = [word for line in sweeper.get("candidates") or [] for word in line.split()]
+    overrides += [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if key.partition(".")[0] in GROUPS and "." in key:
             named.add(key, re.findall(r"[^\[\],]+", value))
@@ -270,7 +270,7 @@ def _named_by_sweep(named: Named, path: Path) -> None:
 def _written(path: Path) -> dict[str, Any]:
     """The content of a config file; empty if it has none, or is no YAML: who composes it says what is wrong."""
     try:
-        written: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception:  # YAML's own kinds, OmegaConf's, a file that can't be read
         return {}
-    return written if isinstance(written, dict) else {}
+    return config if isinstance(config, dict) else {}

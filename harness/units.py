@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from harness.errors import UserError
 
@@ -25,6 +26,12 @@ def count(n: float) -> str:
 def plural(n: int, what: str) -> str:
     """1 item; 1,200 items."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a sentence has them: a, b and c."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def size(n: float) -> str:

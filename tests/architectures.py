@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,30 +12,14 @@ import torch
 from job_helpers import tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from harness.config import ROOT
 from harness.job.models import embedded
 from harness.record import Cell
 
+sys.path.append(str(ROOT / "docs"))
+from families import GROUPED, SIZES, WINDOWED
+
 RANK = 4
-
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 1024,
-    "max_position_embeddings": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 1,
-    "initializer_range": 0.2,  # at their small initial weights the layers hardly matter
-}
-
-
-GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
-
-
-WINDOWED = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -56,17 +56,17 @@ def notes(cells: list[Cell], data_root: str | None) -> list[str]:
         with suppress(UserError):  # which the cell says
             if (own := prepared_inputs.own_data(data, data_root)) is not None:
                 sentences[data] = own.sentence
-    return list(dict.fromkeys([*sentences.values(), *_on_lengths(cells, data_root)]))
+    return list(dict.fromkeys([*sentences.values(), *_on_long_records(cells, data_root)]))
 
 
-def _on_lengths(cells: list[Cell], data_root: str | None) -> Iterator[str]:
-    """A sentence on the long records of each cell whose data have some, which are cut or dropped."""
+def _on_long_records(cells: list[Cell], data_root: str | None) -> Iterator[str]:
+    """A sentence on the long records of each cell that has some, which are cut or dropped."""
     for cell in cells:
         if cell.settings.data.own:
             with suppress(UserError):
                 fitted = prepared_inputs.fitted(cell.settings, data_root)
-                if (sentence := fitted.sentence(cell.settings.train.validated().max_length)) is not None:
-                    yield sentence
+                if fitted.lengths is not None:
+                    yield from fitted.lengths.notes(cell.settings.train.validated().max_length)
 
 
 def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> str | None:

@@ -40,6 +40,7 @@ class PreparedInputs:
     validation loss, or pairs. rewarded: of a cell that is trained on pairs, those that `tasks` asks of its own test
     part. fingerprints: of data and model. contamination: of each task by the training examples. own_data: how
     the user's own file was read (null: of other data). lengths: of the training's records (null: of an untuned model).
+    notes: a sentence on the user's own file, and on records that are too long.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -51,16 +52,7 @@ class PreparedInputs:
     contamination: dict[str, Contamination]
     own_data: OwnData | None
     lengths: Lengths | None
-
-    @property
-    def notes(self) -> list[str]:
-        """A sentence on the user's own file, and one on the records that are too long."""
-        own = [] if self.own_data is None else [self.own_data.sentence]
-        if self.lengths is not None and self.lengths.cut:
-            own.append(f"{self.lengths.cut:,} records of {self.lengths.records:,} are cut at train.max_length.")
-        if self.lengths is not None and self.lengths.dropped:
-            own.append(f"{self.lengths.dropped:,} records are left out, as they are longer than train.max_length.")
-        return own
+    notes: list[str]
 
     @property
     def longest(self) -> int:
@@ -125,9 +117,12 @@ def own_data(data: DataSettings, data_root: str | None) -> OwnData | None:
     return _own_data(data, (data_root, sources.data_state(data, data_root)))
 
 
-def same_data(found: Record, data_root: str | None) -> bool:
-    """Whether the data of a recorded cell are still those that it was trained on."""
-    return sources.fingerprint(splits(found.cell.settings.data, data_root)) == found.fingerprints.get("data")
+def same_items(recorded: Record, data_root: str | None) -> bool:
+    """Whether a recorded cell's data, of a hub data set too, still have the items that it was trained on.
+
+    Loads them. harness.sweep.changed_file looks at the bytes of the user's own file alone, without loading any.
+    """
+    return sources.fingerprint(splits(recorded.cell.settings.data, data_root)) == recorded.fingerprints.get("data")
 
 
 @functools.lru_cache(HELD)
@@ -158,6 +153,8 @@ def _made(
     rewarded = encode([splits["test"][i] for i in asked]) if asked else []
     questions = [columns.text_before(item) for item in trained_on.values()]
     texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in trained_on.values()]
+    own = _own_data(settings.data, root)
+    counts = Lengths(records=len(trained_on), cut=len(cut), dropped=fitted.dropped) if trained else None
     return PreparedInputs(
         tokenizer,
         tasks,
@@ -169,8 +166,9 @@ def _made(
         {name: contamination.trained_on(items, questions, texts) for name, items in tasks.texts().items()}
         if trained
         else {},
-        _own_data(settings.data, root),
-        Lengths(records=len(trained_on), cut=len(cut), dropped=fitted.without) if trained else None,
+        own,
+        counts,
+        [*([] if own is None else [own.sentence]), *([] if counts is None else counts.notes(train.max_length))],
     )
 
 

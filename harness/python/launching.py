@@ -41,9 +41,9 @@ def run(
         raise UserError(f"budget must be a sum of money, such as 5USD, got {budget}.")
     from harness.sweep import app
 
-    typed = overrides_of(named, settings, ("budget", *SETTINGS), grid=False)
+    overrides = overrides_of(named, settings, ("budget", *SETTINGS), grid=False)
     with undisturbed(quiet):
-        session = app.main(*requested("run", typed, budget=dollars, config_dir=config_dir))
+        session = app.main(*requested("run", overrides, budget=dollars, config_dir=config_dir))
     if session.record is None:
         raise UserError("No cell was run: this machine is a spare one of its job.")
     return session.record
@@ -71,13 +71,13 @@ def sweep(
     from harness.report.rules import judging_rules
     from harness.sweep import app
 
-    typed = overrides_of(axes, settings, ("name", "budget", *options, *SETTINGS), grid=True)
+    overrides = overrides_of(axes, settings, ("name", "budget", *options, *SETTINGS), grid=True)
     with undisturbed(quiet):
         named = [] if name is None else [name]
         session = app.main(
             *requested(
                 "sweep",
-                [*named, *typed],
+                [*named, *overrides],
                 budget=amount,
                 config_dir=config_dir,
                 choose=chosen,

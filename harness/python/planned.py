@@ -56,7 +56,7 @@ def plan(
         require_positive(name, options[name])
     from harness.sweep import app
 
-    typed = overrides_of(axes, settings, OPTIONS, grid=True)
+    overrides = overrides_of(axes, settings, OPTIONS, grid=True)
     frames: list[pd.DataFrame] = []
 
     def keep(plan: Plan, times: Times) -> None:
@@ -67,7 +67,9 @@ def plan(
     with undisturbed(quiet):
         named = [] if sweep is None else [sweep]
         app.main(
-            *requested("plan", [*named, *typed], budget=amount, config_dir=config_dir, plan=True, show=keep, **options)
+            *requested(
+                "plan", [*named, *overrides], budget=amount, config_dir=config_dir, plan=True, show=keep, **options
+            )
         )
     return frames[0] if frames else _typed(pd.DataFrame(columns=COLUMNS))
 
@@ -128,27 +130,27 @@ def _row(plan: Plan, times: Times, point: Planned | Impossible) -> dict[str, Any
         row |= {"batch_size": None if train.sizes_itself else train.batch_size}
     if isinstance(point, Impossible):
         return row | {"fits": False, "tight": False, "limited_by": "settings", "reason": point.reason}
-    found = point.prediction
-    if "unknown" in found:
-        return row | {"reason": found["unknown"]}
-    if found["micro_batch"] is not None:
+    prediction = point.prediction
+    if "unknown" in prediction:
+        return row | {"reason": prediction["unknown"]}
+    if prediction["micro_batch"] is not None:
         from harness.sweep import micro_batch
 
-        taken = micro_batch.planned(point.cell, found)
-        row |= {"batch_size": taken.batch_size, "grad_accum": taken.grad_accum}
+        batches = micro_batch.planned(point.cell, prediction)
+        row |= {"batch_size": batches.batch_size, "grad_accum": batches.grad_accum}
     shortage = plan.shortage(point)
     limit = None if shortage is None else shortage.phase
     return row | {
         "fits": shortage is None,
         "tight": shortage is None and max(phases_of(point).values()) + BESIDE > TIGHT * plan.budget,
-        "limited_by": max(KINDS, key=lambda kind: found["peak"][kind]) if limit == "train" else limit,
-        "largest_batch": found["largest_batch"],
+        "limited_by": max(KINDS, key=lambda kind: prediction["peak"][kind]) if limit == "train" else limit,
+        "largest_batch": prediction["largest_batch"],
         "peak": point.peak,
-        **{f"peak_{kind}": found["peak"][kind] for kind in KINDS},
-        "resident": sum(found["resident"].values()),
-        "trainable": found["trainable"],
-        "total": found["total"],
-        "flops": found["flops"] + found["reference_flops"],
+        **{f"peak_{kind}": prediction["peak"][kind] for kind in KINDS},
+        "resident": sum(prediction["resident"].values()),
+        "trainable": prediction["trainable"],
+        "total": prediction["total"],
+        "flops": prediction["flops"] + prediction["reference_flops"],
         "seconds": times.seconds(point),
         **dict(zip(("seconds_least", "seconds_most"), times.range(point) or (None, None), strict=True)),
         "dollars": times.dollars(point),

@@ -26,10 +26,10 @@ Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 def read_folders(folders: Folders) -> RecordedStudy:
     """`harness.read`."""
-    given = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
-    if not given:
+    names = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
+    if not names:
         raise UserError("`read` requires the folder of a study, got an empty list.")
-    paths = [Path(folder).expanduser() for folder in given]
+    paths = [Path(folder).expanduser() for folder in names]
     for path in paths:
         _require_records(path)
     return RecordedStudy(paths)
@@ -60,12 +60,12 @@ class RecordedStudy:
 
     def __init__(self, folders: Sequence[Path]):
         self.folders = tuple(folders)
-        found = [(folder, *read_study(folder)) for folder in self.folders]
-        self.records: list[Record] = [record for _, records, _ in found for record in records]
+        contents = [(folder, *read_study(folder)) for folder in self.folders]
+        self.records: list[Record] = [record for _, records, _ in contents for record in records]
         """The records, by folder and name."""
-        self.problems: list[str] = [problem for _, _, problems in found for problem in problems]
+        self.problems: list[str] = [problem for _, _, problems in contents for problem in problems]
         """A sentence for each file that is no good record."""
-        self._parts = [_Part(folder, records) for folder, records, _ in found if records]
+        self._parts = [_Part(folder, records) for folder, records, _ in contents if records]
 
     def __len__(self) -> int:
         """How many records there are."""
@@ -199,8 +199,8 @@ class RecordedStudy:
         if not 0 < effect < 1 or seeds < 1:
             raise UserError(f"effect must lie between 0 and 1 and seeds be positive, got {effect:g} and {seeds}.")
         part = self._only("The noise")
-        given, measured = assumptions(part.records, part.folder)
-        return describe(effect, seeds, given, measured)
+        noise, measured = assumptions(part.records, part.folder)
+        return describe(effect, seeds, noise, measured)
 
     @cached_property
     def plot(self) -> Plots:
@@ -218,7 +218,7 @@ class RecordedStudy:
     def _joined(self, frame_of: Callable[[_Part], pd.DataFrame]) -> pd.DataFrame:
         import pandas as pd
 
-        frames = [found for part in self._parts if len(found := frame_of(part))]
+        frames = [frame for part in self._parts if len(frame := frame_of(part))]
         if not frames:
             return frame_of(self._parts[0]) if self._parts else pd.DataFrame()
         return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)

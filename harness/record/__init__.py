@@ -36,6 +36,7 @@ from harness.record.files import (
     replacing,
     scored_model,
     sha256,
+    sync,
     temporary,
     write_json,
 )
@@ -206,6 +207,7 @@ __all__ = [
     "short",
     "studies",
     "subject_weights",
+    "sync",
     "temporary",
     "train_memory",
     "write",

@@ -126,7 +126,7 @@ def _taken_as_it_is(kind: Any) -> frozenset[type]:
 def _object_decoder(kind: type[Any]) -> Callable[[Any], Any]:
     hints = typing.get_type_hints(kind)
     decoders = {name: _decoder(hint) for name, hint in hints.items()}
-    taken = {name: _taken_as_it_is(hint) for name, hint in hints.items()}
+    plain_types = {name: _taken_as_it_is(hint) for name, hint in hints.items()}
     defaults = _defaults(kind)
     make = _maker(kind)
     required = {field.name for field in dataclasses.fields(kind)} - defaults.keys()
@@ -137,20 +137,20 @@ def _object_decoder(kind: type[Any]) -> Callable[[Any], Any]:
             raise Misfit(f"has the unknown field {min(value.keys() - decoders.keys())!r}")
         if not required <= value.keys():
             raise Misfit("is missing", f".{min(required - value.keys())}")
-        inner = [name for name, part in value.items() if type(part) not in taken[name]]
+        inner = [name for name, part in value.items() if type(part) not in plain_types[name]]
         return inner, [(name, default) for name, default in defaults.items() if name not in value]
 
     # By the names and types of an object's values. Most objects of a kind have the same, so one look decides for all.
-    known: dict[tuple[str | type, ...], tuple[list[str], list[tuple[str, Callable[[], Any]]]]] = {}
+    shapes: dict[tuple[str | type, ...], tuple[list[str], list[tuple[str, Callable[[], Any]]]]] = {}
 
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
             raise Misfit("should be an object")
         seen = (*value, *map(type, value.values()))
-        found = known.get(seen)
-        if found is None:
-            found = known[seen] = shape(value)
-        inner, missing = found
+        fields = shapes.get(seen)
+        if fields is None:
+            fields = shapes[seen] = shape(value)
+        inner, missing = fields
         for name in inner:
             try:
                 value[name] = decoders[name](value[name])

@@ -37,8 +37,8 @@ def add_merged_commands(folder: Path, commands: Sequence[str]) -> None:
 
 def add_commands(folder: Path, commands: Sequence[str]) -> None:
     """Add `commands`, a line each, to those of the study in `folder`, but for those that are there."""
-    known = noted_commands(folder)
-    if new := [command for command in dict.fromkeys(commands) if command not in known]:
+    earlier = noted_commands(folder)
+    if new := [command for command in dict.fromkeys(commands) if command not in earlier]:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / COMMANDS).open("a", encoding="utf-8") as file:
             file.write("".join(f"{command}\n" for command in new))
@@ -52,26 +52,26 @@ def noted_commands(folder: Path) -> list[str]:
         return []
 
 
-def repeated_sweeps(folder: Path, asked: Sequence[str]) -> list[str]:
-    """The sweeps among the commands of the study in `folder`, each with `asked` in the place of its own settings.
+def repeated_sweeps(folder: Path, settings: Sequence[str]) -> list[str]:
+    """The sweeps among the commands of the study in `folder`, each with `settings` in the place of its own settings.
 
-    asked: KEY=VALUE, or an option and its value, or several of them. Commands that differ in these alone become one.
+    settings: KEY=VALUE, or an option and its value, or several of them. Commands that differ in these alone become one.
     """
-    return list(dict.fromkeys(command for typed in noted_commands(folder) if (command := _again(typed, asked))))
+    return list(dict.fromkeys(command for line in noted_commands(folder) if (command := _again(line, settings))))
 
 
-def _again(command: str, asked: Sequence[str]) -> str | None:
-    """`command` with `asked` in the place of its own; None if it is no sweep."""
+def _again(command: str, settings: Sequence[str]) -> str | None:
+    """`command` with `settings` in the place of its own; None if it is no sweep."""
     try:
         words = shlex.split(command)
     except ValueError:
         return None
     if words[:2] != ["harness", "sweep"] or "`" in command or any(map(RUNS_CODE.search, words)):
         return None
-    keys = {word.partition("=")[0] for word in asked if "=" in word or word.startswith("--")}
-    kept = [
+    keys = {word.partition("=")[0] for word in settings if "=" in word or word.startswith("--")}
+    others = [
         word
         for before, word in itertools.pairwise(["", *words])
         if word.partition("=")[0] not in keys and (before != "--confirm" or "--confirm" not in keys)
     ]
-    return shlex.join([*kept, *asked])
+    return shlex.join([*others, *settings])

@@ -35,30 +35,30 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Whatever happens on the way, the file that was there stays whole. An OSError names `path`.
     """
-    made = temporary(path)
+    new = temporary(path)
     try:
         with naming(path):
-            yield made
-            with open(made, "rb") as file:
+            yield new
+            with open(new, "rb") as file:
                 os.fsync(file.fileno())
-            os.replace(made, path)
+            os.replace(new, path)
     finally:
         with contextlib.suppress(OSError):  # a read-only folder, in which there is none
-            made.unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # some file systems sync no folders
-        _sync(path.parent)
+        sync(path.parent)
 
 
-def place(made: Path, folder: Path) -> None:
-    """Put the folder `made` into the place of `folder`, synced; what was there goes. An OSError names `folder`."""
+def place(new: Path, folder: Path) -> None:
+    """Put the folder `new` into the place of `folder`, synced; what was there goes. An OSError names `folder`."""
     gone = _aside(folder, "old")
     with naming(folder):
-        for path in (*made.rglob("*"), made):
-            _sync(path)
+        for path in (*new.rglob("*"), new):
+            sync(path)
         if folder.exists():
             shutil.rmtree(gone, ignore_errors=True)
             os.rename(folder, gone)
-        os.rename(made, folder)
+        os.rename(new, folder)
     shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -83,8 +83,8 @@ def temporary(path: Path) -> Path:
 
 def maker(path: Path) -> tuple[str, int] | None:
     """Whose temporary file or folder `path` is: the tag of a machine and a process there; None if it is none."""
-    found = TEMPORARY.fullmatch(path.name)
-    return None if found is None else (found[1], int(found[2]))
+    match = TEMPORARY.fullmatch(path.name)
+    return None if match is None else (match[1], int(match[2]))
 
 
 @functools.cache
@@ -115,7 +115,8 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, words, str(path)) from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -93,13 +93,13 @@ def base_of(record: Record) -> tuple[str | None, str | None]:
 
 def _head(record: Record, form: str) -> str:
     model, source = tuned_from(record), record.cell.settings.data.load.get("path")
-    told: dict[str, Any] = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
+    metadata: dict[str, Any] = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
     if HUB_ID.fullmatch(model):
-        told["base_model"] = model
+        metadata["base_model"] = model
     if isinstance(source, str) and HUB_ID.fullmatch(source):
-        told["datasets"] = [source]
-    told["tags"] = [record.cell.method]
-    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in told.items()), "---", ""])
+        metadata["datasets"] = [source]
+    metadata["tags"] = [record.cell.method]
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---", ""])
 
 
 def _whence(record: Record) -> Iterator[str]:
@@ -120,12 +120,12 @@ def _whence(record: Record) -> Iterator[str]:
 
 
 def _quantised(record: Record, form: str) -> Iterator[str]:
-    if (kept := record.cell.settings.method.bits) is None:
+    if (bits := record.cell.settings.method.bits) is None:
         return
     if form == "adapter":
-        yield f"It was trained and scored on a base quantised to {kept} bits; on the full base it is another model.\n"
+        yield f"It was trained and scored on a base quantised to {bits} bits; on the full base it is another model.\n"
     else:
-        yield f"Its base was quantised to {kept} bits for training, and scored so; these are the expanded weights.\n"
+        yield f"Its base was quantised to {bits} bits for training, and scored so; these are the expanded weights.\n"
 
 
 def _training(record: Record) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,12 @@ class Lengths:
     dropped: int
     """Records that were left out before any was drawn, those of the validation included (data.too_long=drop)."""
 
+    def notes(self, max_length: int) -> list[str]:
+        """What happens to long records: a sentence on those that are cut, and one on those that are left out."""
+        long = f"records are longer than train.max_length={max_length} tokens and"
+        cut = [f"{self.cut:,} of {self.records:,} {long} cut there."] if self.cut else []
+        return [*cut, *([f"{self.dropped:,} {long} left out."] if self.dropped else [])]
+
 
 @dataclass
 class OwnData:

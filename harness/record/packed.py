@@ -67,8 +67,8 @@ class PackedPoints(Sequence):
     def extremes(self) -> Iterator[tuple[str, list[float]]]:
         """The name of each field, with its least and its greatest value that is not null, if there are any."""
         for field, column in zip(dataclasses.fields(self._kind), self._columns, strict=True):
-            known = [value for value in column if value == value] if column.typecode == "d" else column
-            yield field.name, [min(known), max(known)] if known else []
+            values = [value for value in column if value == value] if column.typecode == "d" else column
+            yield field.name, [min(values), max(values)] if values else []
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

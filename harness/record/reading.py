@@ -77,10 +77,10 @@ def read(path: Path) -> Record:
         raise RecordError(f"{path} has record schema {value['schema']!r}; this version of the harness reads {SCHEMA}.")
     value.pop("sha256", None)
     try:
-        found = decode(Record, value)
-        check(found)
-        if not names_a_file(found.cell.name):
-            raise Misfit(f"is {found.cell.name!r}, which names no file of the study", ".cell.name")
+        record = decode(Record, value)
+        check(record)
+        if not names_a_file(record.cell.name):
+            raise Misfit(f"is {record.cell.name!r}, which names no file of the study", ".cell.name")
     except Misfit as error:
         raise RecordError(f"{path} is a damaged record ({error}); delete it and run its cell again.") from None
     if not _intact(content):
@@ -88,7 +88,7 @@ def read(path: Path) -> Record:
             f"{path} is not as it was written: its hash differs; restore it from a copy, or delete it and run its cell "
             "again."
         )
-    return found
+    return record
 
 
 def read_study(folder: Path) -> tuple[list[Record], list[str]]:
@@ -97,12 +97,12 @@ def read_study(folder: Path) -> tuple[list[Record], list[str]]:
     Equal parts of their environments are one object.
     """
     records, problems = [], []
-    known: dict[bytes, Any] = {}
+    parts: dict[bytes, Any] = {}
     for path in sorted(folder.glob("*.json")):
         try:
             record = read(path)
             record.environment = {
-                name: known.setdefault(marshal.dumps(part, 2), part) for name, part in record.environment.items()
+                name: parts.setdefault(marshal.dumps(part, 2), part) for name, part in record.environment.items()
             }
             records.append(record)
         except RecordError as error:
@@ -115,11 +115,11 @@ def studies(results: Path) -> list[str]:
 
     Neither hidden ones nor saved models count.
     """
-    found = []
+    names = []
     for folder, inner, files in os.walk(results):
         inner[:] = [name for name in inner if not name.startswith(".")]
         endings = {os.path.splitext(name)[1] for name in files}
         model = ".safetensors" in endings and any(name in files for name in CONFIGS)
         if ".json" in endings and not model and Path(folder) != results:
-            found.append(Path(folder).relative_to(results).as_posix())
-    return sorted(found)
+            names.append(Path(folder).relative_to(results).as_posix())
+    return sorted(names)

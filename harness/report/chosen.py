@@ -29,15 +29,15 @@ def chosen(records: Sequence[Record], folder: Path | None) -> dict[Place, Chosen
     """
     study = answer(records, folder)
     recorded = study.rows.records
-    found = {}
+    cells = {}
     for place, said in study.places.items():
         here = [choice for choice in study.choices if choice.place == place and choice.index]
         tuned = [choice for choice in here if recorded[choice.index[0]].cell.seed is not None]
         if said.best:
-            found[place] = ChosenCell(_of_seeds(said.best[0].choice, recorded), " ".join(said.sentences))
+            cells[place] = ChosenCell(_of_seeds(said.best[0].choice, recorded), " ".join(said.sentences))
         elif len(tuned) == 1:
-            found[place] = ChosenCell(_of_seeds(tuned[0], recorded), f"{tuned[0].label} is the only tuned method.")
-    return found
+            cells[place] = ChosenCell(_of_seeds(tuned[0], recorded), f"{tuned[0].label} is the only tuned method.")
+    return cells
 
 
 def _of_seeds(choice: Choice, records: Sequence[Record]) -> Record:

@@ -44,12 +44,17 @@ def price_ratios(records: Sequence[Record], price: Callable[[Record], float | No
     return _ratios_of_runs(records, lambda row, i: price(row.records[i]))
 
 
+def disturbed_cells(records: Sequence[Record]) -> set[str]:
+    """Names of cells whose times are not their own: others ran beside them, or they were interrupted and resumed."""
+    return {name for rule in (overlap, resumed) for _, names in rule(records) for name in names}
+
+
 def _ratios_of_runs(records: Sequence[Record], value: Callable[[Row, int], float | None]) -> Ratios:
     """Over runs that neither overlapped with others nor were resumed; None without two of each.
 
     value: of the record at a position of a row.
     """
-    disturbed = {name for rule in (overlap, resumed) for _, names in rule(records) for name in names}
+    disturbed = disturbed_cells(records)
 
     def runs(row: Row) -> list[Run]:
         counted = ((record, value(row, i)) for i, record in enumerate(row.records))

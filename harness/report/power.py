@@ -48,26 +48,28 @@ class Assumptions:
     design: float = 1.0
 
 
-def power(effect: float, seeds: int, n: int, methods: int = 2, given: Assumptions | None = None) -> float:
+def power(effect: float, seeds: int, n: int, methods: int = 2, noise_model: Assumptions | None = None) -> float:
     """The proportion of differences that are found, of one of `methods` that is better than all others by `effect`.
 
     In studies with `seeds` seeds and `n` items, tested as tables do: each method against the best one, by
     `statistics.stepwise`. All methods tell how seeds vary (`statistics.moderated`). With one seed only the trained
     models are compared, without seed-to-seed variance.
     """
-    given, draw, studies = given or Assumptions(), np.random.default_rng(0), 2 * STUDIES // methods
-    n = max(2, round(n / given.design))  # that are independent
-    variance = given.accuracy * (1 - given.accuracy)
-    rest = variance * (1 - given.between_seeds) / n / seeds
-    over_items = 2 * (variance * (given.between_seeds - given.between_methods) / n + rest)
+    noise_model, draw, studies = noise_model or Assumptions(), np.random.default_rng(0), 2 * STUDIES // methods
+    n = max(2, round(n / noise_model.design))  # that are independent
+    variance = noise_model.accuracy * (1 - noise_model.accuracy)
+    rest = variance * (1 - noise_model.between_seeds) / n / seeds
+    over_items = 2 * (variance * (noise_model.between_seeds - noise_model.between_methods) / n + rest)
     if seeds == 1:
-        over_items = 2 * variance * (1 - given.between_methods) / n
-        return _mcnemar_power(effect, n, _one_seed_alpha(effect / max(over_items, 1e-300) ** 0.5, methods), given, draw)
-    over_seeds = 2 * given.seed_sd**2 / seeds
+        over_items = 2 * variance * (1 - noise_model.between_methods) / n
+        return _mcnemar_power(
+            effect, n, _one_seed_alpha(effect / max(over_items, 1e-300) ** 0.5, methods), noise_model, draw
+        )
+    over_seeds = 2 * noise_model.seed_sd**2 / seeds
     scores = ((over_items + over_seeds) / 2) ** 0.5 * draw.standard_normal((methods, studies))
     gaps = effect + scores[0] - scores[1:]
     own, degrees = _own_spreads(draw, methods, seeds, studies)
-    shrunk, freedoms = statistics.moderated((given.seed_sd**2 / seeds + rest) * own, degrees)
+    shrunk, freedoms = statistics.moderated((noise_model.seed_sd**2 / seeds + rest) * own, degrees)
     noise = statistics.Level(shrunk[0] + shrunk[1:], 2 * rest, np.minimum(freedoms[0], freedoms[1:]))
     total, freedom = statistics.combined_known(noise, over_items, n - 1)
     error = total**0.5
@@ -134,15 +136,15 @@ def _one_seed_alpha(distance: float, methods: int) -> float:
     return float(np.clip(alpha, ALPHA / math.comb(methods, 2), ALPHA))
 
 
-def _mcnemar_power(effect: float, n: int, alpha: float, given: Assumptions, draw: np.random.Generator) -> float:
+def _mcnemar_power(effect: float, n: int, alpha: float, noise_model: Assumptions, draw: np.random.Generator) -> float:
     """`power` of one seed each: the proportion of studies in which McNemar's exact test detects the difference.
 
     The two accuracies lie half of `effect` below and above the assumed one, within 0 and 1.
     Answers to an item are right together as often as the correlation between methods implies.
     """
-    low = min(max(0.0, given.accuracy - effect / 2), 1 - effect)
+    low = min(max(0.0, noise_model.accuracy - effect / 2), 1 - effect)
     high = low + effect
-    together = low * high + given.between_methods * (low * (1 - low) * high * (1 - high)) ** 0.5
+    together = low * high + noise_model.between_methods * (low * (1 - low) * high * (1 - high)) ** 0.5
     together = min(max(together, low + high - 1), low)
     losses, wins = low - together, high - together
     discordant = draw.binomial(n, min(1.0, wins + losses), STUDIES)
@@ -151,48 +153,48 @@ def _mcnemar_power(effect: float, n: int, alpha: float, given: Assumptions, draw
     return float(np.mean(p < alpha))
 
 
-def items_needed(effect: float, seeds: int, methods: int = 2, given: Assumptions | None = None) -> int | None:
+def items_needed(effect: float, seeds: int, methods: int = 2, noise_model: Assumptions | None = None) -> int | None:
     """The fewest items with which `power` reaches 80%; None if a million are not enough."""
-    if power(effect, seeds, MOST_ITEMS, methods, given) < WANTED:
+    if power(effect, seeds, MOST_ITEMS, methods, noise_model) < WANTED:
         return None
     low, high = 2, MOST_ITEMS
     while high - low > max(1, 0.005 * low):
         middle = max(low + 1, int((low * high) ** 0.5))
-        low, high = (low, middle) if power(effect, seeds, middle, methods, given) >= WANTED else (middle, high)
+        low, high = (low, middle) if power(effect, seeds, middle, methods, noise_model) >= WANTED else (middle, high)
     return high
 
 
 def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, list[str]]:
     """The noise in the study's first score of right and wrong items, and notes on what is assumed."""
     rows = group(records)
-    chosen = [[rows.records[i] for i in choice.index] for choice in rows.choices if choice.index]
-    chosen = [group for group in chosen if group[0].cell.seed is not None]
-    names = dict.fromkeys(score_name(score) for group in chosen for score in group[0].scores)
+    groups = [[rows.records[i] for i in choice.index] for choice in rows.choices if choice.index]
+    groups = [group for group in groups if group[0].cell.seed is not None]
+    names = dict.fromkeys(score_name(score) for group in groups for score in group[0].scores)
     for name in names:
-        found = [sample for group in chosen if (sample := items(folder, group, name))]
-        samples = [sample for sample, which in found if which == found[0][1]]
+        measured = [sample for group in groups if (sample := items(folder, group, name))]
+        samples = [sample for sample, which in measured if which == measured[0][1]]
         if samples and all(np.isin(sample.values, (0, 1)).all() for sample in samples):
             return _measured(name, samples)
     raise UserError("--study requires a study with a score of right and wrong items; leave it out to use assumptions.")
 
 
-def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] = ()) -> str:
+def describe(effect: float, seeds: int, noise_model: Assumptions, said: Sequence[str] = ()) -> str:
     """The items needed by number of seeds and methods, and the assumptions behind them."""
     rows = []
     for k in sorted({*SEEDS, seeds}):
-        needed = [items_needed(effect, k, n, given) for n in METHODS]
+        needed = [items_needed(effect, k, n, noise_model) for n in METHODS]
         rows.append([f"{k}{' *' if k == seeds else ''}", *("more seeds" if n is None else f"{n:,}" for n in needed)])
     head = ["Seeds", *(f"Items for {n} methods" for n in METHODS)]
     lines = [
         f"To detect a difference of {100 * effect:g} points in {WANTED:.0%} of studies (two-sided p < {ALPHA}):",
-        _answer(effect, seeds, given),
+        _answer(effect, seeds, noise_model),
         "",
         tabulate(rows, head, "pipe", disable_numparse=True, colalign=["right"] * len(head)),
         "",
         *(f"- {line}" for line in said),
-        f"- Accuracy {given.accuracy:.3g}; standard deviation between seeds {100 * given.seed_sd:.2g} points. "
-        f"Correlation over items: {given.between_seeds:.2g} between seeds of a method, "
-        f"{given.between_methods:.2g} between methods. `--study` measures these.",
+        f"- Accuracy {noise_model.accuracy:.3g}; standard deviation between seeds {100 * noise_model.seed_sd:.2g} "
+        f"points. Correlation over items: {noise_model.between_seeds:.2g} between seeds of a method, "
+        f"{noise_model.between_methods:.2g} between methods. `--study` measures these.",
         "- One seed compares two trained models, not two methods, by McNemar's exact test: its line excludes "
         "seed-to-seed variance.",
         "- Of several methods one is taken to be better than all others by that much; each of those is tested against "
@@ -203,24 +205,24 @@ def describe(effect: float, seeds: int, given: Assumptions, said: Sequence[str] 
     return "\n".join(lines) + "\n"
 
 
-def _answer(effect: float, seeds: int, given: Assumptions) -> str:
+def _answer(effect: float, seeds: int, noise_model: Assumptions) -> str:
     """The items that two methods need, in a sentence."""
-    n = items_needed(effect, seeds, 2, given)
+    n = items_needed(effect, seeds, 2, noise_model)
     if n is not None:
         return f"{units.plural(n, 'item')} per model with {units.plural(seeds, 'seed')}."
     for more in range(seeds + 1, MOST_SEEDS):
-        if (n := items_needed(effect, more, 2, given)) is not None:
+        if (n := items_needed(effect, more, 2, noise_model)) is not None:
             return f"more than {units.plural(seeds, 'seed')}: {more} seeds and {units.plural(n, 'item')} per model."
     return f"more than {MOST_SEEDS} seeds."
 
 
 def _measured(name: str, samples: list[Answers]) -> tuple[Assumptions, list[str]]:
     accuracy, said = float(np.mean([sample.values.mean() for sample in samples])), [f"Measured by {name}."]
-    given = Assumptions(accuracy, design=_design(samples))
+    noise_model = Assumptions(accuracy, design=_design(samples))
     alike = [_correlation(one.values[0], other.values[0]) for one, other in itertools.combinations(samples, 2)]
     repeated = [sample for sample in samples if len(sample.values) > 1]
     if alike:
-        given = replace(given, between_methods=max(0.0, float(np.mean(alike))))
+        noise_model = replace(noise_model, between_methods=max(0.0, float(np.mean(alike))))
     else:
         said.append("The study has one method: the correlation between methods is assumed.")
     if repeated:
@@ -233,7 +235,7 @@ def _measured(name: str, samples: list[Answers]) -> tuple[Assumptions, list[str]
         # As `_design`, groups explain at least as much as independent items would
         noise = max(np.average(seeds * [level.rest for level in of], weights=freedom) for of in (levels, of_items))
         sd, low, high = seed_sd(observed, noise, freedom.sum())
-        given = replace(given, seed_sd=sd, between_seeds=float(np.mean(pairs)))
+        noise_model = replace(noise_model, seed_sd=sd, between_seeds=float(np.mean(pairs)))
         said.append(
             f"Standard deviation between seeds: {100 * sd:.2g} points, 95% interval {100 * low:.2g} to "
             f"{100 * high:.2g}, from {freedom.sum() + len(repeated)} trained models of "
@@ -241,13 +243,13 @@ def _measured(name: str, samples: list[Answers]) -> tuple[Assumptions, list[str]
         )
     else:
         said.append("The study has one seed per method: the variance between seeds is assumed.")
-    if given.design >= 1.05:
+    if noise_model.design >= 1.05:
         said.append(
-            f"Items of a group (subject, passage or template) are alike: {given.design:.2g} of them tell as much as "
-            "one independent item. More items should come in more groups."
+            f"Items of a group (subject, passage or template) are alike: {noise_model.design:.2g} of them tell as much "
+            "as one independent item. More items should come in more groups."
         )
     # Two seeds of one method answer at least as much alike as two methods do
-    return replace(given, between_seeds=max(given.between_seeds, given.between_methods)), said
+    return replace(noise_model, between_seeds=max(noise_model.between_seeds, noise_model.between_methods)), said
 
 
 def _design(samples: Sequence[Answers]) -> float:

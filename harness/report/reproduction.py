@@ -31,10 +31,10 @@ from harness import units
 from harness.record import Record, Repeat, Score, memory_instrument, train_memory
 from harness.report import statistics
 from harness.report.conditions import conditions, differing
+from harness.report.costs import disturbed_cells
 from harness.report.frame import score_name, setting_texts
 from harness.report.lint.differences import environment_part
-from harness.report.lint.environment import overlap, ran_with
-from harness.report.lint.training import resumed
+from harness.report.lint.environment import ran_with
 from harness.report.pairwise import items, score_of
 from harness.report.statistics import ALPHA
 from harness.report.statistics.estimates import quantile
@@ -113,7 +113,7 @@ class PublishedStudy:
     @cached_property
     def _disturbed(self) -> set[str]:
         """The names of cells whose times are not their own."""
-        return {name for rule in (overlap, resumed) for _, names in rule(self.records) for name in names}
+        return disturbed_cells(self.records)
 
     def over_repeats(self, value: Value, of_repeat: Callable[[Repeat], float | None]) -> Spread | None:
         """Of `value`, over repeats that ran under the same conditions as their records."""

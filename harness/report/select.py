@@ -111,8 +111,8 @@ def select(
 
 
 def _chosen(place: Place, key: tuple[Any, ...], by_setting: dict[str, list[int]], records: Sequence[Record]) -> Choice:
-    tried = {setting: [i for i in index if not records[i].confirmation] for setting, index in by_setting.items()}
-    tries = [_try(setting, index, records) for setting, index in tried.items() if index]
+    unconfirmed = {setting: [i for i in index if not records[i].confirmation] for setting, index in by_setting.items()}
+    tries = [_try(setting, index, records) for setting, index in unconfirmed.items() if index]
     choice = _choice(place, key, tries or [_try(setting, index, records) for setting, index in by_setting.items()])
     if not tries or choice.setting is None:
         return choice
@@ -128,13 +128,13 @@ def experiments(positions: Sequence[int], records: Sequence[Record], settings: S
     """The record at each of `positions` as a choice by itself. settings: the records' `setting_texts`."""
     places = [(records[i].study, records[i].cell.model, records[i].cell.data) for i in positions]
     tries = [(records[i].cell.method, _try(settings[i], [i], records)) for i in positions]
-    choices = [_alone(place, (method,), tried) for place, (method, tried) in zip(places, tries, strict=True)]
+    choices = [_alone(place, (method,), attempt) for place, (method, attempt) in zip(places, tries, strict=True)]
     seen = Counter((choice.place, choice.label) for choice in choices)
     return [
-        replace(choice, experiment=f"{choice.label} seed={tried.seeds[0]}")
+        replace(choice, experiment=f"{choice.label} seed={attempt.seeds[0]}")
         if seen[choice.place, choice.label] > 1
         else choice
-        for choice, (_, tried) in zip(choices, tries, strict=True)
+        for choice, (_, attempt) in zip(choices, tries, strict=True)
     ]
 
 
@@ -168,25 +168,25 @@ def _try(setting: str, index: Sequence[int], records: Sequence[Record]) -> Try:
 
 
 def _choice(place: Place, key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
-    most = max(len(set(tried.seeds)) for tried in tries)
+    most = max(len(set(attempt.seeds)) for attempt in tries)
     lost: Counter[str] = Counter()
     finished = []
-    for tried in tries:
-        if reason := tried.failed or ("unfinished" if 2 * len(set(tried.seeds)) < most else None):
+    for attempt in tries:
+        if reason := attempt.failed or ("unfinished" if 2 * len(set(attempt.seeds)) < most else None):
             lost[reason] += 1
         else:
-            finished.append(tried)
-    common = set.intersection(*(set(tried.seeds) for tried in finished)) if finished else set()
+            finished.append(attempt)
+    common = set.intersection(*(set(attempt.seeds) for attempt in finished)) if finished else set()
     if not common:  # those with the most seeds are compared
-        most = max((len(set(tried.seeds)) for tried in finished), default=0)
-        finished = [tried for tried in finished if len(set(tried.seeds)) == most]
+        most = max((len(set(attempt.seeds)) for attempt in finished), default=0)
+        finished = [attempt for attempt in finished if len(set(attempt.seeds)) == most]
     best, reason = None, None
     if not finished:
         reason = "no setting finished with every seed"
-    elif len(tries) > 1 and any(math.isnan(_mean(tried.losses)) for tried in finished):
+    elif len(tries) > 1 and any(math.isnan(_mean(attempt.losses)) for attempt in finished):
         reason = UNVALIDATED
     else:
-        best = min(finished, key=lambda tried: _order(tried, common))
+        best = min(finished, key=lambda attempt: _order(attempt, common))
     choice = _settled(place, key, best)
     if reason == UNVALIDATED:
         choice = replace(choice, experiments=tuple(replace(_alone(place, key, t), reason=reason) for t in finished))
@@ -200,9 +200,9 @@ def _rivals(best: Try, finished: Sequence[Try], common: set[int | None]) -> int:
     seeds = sorted(common, key=lambda seed: seed or 0)
     if len(seeds) < 2 or len(finished) < 2:
         return len(finished)
-    losses = {id(tried): dict(zip(tried.seeds, tried.losses, strict=True)) for tried in finished}
+    losses = {id(attempt): dict(zip(attempt.seeds, attempt.losses, strict=True)) for attempt in finished}
     own = np.array([losses[id(best)][seed] for seed in seeds])
-    others = [[losses[id(tried)][seed] for seed in seeds] for tried in finished if tried is not best]
+    others = [[losses[id(attempt)][seed] for seed in seeds] for attempt in finished if attempt is not best]
     above = np.array(others) - own
     freedom = np.full(len(above), len(seeds) - 1.0)
     variance, freedom = statistics.moderated(above.var(axis=1, ddof=1) / len(seeds), freedom)
@@ -228,17 +228,17 @@ def _settled(place: Place, key: tuple[Any, ...], best: Try | None) -> Choice:
     )
 
 
-def _alone(place: Place, key: tuple[Any, ...], tried: Try) -> Choice:
-    """The setting of `tried` as a choice by itself."""
-    choice = _settled(place, key, tried)
+def _alone(place: Place, key: tuple[Any, ...], attempt: Try) -> Choice:
+    """The setting of `attempt` as a choice by itself."""
+    choice = _settled(place, key, attempt)
     return replace(choice, experiment=choice.described)
 
 
-def _order(tried: Try, common: set[int | None]) -> tuple[float, ...]:
+def _order(attempt: Try, common: set[int | None]) -> tuple[float, ...]:
     """The mean loss over the seeds in `common` (over all if there is none), then the axes; a missing one is last."""
-    shared = [loss for seed, loss in zip(tried.seeds, tried.losses, strict=True) if seed in common]
-    axes = (tried.rank, tried.lr, tried.alpha)
-    return _mean(shared or tried.losses), *(math.inf if value is None else value for value in axes)
+    shared = [loss for seed, loss in zip(attempt.seeds, attempt.losses, strict=True) if seed in common]
+    axes = (attempt.rank, attempt.lr, attempt.alpha)
+    return _mean(shared or attempt.losses), *(math.inf if value is None else value for value in axes)
 
 
 def _mean(losses: Sequence[float]) -> float:
@@ -246,22 +246,22 @@ def _mean(losses: Sequence[float]) -> float:
     return sum(losses) / len(losses)
 
 
-def _edges(chosen: Try, tries: Sequence[Try]) -> Iterator[str]:
+def _edges(best: Try, tries: Sequence[Try]) -> Iterator[str]:
     """Failed tries count: the highest rate that finished is no edge if a higher one diverged.
 
     Alpha is ignored: it follows the rank unless it is swept.
     """
     for axis, others in (("lr", ("rank", "alpha")), ("rank", ("lr",))):
-        alike = [t for t in tries if all(getattr(t, other) == getattr(chosen, other) for other in others)]
+        alike = [t for t in tries if all(getattr(t, other) == getattr(best, other) for other in others)]
         values = _tried(axis, alike)
         if len(values) < 2:  # not a grid: the axes were sampled together
             values = _tried(axis, tries)
         if len(values) < 2:
             continue
         for end, value in (("lowest", values[0]), ("highest", values[-1])):
-            if getattr(chosen, axis) == value:
+            if getattr(best, axis) == value:
                 yield f"{axis}={value:g} is the {end} of {len(values)} tried"
 
 
 def _tried(axis: str, tries: Sequence[Try]) -> list[float]:
-    return sorted({value for tried in tries if (value := getattr(tried, axis)) is not None})
+    return sorted({value for attempt in tries if (value := getattr(attempt, axis)) is not None})

@@ -54,8 +54,8 @@ def find(results: Path, names: Sequence[str], text: str) -> CellRef:
         hint = f" Did you mean {near[0]}?" if near else f" `{PROGRAM} status{where}` lists the cells that are not done."
         raise UserError(f"There is no cell {text} in {', '.join(names)}.{hint}")
     if len(matches) > 1:
-        shown = [str(match) for match in matches[:SHOWN]] + ["…"] * (len(matches) > SHOWN)
-        raise UserError(f"{text} matches {len(matches)} cells; type more of one: {', '.join(shown)}.")
+        examples = [str(match) for match in matches[:SHOWN]] + ["…"] * (len(matches) > SHOWN)
+        raise UserError(f"{text} matches {len(matches)} cells; type more of one: {', '.join(examples)}.")
     return matches[0]
 
 
@@ -70,10 +70,10 @@ def settled_study(
     if text in names:
         study, cell = Study(results, text), None
     else:
-        found = find(results, names, text)
-        study, cell = found.study, found.name
-        if not found.record.is_file():
-            raise UserError(f"{found} has no record yet; there is nothing to {purpose}.")
+        match = find(results, names, text)
+        study, cell = match.study, match.name
+        if not match.record.is_file():
+            raise UserError(f"{match} has no record yet; there is nothing to {purpose}.")
     study.settle()
     return study, cell, *read_study(study.folder)
 

@@ -29,15 +29,15 @@ def tail(path: Path, lines: int) -> list[str]:
     return [line for line in map(shown, text.split("\n")) if line.strip()][-lines:]
 
 
-def follow(found: CellRef, seconds: float = 0.5) -> Iterator[str]:
+def follow(cell: CellRef, seconds: float = 0.5) -> Iterator[str]:
     """The lines of a cell's log, old and new, until the cell has ended; from the start again if it is rerun.
 
     Reads new lines every `seconds`.
     """
     position, rest = 0, b""
     while True:
-        running = found.name in found.study.running()  # asked first, so its last lines are read
-        with open(found.log, "rb") as file:
+        running = cell.name in cell.study.running()  # asked first, so its last lines are read
+        with open(cell.log, "rb") as file:
             if os.fstat(file.fileno()).st_size < position:
                 position, rest = 0, b""
             file.seek(position)

@@ -46,17 +46,17 @@ def run_again(
 
     Raises UserError, before anything runs, if a record is refused (`retry.require`) or its cell can't run here.
     """
-    for found in records:
-        retry.require(found, source.path(found.cell))
+    for recorded in records:
+        retry.require(recorded, source.path(recorded.cell))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
-    runner.check([found.cell for found in records], data_root, local=local)
-    progress, done = SweepProgress(len(records)), []
+    runner.check([recorded.cell for recorded in records], data_root, local=local)
+    progress, new_records = SweepProgress(len(records)), []
     try:
-        for found in records:
-            precautions = replace(found.precautions, save_every=None)
-            request = runner.request_for(found.cell, study, data_root, local, precautions=precautions)
-            with study.lease(found.cell) as lease:
-                done.append(retry.run_shown(study, request, lease, progress))
+        for recorded in records:
+            precautions = replace(recorded.precautions, save_every=None)
+            request = runner.request_for(recorded.cell, study, data_root, local, precautions=precautions)
+            with study.lease(recorded.cell) as lease:
+                new_records.append(retry.run_shown(study, request, lease, progress))
     finally:
         progress.close()
-    return done
+    return new_records

@@ -45,26 +45,28 @@ def plan(results: Path, names: Sequence[str], texts: Sequence[str], tasks: Seque
     replace: score tasks again that a cell has scores for. Raises UserError for a text that names nothing, and
     RecordError for a named cell whose record can't be read.
     """
-    asked = Asked()
-    for study, found, named in _cells(results, names, texts, asked):
-        left = [task for task in tasks if replace or task not in {score.task for score in found.scores}]
-        if not named and found.status != "ok" and not awaits_scoring(found):
+    request = Asked()
+    for study, recorded, named in _cells(results, names, texts, request):
+        left = [task for task in tasks if replace or task not in {score.task for score in recorded.scores}]
+        if not named and recorded.status != "ok" and not awaits_scoring(recorded):
             continue
         if not left:
-            asked.known.append(found.cell.name)
-        elif (why := _objection(study, found)) is not None:
-            asked.refused.append(f"{found.cell.name} is not scored: {why}.")
+            request.known.append(recorded.cell.name)
+        elif (why := _objection(study, recorded)) is not None:
+            request.refused.append(f"{recorded.cell.name} is not scored: {why}.")
         else:
-            asked.todo.append((study, found, left))
-    return asked
+            request.todo.append((study, recorded, left))
+    return request
 
 
-def _cells(results: Path, names: Sequence[str], texts: Sequence[str], asked: Asked) -> list[tuple[Study, Record, bool]]:
+def _cells(
+    results: Path, names: Sequence[str], texts: Sequence[str], request: Asked
+) -> list[tuple[Study, Record, bool]]:
     """The requested cells and their untuned base cells, and whether each was named itself."""
     meant: dict[tuple[str, str], tuple[Study, Record, bool]] = {}
     for text in texts:
         study, cell, records, problems = settled_study(results, names, text, "score")
-        asked.refused += [problem for problem in problems if problem not in asked.refused]
+        request.refused += [problem for problem in problems if problem not in request.refused]
         wanted = [r for r in records if cell in (None, r.cell.name)]
         bases = [r for r in records if not _tuned(r) and any(_same_model(r, w) for w in wanted)]
         for r in (*wanted, *bases):
@@ -72,29 +74,29 @@ def _cells(results: Path, names: Sequence[str], texts: Sequence[str], asked: Ask
     return list(meant.values())
 
 
-def _tuned(found: Record) -> bool:
-    return found.source is not None or found.cell.settings.method.tuned
+def _tuned(recorded: Record) -> bool:
+    return recorded.source is not None or recorded.cell.settings.method.tuned
 
 
 def _same_model(one: Record, other: Record) -> bool:
     return one.cell.settings.model == other.cell.settings.model
 
 
-def _objection(study: Study, found: Record) -> str | None:
+def _objection(study: Study, recorded: Record) -> str | None:
     """Why the cell of a record can't be scored without training, as a clause; None if it can be."""
-    if found.source is not None:
-        return f"it is an imported result of {found.source.project}, without weights"
-    if found.status != "ok" and not awaits_scoring(found):
-        return f"it ended as {found.status}"
-    if found.cell.settings.behind_api:
+    if recorded.source is not None:
+        return f"it is an imported result of {recorded.source.project}, without weights"
+    if recorded.status != "ok" and not awaits_scoring(recorded):
+        return f"it ended as {recorded.status}"
+    if recorded.cell.settings.behind_api:
         return "its model is behind an API, so no weights of it are here"
-    path = study.path(found.cell)
-    if (why := gate.refusal(found, path)) is not None:
+    path = study.path(recorded.cell)
+    if (why := gate.refusal(recorded, path)) is not None:
         return why
-    if _tuned(found):
-        saved, merge = found.saved, found.merge
-        if saved is None or study.weights(found) is None:
-            return f"it has no saved weights; to train it again and keep them: {study.anew(found, 'adapter')}"
+    if _tuned(recorded):
+        saved, merge = recorded.saved, recorded.merge
+        if saved is None or study.weights(recorded) is None:
+            return f"it has no saved weights; to train it again and keep them: {study.anew(recorded, 'adapter')}"
         if saved.form == "merged" and not (merge and merge.merged):
             return "its saved, merged weights are not the model that was scored; save=adapter saves that model"
     problems = verify.check(path)
@@ -102,60 +104,60 @@ def _objection(study: Study, found: Record) -> str | None:
 
 
 def score(
-    asked: Asked,
-    given: dict[str, Any],
+    request: Asked,
+    overrides: dict[str, Any],
     data_root: str | None,
     tell: Callable[[str], None],
     local: LocalPaths = NO_PATHS,
 ) -> list[tuple[Study, Record]]:
-    """Score the cells of `asked.todo`; returns their new records. `tell` gets one line for each score.
+    """Score the cells of `request.todo`; returns their new records. `tell` gets one line for each score.
 
-    given: fields of EvalSettings for all cells; the rest is as each cell had it. A cell that can't be scored after all
-    is added to those that were refused. local: whose code is run, so no record names it. Raises UserError, before
+    overrides: fields of EvalSettings for all cells; the rest is as each cell had it. A cell that can't be scored after
+    all is added to those that were refused. local: whose code is run, so no record names it. Raises UserError, before
     anything is scored, if a task can't be had.
     """
 
-    def of(found: Record, tasks: list[str]) -> EvalSettings:
-        own = found.cell.settings.eval
-        kept = {"batch_size": own.batch_size, "seed": own.seed, "engine": own.engine}
-        return EvalSettings(**(kept | given | {"tasks": tasks}))
+    def of(recorded: Record, tasks: list[str]) -> EvalSettings:
+        own = recorded.cell.settings.eval
+        own_settings = {"batch_size": own.batch_size, "seed": own.seed, "engine": own.engine}
+        return EvalSettings(**(own_settings | overrides | {"tasks": tasks}))
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     checked: list[tuple[EvalSettings, DataSettings]] = []
-    for _, found, tasks in asked.todo:
-        wanted = (of(found, tasks), found.cell.settings.data if HELD_OUT in tasks else DataSettings())
+    for _, recorded, tasks in request.todo:
+        wanted = (of(recorded, tasks), recorded.cell.settings.data if HELD_OUT in tasks else DataSettings())
         if wanted not in checked:
             runner.check_tasks(*wanted, data_root, local)
             checked.append(wanted)
-    progress, done = SweepProgress(len(asked.todo)), []
+    progress, scored = SweepProgress(len(request.todo)), []
     try:
-        for study, found, tasks in asked.todo:
-            progress.start(found.cell)
+        for study, recorded, tasks in request.todo:
+            progress.start(recorded.cell)
             try:
-                with study.lease(found.cell) as lease:
-                    if study.recorded(found.cell) != found:
-                        raise UserError(f"{found.cell.name} is not scored: another process has changed its record.")
-                    settings, update = of(found, tasks), progress.update
-                    again = runner.score(found.cell, study, lease, settings, data_root, update, local)
+                with study.lease(recorded.cell) as lease:
+                    if study.recorded(recorded.cell) != recorded:
+                        raise UserError(f"{recorded.cell.name} is not scored: another process has changed its record.")
+                    settings, update = of(recorded, tasks), progress.update
+                    again = runner.score(recorded.cell, study, lease, settings, data_root, update, local)
             except (UserError, RecordError) as error:
-                asked.refused.append(str(error))
+                request.refused.append(str(error))
             else:
-                done.append((study, again))
+                scored.append((study, again))
                 for line in lines(study, again):
                     tell(line)
             progress.clear()
             progress.skip()
     finally:
         progress.close()
-    return done
+    return scored
 
 
-def lines(study: Study, found: Record) -> list[str]:
+def lines(study: Study, recorded: Record) -> list[str]:
     """The scores of the last scoring of a record, for a terminal."""
-    made = [s for s in found.scores if s.task in found.rescored[-1].tasks]
+    scores = [s for s in recorded.scores if s.task in recorded.rescored[-1].tasks]
     return [
-        f"{study.name}/{found.cell.name}: {s.task} {s.metric} ({s.filter}): {s.value:.4f}"
+        f"{study.name}/{recorded.cell.name}: {s.task} {s.metric} ({s.filter}): {s.value:.4f}"
         + ("" if s.stderr is None else f" ± {s.stderr:.4f}")
         + f", n = {s.n}, {s.num_fewshot} shots"
-        for s in made
+        for s in scores
     ]

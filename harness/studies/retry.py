@@ -23,7 +23,7 @@ from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths, RunCell
 from harness.record import Record, read_study
 from harness.sweep import runner
-from harness.sweep.changed_data import changed_data
+from harness.sweep.changed_file import changed_file
 from harness.sweep.lease import Lease
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
@@ -43,16 +43,16 @@ def changes(overrides: Sequence[str]) -> dict[str, Any]:
     keys = [override.partition("=")[0] for override in overrides]
     for key, override in zip(keys, overrides, strict=True):
         if key not in PRECAUTIONS or "=" not in override:
-            known = ", ".join(f"{key}=" for key in PRECAUTIONS)
-            raise UserError(f"`retry` changes only {known}; got {override}.")
+            choices = ", ".join(f"{key}=" for key in PRECAUTIONS)
+            raise UserError(f"`retry` changes only {choices}; got {override}.")
     try:
         config: DictConfig = OmegaConf.structured(FullConfig)
         config.merge_with(OmegaConf.from_dotlist([*overrides]))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0].rstrip('.')}.") from None
     validate.check_precautions(config)
-    asked = settings_of.precautions(config)
-    return {PRECAUTIONS[key]: getattr(asked, PRECAUTIONS[key]) for key in keys}
+    precautions = settings_of.precautions(config)
+    return {PRECAUTIONS[key]: getattr(precautions, PRECAUTIONS[key]) for key in keys}
 
 
 def retry(
@@ -68,37 +68,37 @@ def retry(
     Raises UserError, before anything runs, if a record is refused. A cell that another process runs, or has just run,
     is skipped with a line on standard error.
     """
-    for found in records:
-        require(found, study.path(found.cell))
-        if found.tracker is not None:
-            validate.check_installed(found.tracker)
+    for recorded in records:
+        require(recorded, study.path(recorded.cell))
+        if recorded.tracker is not None:
+            validate.check_installed(recorded.tracker)
     _require_same_data(study, records, data_root)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
-    runner.check([found.cell for found in records], data_root, local=local)
-    progress, done = SweepProgress(len(records)), []
+    runner.check([recorded.cell for recorded in records], data_root, local=local)
+    progress, new_records = SweepProgress(len(records)), []
     try:
-        for found in records:
+        for recorded in records:
             try:
-                precautions = dataclasses.replace(found.precautions, **changed or {})
+                precautions = dataclasses.replace(recorded.precautions, **changed or {})
                 request = runner.request_for(
-                    found.cell,
+                    recorded.cell,
                     study,
                     data_root,
                     local,
                     precautions=precautions,
-                    save=found.save,
-                    tracker=found.tracker,
-                    confirmation=found.confirmation,
-                    early_stopping=study.early_stopping(found.stop),
+                    save=recorded.save,
+                    tracker=recorded.tracker,
+                    confirmation=recorded.confirmation,
+                    early_stopping=study.early_stopping(recorded.stop),
                 )
-                again = _run(study, found, request, progress)
+                again = _run(study, recorded, request, progress)
             except UserError as error:
-                print(f"{found.cell.name} is not run: {error}", file=sys.stderr)
+                print(f"{recorded.cell.name} is not run: {error}", file=sys.stderr)
             else:
-                done.append(again)
+                new_records.append(again)
     finally:
         progress.close()
-    return done
+    return new_records
 
 
 def _require_same_data(study: Study, records: Sequence[Record], data_root: str | None) -> None:
@@ -106,14 +106,14 @@ def _require_same_data(study: Study, records: Sequence[Record], data_root: str |
     again = {record.cell.id for record in records}
     paths = {record.cell.settings.data.path for record in records} - {None}
     others = [r for r in read_study(study.folder)[0] if r.cell.id not in again and r.cell.settings.data.path in paths]
-    if (changed := changed_data(others, data_root)) is not None:
+    if (changed := changed_file(others, data_root)) is not None:
         raise UserError(f"{changed}, so that this study would mix two data sets; run a sweep with another study=NAME.")
 
 
-def _run(study: Study, found: Record, request: RunCell, progress: SweepProgress) -> Record:
+def _run(study: Study, recorded: Record, request: RunCell, progress: SweepProgress) -> Record:
     """The new record of a cell; UserError if another process has the cell or has just run it."""
-    with study.lease(found.cell) as lease:
-        if study.recorded(found.cell) != found:
+    with study.lease(recorded.cell) as lease:
+        if study.recorded(recorded.cell) != recorded:
             raise UserError("another process has just run it.")
         return run_shown(study, request, lease, progress)
 
@@ -129,11 +129,11 @@ def run_shown(study: Study, request: RunCell, lease: Lease, progress: SweepProgr
     return again
 
 
-def require(found: Record, path: Path) -> None:
+def require(recorded: Record, path: Path) -> None:
     """Raise UserError if a cell is not to be run again from its record, whose file is at `path`."""
-    if found.cell.settings.behind_api:
+    if recorded.cell.settings.behind_api:
         raise UserError(
-            f"{found.cell.name} is not run from its record: it does not hold how its model is asked (key, prices). Run "
-            "its sweep again instead."
+            f"{recorded.cell.name} is not run from its record: it does not hold how its model is asked (key, prices). "
+            "Run its sweep again instead."
         )
-    gate.require(found, path)
+    gate.require(recorded, path)

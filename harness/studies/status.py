@@ -46,8 +46,8 @@ class RecordCache:
 
     def read(self, folder: Path) -> tuple[list[Record], list[str]]:
         """The same as `record.read_study`."""
-        found = [self._record(path) for path in sorted(folder.glob("*.json"))]
-        return [f for f in found if isinstance(f, Record)], [f for f in found if isinstance(f, str)]
+        contents = [self._record(path) for path in sorted(folder.glob("*.json"))]
+        return [f for f in contents if isinstance(f, Record)], [f for f in contents if isinstance(f, str)]
 
     def _record(self, path: Path) -> Record | str | None:
         try:
@@ -109,10 +109,10 @@ def _running(name: str, owner: dict[str, Any], cell: Cell | None) -> CellStatus:
     return status
 
 
-def _recorded(found: Record, study: Study) -> CellStatus:
-    state = CellStatus.of_record(found)
-    if state.failed or found.status == "unfit":
-        state.log = logs.tail(study.log(found.cell), LOG_LINES)
+def _recorded(recorded: Record, study: Study) -> CellStatus:
+    state = CellStatus.of_record(recorded)
+    if state.failed or recorded.status == "unfit":
+        state.log = logs.tail(study.log(recorded.cell), LOG_LINES)
     return state
 
 

@@ -90,8 +90,8 @@ def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
     plan = MergePlan()
     candidates: dict[tuple[str, str], list[RecordFile]] = {}
     for folder in folders:
-        for found in _records(folder, into, plan):
-            candidates.setdefault((found.study, found.path.name), []).append(found)
+        for file in _records(folder, into, plan):
+            candidates.setdefault((file.study, file.path.name), []).append(file)
     for (study, name), of_name in candidates.items():
         try:
             there = [RecordFile(study, path, record.read(path))] if (path := into / study / name).exists() else []
@@ -99,31 +99,31 @@ def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
             plan.problems.append(str(error))
             continue
         _decide([*there, *of_name], bool(there), newer, plan)
-    for study in {found.study for found in (*plan.new, *plan.newer)} | plan.planned.keys() | plan.plans.keys():
+    for study in {file.study for file in (*plan.new, *plan.newer)} | plan.planned.keys() | plan.plans.keys():
         Study(into, study).planned()
         record.read_plans(into / study)
-    for found in (*plan.new, *plan.newer):
-        plan.refused += verify.refused(found.record, found.path)
-        if found.record.cell.name in Study(into, found.study).running():
-            plan.problems.append(f"{into / found.study / found.path.name} can't be written: its cell is being run.")
+    for file in (*plan.new, *plan.newer):
+        plan.refused += verify.refused(file.record, file.path)
+        if file.record.cell.name in Study(into, file.study).running():
+            plan.problems.append(f"{into / file.study / file.path.name} can't be written: its cell is being run.")
     return plan
 
 
 def write(plan: MergePlan, into: Path) -> None:
     """Carry out `plan`. Raises OSError; the same merge then resumes."""
-    for found in (*plan.new, *plan.newer):
-        target = RecordFile(found.study, into / found.study / found.path.name, found.record)
+    for file in (*plan.new, *plan.newer):
+        target = RecordFile(file.study, into / file.study / file.path.name, file.record)
         target.path.parent.mkdir(parents=True, exist_ok=True)
-        for source, beside in ((found.items, target.items), (found.log, target.log)):
+        for source, beside in ((file.items, target.items), (file.log, target.log)):
             if source.exists():
                 _copy(source, beside)
-            elif found in plan.newer:
+            elif file in plan.newer:
                 beside.unlink(missing_ok=True)  # it belongs to the replaced record
-        if found.weights.is_dir():
-            _copy_weights(found, target)
-        elif found in plan.newer and record.read(target.path).saved != found.record.saved:
+        if file.weights.is_dir():
+            _copy_weights(file, target)
+        elif file in plan.newer and record.read(target.path).saved != file.record.saved:
             shutil.rmtree(target.weights, ignore_errors=True)
-        _copy(found.path, target.path)
+        _copy(file.path, target.path)
     for study, cells in plan.planned.items():
         Study(into, study).plan(cells)
     for study, commands in plan.commands.items():
@@ -138,10 +138,10 @@ def lines(plan: MergePlan, into: Path, written: bool) -> list[str]:
     out = []
     for conflict in plan.conflicts:
         out.append(f"conflict: {conflict[0].study}/{conflict[0].path.stem}")
-        out += [f"  {_tell(found)}" for found in conflict]
+        out += [f"  {_tell(file)}" for file in conflict]
     if not written:
-        kept = "; --newer keeps the one of each that began last" if plan.conflicts and not plan.problems else ""
-        return [*out, f"Nothing was written to {into}{kept}."]
+        hint = "; --newer keeps the one of each that began last" if plan.conflicts and not plan.problems else ""
+        return [*out, f"Nothing was written to {into}{hint}."]
     counts = f"{len(plan.new)} new, {len(plan.newer)} replaced by newer ones, {plan.equal} already there"
     return [*out, f"{into}: {counts}.", *plan.refused]
 
@@ -149,17 +149,17 @@ def lines(plan: MergePlan, into: Path, written: bool) -> list[str]:
 def facts(plan: MergePlan, into: Path, written: bool) -> dict[str, Any]:
     """The same as `lines`, for JSON."""
 
-    def short(found: RecordFile) -> dict[str, Any]:
-        told = {"study": found.study, "name": found.path.stem, "file": str(found.path)}
-        return told | {"status": found.record.status, "started": found.record.started}
+    def short(file: RecordFile) -> dict[str, Any]:
+        names = {"study": file.study, "name": file.path.stem, "file": str(file.path)}
+        return names | {"status": file.record.status, "started": file.record.started}
 
     return {
         "into": str(into),
         "written": written,
-        "new": [short(found) for found in plan.new],
-        "newer": [short(found) for found in plan.newer],
+        "new": [short(file) for file in plan.new],
+        "newer": [short(file) for file in plan.newer],
         "equal": plan.equal,
-        "conflicts": [[short(found) for found in conflict] for conflict in plan.conflicts],
+        "conflicts": [[short(file) for file in conflict] for conflict in plan.conflicts],
         "problems": plan.problems,
         "refused": plan.refused,
     }
@@ -213,13 +213,13 @@ def _links(*paths: Path) -> list[str]:
     ]
 
 
-def _decide(found: list[RecordFile], there: bool, newer: bool, plan: MergePlan) -> None:
+def _decide(files: list[RecordFile], there: bool, newer: bool, plan: MergePlan) -> None:
     """Choose among records of one name; if `there`, the first is the target's own."""
-    first = found[0]
-    unequal = [other for other in found if not other.equals(first)]
-    latest = [f for f in found if f.started == max(other.started for other in found)] if unequal else found
+    first = files[0]
+    unequal = [other for other in files if not other.equals(first)]
+    latest = [f for f in files if f.started == max(other.started for other in files)] if unequal else files
     best = max(latest, key=lambda f: f.has)  # the first that has its items with it, and its weights
-    clear = all(f.equals(best) for f in latest) and len({f.record.cell.id for f in found}) == 1
+    clear = all(f.equals(best) for f in latest) and len({f.record.cell.id for f in files}) == 1
     if unequal and not (newer and clear):
         plan.conflicts.append([first, *unequal])
     elif there and not best.equals(first):
@@ -230,13 +230,13 @@ def _decide(found: list[RecordFile], there: bool, newer: bool, plan: MergePlan) 
         plan.new.append(best)
 
 
-def _tell(found: RecordFile) -> str:
+def _tell(file: RecordFile) -> str:
     """A line on a record: where it is, and what to choose it by."""
-    known = found.record
-    loss = f", validation loss {known.validation[-1].loss:.4g}" if known.validation else ""
-    scores = "".join(f", {score.task} {score.metric} {score.value:.4g}" for score in known.scores[:1])
-    why = f": {known.failure.reason}" if known.failure else ""
-    return f"{found.path}: {known.status}, began {known.started}{loss}{scores}{why}"
+    recorded = file.record
+    loss = f", validation loss {recorded.validation[-1].loss:.4g}" if recorded.validation else ""
+    scores = "".join(f", {score.task} {score.metric} {score.value:.4g}" for score in recorded.scores[:1])
+    why = f": {recorded.failure.reason}" if recorded.failure else ""
+    return f"{file.path}: {recorded.status}, began {recorded.started}{loss}{scores}{why}"
 
 
 def _time(text: str) -> datetime:

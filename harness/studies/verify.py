@@ -67,17 +67,17 @@ def refusals(results: Path, name: str) -> list[str]:
     return sentences
 
 
-def refused(found: Record, path: Path) -> list[str]:
+def refused(recorded: Record, path: Path) -> list[str]:
     """Why the record at `path` is neither run nor loaded by any command: a sentence, or none if it may be.
 
     That concerns no comparison. A model behind an API, or another project's, has nothing to load. An id that does not
     fit is for `check` to name.
     """
-    cell = found.cell
-    if found.source is not None or cell.settings.behind_api or cell_id(cell.settings) != cell.id:
+    cell = recorded.cell
+    if recorded.source is not None or cell.settings.behind_api or cell_id(cell.settings) != cell.id:
         return []
     try:
-        gate.require(found, path)
+        gate.require(recorded, path)
     except UserError as error:
         return [str(error)]
     return []
@@ -86,35 +86,37 @@ def refused(found: Record, path: Path) -> list[str]:
 def check(path: Path) -> list[str]:
     """One sentence for each problem with the record at `path`, its items and its weights."""
     try:
-        found = record.read(path)
+        recorded = record.read(path)
     except RecordError as error:
         return [str(error)]
-    cell, problems = found.cell, []
+    cell, problems = recorded.cell, []
     if cell_id(cell.settings) != cell.id:
         problems.append(f"{path} has the id {cell.id[:6]}…, which is not that of its settings: one of them was edited.")
     elif record.cell_name(cell) != cell.name:
         problems.append(f"{path} calls its cell {cell.name}, whose settings are those of {record.cell_name(cell)}.")
     if path.stem != cell.name:
         problems.append(f"{path} holds the cell {cell.name}; give the file, and those beside it, that name.")
-    return problems + _items(found, path.with_suffix(".items.parquet")) + _weights(found, record.model_folder(path))
+    return (
+        problems + _items(recorded, path.with_suffix(".items.parquet")) + _weights(recorded, record.model_folder(path))
+    )
 
 
-def _items(found: Record, path: Path) -> list[str]:
+def _items(recorded: Record, path: Path) -> list[str]:
     """Problems of the items at `path`. Imported scores may have no items, and need not be means over items."""
-    own = found.source is None
+    own = recorded.source is None
     if not path.exists():
-        missing = found.items_sha256 or (found.scores and own)
+        missing = recorded.items_sha256 or (recorded.scores and own)
         return [f"{path} is missing: the scores of its record can't be compared item by item."] if missing else []
-    if found.items_sha256 is None:
+    if recorded.items_sha256 is None:
         return [f"{path} has no hash in its record, so nothing tells whether it is the one it had."]
     try:
-        if found.items_sha256 != record.sha256(path):
+        if recorded.items_sha256 != record.sha256(path):
             return [f"{path} is not the file that its record was written with: the hashes differ."]
         means = _means(path)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         return [f"{path} can't be read as items ({' '.join(str(error).split())})."]
     problems = []
-    for score in found.scores if own else []:
+    for score in recorded.scores if own else []:
         count, mean = means.get((score.task, score.metric, score.filter), (0, math.nan))
         name = f"{score.task} {score.metric} {score.filter}"
         if count != score.n:
@@ -124,30 +126,30 @@ def _items(found: Record, path: Path) -> list[str]:
     return problems
 
 
-def _weights(found: Record, folder: Path) -> list[str]:
+def _weights(recorded: Record, folder: Path) -> list[str]:
     """Problems of the weights in `folder`. They may be missing: no comparison rests on them."""
     if not folder.is_dir():
         return []
-    if found.saved is None:
+    if recorded.saved is None:
         return [f"{folder} lies beside a record without saved weights; move it elsewhere."]
-    there, told = record.hashes(folder), found.saved.files
+    there, hashes = record.hashes(folder), recorded.saved.files
     wrong = [
-        *(f"{folder / name} is missing among the saved weights." for name in sorted(told.keys() - there.keys())),
-        *(f"{folder / name} is not among the files that were saved." for name in sorted(there.keys() - told.keys())),
+        *(f"{folder / name} is missing among the saved weights." for name in sorted(hashes.keys() - there.keys())),
+        *(f"{folder / name} is not among the files that were saved." for name in sorted(there.keys() - hashes.keys())),
     ]
-    changed = [name for name in sorted(told.keys() & there.keys()) if told[name] != there[name]]
+    changed = [name for name in sorted(hashes.keys() & there.keys()) if hashes[name] != there[name]]
     return wrong + [f"{folder / name} is not the file that was saved: the hashes differ." for name in changed]
 
 
 def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float]]:
     """The number of items and the mean of their values (nan of none), by task, metric and filter."""
     keys = ["task", "metric", "filter"]
-    found: dict[tuple[str, ...], tuple[int, float]] = {}
+    sums_by_key: dict[tuple[str, ...], tuple[int, float]] = {}
     with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=[*keys, "value"]):
             sums = pa.Table.from_batches([batch]).group_by(keys).aggregate([("value", "count"), ("value", "sum")])
             for row in sums.to_pylist():
                 key = tuple(row[name] for name in keys)
-                count, total = found.get(key, (0, 0.0))
-                found[key] = count + row["value_count"], total + (row["value_sum"] or 0.0)
-    return {key: (count, total / count if count else math.nan) for key, (count, total) in found.items()}
+                count, total = sums_by_key.get(key, (0, 0.0))
+                sums_by_key[key] = count + row["value_count"], total + (row["value_sum"] or 0.0)
+    return {key: (count, total / count if count else math.nan) for key, (count, total) in sums_by_key.items()}

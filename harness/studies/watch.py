@@ -63,10 +63,10 @@ def screenful(studies: Sequence[StudyStatus], width: int, height: int) -> Group:
 
     if not studies:
         return Group(Text(WAITING))
-    shown = [study for study in studies if not study.over] or list(studies)
-    rows = max(2, height // len(shown) - AROUND)
-    parts = [part for study in shown for part in view(study, width, rows)]
-    if hidden := len(studies) - len(shown):
+    visible = [study for study in studies if not study.over] or list(studies)
+    rows = max(2, height // len(visible) - AROUND)
+    parts = [part for study in visible for part in view(study, width, rows)]
+    if hidden := len(studies) - len(visible):
         what = "1 more study is" if hidden == 1 else f"{hidden} more studies are"
         parts.insert(0, Text(f"{what} over; `status` shows all."))
     return Group(*parts)

@@ -56,15 +56,15 @@ class CellStatus:
         """Take over what a running cell reported last; what is no dict, and values of other types, are ignored."""
         kinds = get_type_hints(CellProgress)
         reported = progress.items() if isinstance(progress, dict) else ()
-        known = {name: value for name, value in reported if name in kinds and isinstance(value, kinds[name])}
-        self.progress = CellProgress(**known)
+        values = {name: value for name, value in reported if name in kinds and isinstance(value, kinds[name])}
+        self.progress = CellProgress(**values)
         if self.progress.phase is None:
             self.progress = replace(self.progress, phase="start")
 
     def to_json(self) -> dict[str, Any]:
-        told = asdict(self)
-        progress = told.pop("progress")
-        return told | progress
+        values = asdict(self)
+        progress = values.pop("progress")
+        return values | progress
 
     @classmethod
     def of_record(cls, record: Record) -> CellStatus:
@@ -92,8 +92,8 @@ def table(cells: Sequence[CellStatus], width: int, indent: int = 0) -> Renderabl
     """A row for each cell, in the columns that have a value and fit into `width` characters."""
     rows = [_row(cell) for cell in cells]
     valued = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
-    shown, _ = terminal.fitted([COLUMNS[i] for i in valued], [[row[i] for i in valued] for row in rows], width, indent)
-    return shown
+    grid, _ = terminal.fitted([COLUMNS[i] for i in valued], [[row[i] for i in valued] for row in rows], width, indent)
+    return grid
 
 
 def to_go(left: Sequence[float | None]) -> str:
@@ -102,10 +102,10 @@ def to_go(left: Sequence[float | None]) -> str:
     known_left = [seconds for seconds in left if seconds is not None]
     if len(known_left) < len(left):
         return "time left unknown until a cell is done"
-    known = sum(seconds for seconds in known_left if seconds > 0)
+    total = sum(seconds for seconds in known_left if seconds > 0)
     if any(seconds < 0 for seconds in known_left):
-        return f"more than {duration(known)} to go" if known >= 1 else "time left unknown: longer than cells before"
-    return f"about {duration(known)} to go" if known >= 1 else "almost done"
+        return f"more than {duration(total)} to go" if total >= 1 else "time left unknown: longer than cells before"
+    return f"about {duration(total)} to go" if total >= 1 else "almost done"
 
 
 def duration(seconds: float) -> str:
@@ -116,18 +116,18 @@ def duration(seconds: float) -> str:
 
 
 def _row(cell: CellStatus) -> list[str]:
-    told = cell.progress
-    at, number = told.phase or "", told.answered if told.answered is not None else told.step
+    progress = cell.progress
+    at, number = progress.phase or "", progress.answered if progress.answered is not None else progress.step
     if number is not None:
-        at += f" {number}" + (f"/{told.of}" if told.of is not None else "")
+        at += f" {number}" + (f"/{progress.of}" if progress.of is not None else "")
     return [
         cell.state,
         cell.cell,
         at,
-        "" if told.seconds_left is None else duration(told.seconds_left),
-        "" if told.loss is None else f"{told.loss:.3f}",
-        "" if told.tokens_per_second is None else f"{told.tokens_per_second:.0f}",
-        "" if told.memory_bytes is None else units.size(told.memory_bytes) + " now" * (cell.state == "running"),
+        "" if progress.seconds_left is None else duration(progress.seconds_left),
+        "" if progress.loss is None else f"{progress.loss:.3f}",
+        "" if progress.tokens_per_second is None else f"{progress.tokens_per_second:.0f}",
+        "" if progress.memory_bytes is None else units.size(progress.memory_bytes) + " now" * (cell.state == "running"),
         "" if cell.seconds is None else duration(cell.seconds),
         cell.host or "",
     ]

@@ -93,21 +93,21 @@ def _of_weights(resolved: dict[str, Any]) -> Settings:
     )
 
 
-def _training(asked: TrainSettings, tuned: bool) -> TrainSettings:
+def _training(train: TrainSettings, tuned: bool) -> TrainSettings:
     """What of the training settings a cell has a use for."""
-    asked = asked if asked.paired else dataclasses.replace(asked, preference_beta=None)
-    asked = asked if asked.objective in WITH_MARGIN else dataclasses.replace(asked, preference_margin=None)
+    train = train if train.paired else dataclasses.replace(train, preference_beta=None)
+    train = train if train.objective in WITH_MARGIN else dataclasses.replace(train, preference_margin=None)
     if not tuned:  # only how the validation loss is taken can change the result
         return TrainSettings(
-            asked.max_length,
-            asked.validation_items,
-            asked.precision,
-            validate.SETTINGS["train.batch_size"].default if asked.batch_size == AUTO else asked.batch_size,
-            objective=asked.objective,
-            preference_beta=asked.preference_beta,
-            preference_margin=asked.preference_margin,
+            train.max_length,
+            train.validation_items,
+            train.precision,
+            validate.SETTINGS["train.batch_size"].default if train.batch_size == AUTO else train.batch_size,
+            objective=train.objective,
+            preference_beta=train.preference_beta,
+            preference_margin=train.preference_margin,
         )
-    return dataclasses.replace(asked, parallel=None) if asked.total_devices == 1 else asked
+    return dataclasses.replace(train, parallel=None) if train.total_devices == 1 else train
 
 
 def relative(place: str) -> str:

@@ -180,12 +180,12 @@ def _take(folder: Path) -> Lease | None:
     token, me = secrets.token_hex(8), os.getpid()
     identity = {"host": socket.gethostname(), "machine": _machine(), "pid": me, "processes": {str(me): _born(me)}}
     identity |= {"started": time.time(), "beats": 0, "progress": {}}
-    made = record.temporary(folder)
+    new = record.temporary(folder)
     try:
         with record.naming(folder):
-            made.mkdir(parents=True)
-            (made / f"{token}.json").write_text(_text(identity), encoding="utf-8")
-        while not _moved(made, folder):
+            new.mkdir(parents=True)
+            (new / f"{token}.json").write_text(_text(identity), encoding="utf-8")
+        while not _moved(new, folder):
             path = _file(folder)
             if path is None:
                 continue  # released just now
@@ -195,13 +195,13 @@ def _take(folder: Path) -> Lease | None:
             _remove(path)
         return Lease(folder / f"{token}.json", identity)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def _moved(made: Path, folder: Path) -> bool:
-    """Move `made` to `folder`, unless that is a folder with content."""
+def _moved(new: Path, folder: Path) -> bool:
+    """Move `new` to `folder`, unless that is a folder with content."""
     try:
-        os.rename(made, folder)
+        os.rename(new, folder)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

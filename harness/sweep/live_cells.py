@@ -101,15 +101,15 @@ class LiveCells:
 
     @property
     def counts(self) -> dict[str, int]:
-        done, running, left = (len(self.having(state)) for state in ("ok", "running", "left"))
-        counts = {"done": done, "running": running, "failed": len(self.failed), "left": left + self.unnamed}
+        finished, running, left = (len(self.having(state)) for state in ("ok", "running", "left"))
+        counts = {"done": finished, "running": running, "failed": len(self.failed), "left": left + self.unnamed}
         return counts | {state: n for state in ("unfit", "pruned") if (n := len(self.having(state)))}
 
     @property
     def seconds_left(self) -> float | None:
         """Null if it is unknown."""
-        known = [seconds for seconds in self._remaining if seconds is not None]
-        return sum(seconds for seconds in known if seconds > 0) if len(known) == len(self._remaining) else None
+        estimates = [seconds for seconds in self._remaining if seconds is not None]
+        return sum(seconds for seconds in estimates if seconds > 0) if len(estimates) == len(self._remaining) else None
 
     @property
     def time_left(self) -> str:

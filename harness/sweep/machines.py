@@ -24,8 +24,8 @@ def rendezvous(nodes: int) -> Rendezvous | None:
     """
     if nodes == 1:
         return None
-    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    variables = (_of_slurm(nodes) or {}) | given
+    environment = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    variables = (_of_slurm(nodes) or {}) | environment
     if missing := [name for name in VARIABLES if name not in variables]:
         raise UserError(
             f"train.nodes={nodes} requires hydra/launcher=slurm, or the same command on {nodes} machines with "

@@ -20,15 +20,15 @@ def smaller(record: Record | None) -> SmallerBatches | None:
     """
     if record is None or record.status != "oom" or record.failure is None or record.failure.phase not in HELPS:
         return None
-    asked, before = record.cell.settings.train.validated(), record.smaller_batches
-    size = before.batch_size if before else asked.micro_batch
+    train, before = record.cell.settings.train.validated(), record.smaller_batches
+    size = before.batch_size if before else train.micro_batch
     devices = record.cell.settings.train.total_devices
     if size == devices or (record.cell.settings.method.optim or {}).get("per_layer"):
         return None
     half = (size // devices + 1) // 2 * devices
-    while -(-asked.micro_batch // (half // devices)) % devices:  # as many micro-batches for each
+    while -(-train.micro_batch // (half // devices)) % devices:  # as many micro-batches for each
         half -= devices
-    accum = (asked.grad_accum or 1) * -(-asked.micro_batch // half)  # an untuned row accumulates nothing
+    accum = (train.grad_accum or 1) * -(-train.micro_batch // half)  # an untuned row accumulates nothing
     after = [*(before.after if before else []), record.failure]
     return SmallerBatches(half, accum, after, before.planned if before else None)
 
@@ -36,8 +36,8 @@ def smaller(record: Record | None) -> SmallerBatches | None:
 def planned(cell: Cell, prediction: dict[str, Any]) -> SmallerBatches:
     """The first micro-batch of a cell with train.batch_size=auto: the predicted one, else the whole step."""
     step, size = cell.settings.train.validated().micro_batch, prediction.get("micro_batch")
-    taken = size or step
-    return SmallerBatches(taken, -(-step // taken), [], size)
+    first = size or step
+    return SmallerBatches(first, -(-step // first), [], size)
 
 
 def for_rerun(record: Record | None) -> SmallerBatches | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from harness import terminal, units
+from harness.settings import REFERRING
 from harness.sweep import micro_batch
 from harness.sweep.cell_status import duration
 from harness.sweep.estimates import rates
@@ -84,15 +85,12 @@ def answer(plan: Plan, times: Times) -> list[str]:
     if not points:
         return []
     if not lacking:
-        all_fit = f"All {len(points)} cells fit" if len(points) > 1 else "The cell fits"
-        return [
-            f"{all_fit} into {room}; the most is {units.size(max(p.peak for p in points) + BESIDE)}.",
-            *_time(plan, times),
-        ]
+        most = units.size(max(point.peak for point in points) + BESIDE)
+        return [f"{_who_fits(plan)} into {room}; the most is {most}.", *_time(plan, times)]
     methods = dict.fromkeys(point.cell.method for point in points)
     short_of_memory = [method for method in methods if any(point.cell.method == method for point in lacking)]
     fitting = [method for method in methods if method not in short_of_memory]
-    clauses = [f"{_listed(fitting)} {'fits' if len(fitting) == 1 else 'fit'}"] if fitting else []
+    clauses = [f"{units.listed(fitting)} {'fits' if len(fitting) == 1 else 'fit'}"] if fitting else []
     beyond = []
     for method in short_of_memory:
         batches = [_largest_batch(plan, point) for point in lacking if point.cell.method == method]
@@ -101,8 +99,16 @@ def answer(plan: Plan, times: Times) -> list[str]:
         else:
             beyond.append(method)
     if beyond:
-        clauses.append(f"{_listed(beyond)} {'does' if len(beyond) == 1 else 'do'} not fit")
-    return [f"On {room}: {'; '.join(clauses)}.", *_time(plan, times)]
+        clauses.append(f"{units.listed(beyond)} {'does' if len(beyond) == 1 else 'do'} not fit")
+    time = _time(plan, times)
+    return [f"On {room}: {'; '.join(clauses)}.", *([f"{_who_fits(plan)}. {time[0]}"] if time else [])]
+
+
+def _who_fits(plan: Plan) -> str:
+    count, all_count = sum(plan.fits(point) for point in plan.predicted), len(plan.points)
+    if count < all_count:
+        return f"{count} of {units.plural(all_count, 'cell')} {'fits' if count == 1 else 'fit'}"
+    return "The cell fits" if count == 1 else f"All {count} cells fit"
 
 
 def _largest_batch(plan: Plan, point: Planned) -> int:
@@ -110,11 +116,6 @@ def _largest_batch(plan: Plan, point: Planned) -> int:
     that is too large."""
     shortage = plan.shortage(point)
     return (point.prediction["largest_batch"] or 0) if shortage is not None and shortage.phase == "train" else 0
-
-
-def _listed(names: list[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def bar(plan: Plan, point: Planned, size: int) -> Text:
@@ -144,9 +145,9 @@ def _legend(plan: Plan) -> Text:
 
 def _table(plan: Plan, times: Times) -> tuple[list[FittedColumn], list[list[str]]]:
     """The columns and the rows; without a price no cell has a cost."""
-    shown = [i for i, column in enumerate(COLUMNS) if times.price is not None or column.header != "cost"]
+    visible = [i for i, column in enumerate(COLUMNS) if times.price is not None or column.header != "cost"]
     rows = [_row(plan, point, times) for point in plan.predicted]
-    return [COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows]
+    return [COLUMNS[i] for i in visible], [[row[i] for i in visible] for row in rows]
 
 
 def _row(plan: Plan, point: Planned, times: Times) -> list[str]:
@@ -198,8 +199,8 @@ def _batch(point: Planned) -> str:
     """The largest train.batch_size that fits; with train.batch_size=auto the micro-batch × the accumulation."""
     size = point.prediction["micro_batch"]
     if size is not None:
-        taken = micro_batch.planned(point.cell, point.prediction)
-        return f"auto: {taken.batch_size} × {taken.grad_accum}"
+        batches = micro_batch.planned(point.cell, point.prediction)
+        return f"auto: {batches.batch_size} × {batches.grad_accum}"
     largest = point.prediction["largest_batch"]
     return "–" if largest is None else str(largest)
 
@@ -232,8 +233,10 @@ def _notes(plan: Plan, times: Times) -> list[str]:
                 "Moments in paged memory are left out, as CUDA moves them to the host when memory is short: 8 bytes "
                 "per trained weight, about 2 with method.adamw=paged_8bit."
             )
-        if any(p.prediction["reference_flops"] for p in possible):
-            notes.append("FLOPs and time of train.objective=dpo include a forward pass of the base over all pairs.")
+        referring = {p.cell.settings.train.objective for p in possible if p.prediction["reference_flops"]}
+        if named := [objective for objective in REFERRING if objective in referring]:
+            which = " and of ".join(f"train.objective={objective}" for objective in named)
+            notes.append(f"FLOPs and time of {which} include a forward pass of the base over all pairs.")
         notes += [_phase_note(plan, point) for point in possible if "phases" in point.prediction]
         notes += [*time_notes(plan, times)]
     return notes
@@ -300,19 +303,19 @@ def _rates(card: Card) -> str:
 
 
 def _time(plan: Plan, times: Times) -> list[str]:
-    """The sum over the cells that fit, of more than one."""
+    """How long the cells that fit train in all, in a grid of more than one."""
     fitting = [point for point in plan.predicted if plan.fits(point)]
-    known = [seconds for point in fitting if (seconds := times.seconds(point)) is not None]
-    if len(plan.points) < 2 or not known:
+    durations = [seconds for point in fitting if (seconds := times.seconds(point)) is not None]
+    if len(plan.points) < 2 or not durations:
         return []
     costs = [cost for point in fitting if (cost := times.dollars(point)) is not None]
     price = f", {units.dollars(sum(costs))}" if costs else ""
-    unknown = f"; the time of {len(fitting) - len(known)} is unknown" if len(known) < len(fitting) else ""
+    unknown = f"; the time of {len(fitting) - len(durations)} is unknown" if len(durations) < len(fitting) else ""
     ranges = [times.range(point) or (seconds, seconds) for point in fitting if (seconds := times.seconds(point))]
     least, most = (sum(ends) for ends in zip(*ranges, strict=True))
-    in_all = told_time(sum(known), (least, most) if least < most else None)
-    train = f"They train {in_all} in all{price}{unknown}."
-    return [f"{len(fitting)} of {len(plan.points)} cells fit. {train}"]
+    in_all = told_time(sum(durations), (least, most) if least < most else None)
+    train = f"They train {in_all} in all" if len(fitting) > 1 else f"It trains {in_all}"
+    return [f"{train}{price}{unknown}."]
 
 
 def _short(n: float) -> str:

@@ -136,8 +136,8 @@ def make(
         budget, device, rates = budget or card.memory, "cuda", card.rates
         calibrations = [c for c in calibrations if c.device[0] == "cuda" and c.device[1] in card.devices]
     cells = [cell for _, cell in points if isinstance(cell, Cell)]
-    asked = [PlannedCell(cell, architectures.get(cell.model)) for cell in cells]
-    answer = runner.plan(asked, data_root, budget, device, rates, calibrations)
+    requests = [PlannedCell(cell, architectures.get(cell.model)) for cell in cells]
+    answer = runner.plan(requests, data_root, budget, device, rates, calibrations)
     predictions = iter(answer["predictions"])
     planned = [
         _planned(name, cell, next(predictions)) if isinstance(cell, Cell) else Impossible(name, cell)
@@ -172,11 +172,11 @@ def _remedies(plan: Plan, architectures: dict[str, dict[str, Any]], data_root: s
     """Where nothing fits, what makes the smallest cells fit: smaller micro-batches, recomputed activations."""
     least = sorted(plan.predicted, key=lambda point: point.peak)[:REMEDIES]
     smaller = {point.name: _smaller(point) for point in least}
-    tried = [PlannedCell(cell, architectures.get(cell.model)) for cells in smaller.values() for cell in cells]
+    requests = [PlannedCell(cell, architectures.get(cell.model)) for cells in smaller.values() for cell in cells]
     rates = None if plan.card is None else plan.card.rates
-    answers = runner.plan(tried, data_root, plan.budget, plan.kernels, rates)["predictions"]
+    answers = runner.plan(requests, data_root, plan.budget, plan.kernels, rates)["predictions"]
     predictions = iter(
-        [Planned(planned.cell.name, planned.cell, answer) for planned, answer in zip(tried, answers, strict=True)]
+        [Planned(planned.cell.name, planned.cell, answer) for planned, answer in zip(requests, answers, strict=True)]
     )
     return [_remedy(plan, name, [next(predictions) for _ in cells]) for name, cells in smaller.items()]
 
@@ -210,10 +210,10 @@ def _remedy(plan: Plan, name: str, smaller: Sequence[Planned]) -> str:
     for point in predicted:
         if plan.fits(point):
             train = point.cell.settings.train
-            typed = [f"train.batch_size={train.batch_size}"]
-            typed += [f"train.grad_accum={train.grad_accum}"] if train.grad_accum else []
-            typed += ["train.gradient_checkpointing=true"] if train.gradient_checkpointing else []
-            return f"{name} fits with {' '.join(typed)}."
+            settings = [f"train.batch_size={train.batch_size}"]
+            settings += [f"train.grad_accum={train.grad_accum}"] if train.grad_accum else []
+            settings += ["train.gradient_checkpointing=true"] if train.gradient_checkpointing else []
+            return f"{name} fits with {' '.join(settings)}."
     least = min((point.peak for point in predicted), default=None)
     takes = "" if least is None else f": one sequence takes {units.size(least + BESIDE)}"
     return (

@@ -101,12 +101,12 @@ class SweepProgress:
             print(printable(line), file=sys.stderr, flush=True)
 
     def _screen(self) -> Live:
-        shown = terminal.console(to_stderr=True)
+        console = terminal.console(to_stderr=True)
 
         def view() -> RenderableType:
-            return self.view(shown.width - terminal.ECHO, shown.height)
+            return self.view(console.width - terminal.ECHO, console.height)
 
-        live = terminal.live(shown, get_renderable=view, refresh_per_second=PER_SECOND)
+        live = terminal.live(console, get_renderable=view, refresh_per_second=PER_SECOND)
         live.start()
         return live
 
@@ -121,10 +121,12 @@ class SweepProgress:
         reasons = reasons[-max(1, height // 8) :]
         room = max(2, height - AROUND - sum(-(-len(reason) // width) for reason in reasons))
         first = [*running, *failed[::-1], *(cell for cell in cells[::-1] if cell.state in COMPLETE)][:room]
-        shown = [cell for cell in cells if any(cell is kept for kept in first)]
+        visible = [cell for cell in cells if any(cell is other for other in first)]
         parts: list[RenderableType] = [Text(self._head(live), style="bold")]
-        parts += [table(shown, width, indent=2)] if shown else []
-        parts += [Text(f"  … and {len(cells) - len(shown)} more that have ended")] if len(shown) < len(cells) else []
+        parts += [table(visible, width, indent=2)] if visible else []
+        parts += (
+            [Text(f"  … and {len(cells) - len(visible)} more that have ended")] if len(visible) < len(cells) else []
+        )
         return Group(*parts, *(Text(printable(reason), style="red") for reason in reasons))
 
     @property
@@ -187,9 +189,9 @@ class _Followed:
             if name in self._left:
                 self._show_running(name, owner)
         for name, cell in list(self._left.items()):
-            if (written := _written(self._study.path(cell))) != self._before[name]:
+            if (stamp := _written(self._study.path(cell))) != self._before[name]:
                 self._progress.end(record.read(self._study.path(cell)))
-                self._before[name] = written
+                self._before[name] = stamp
                 self._times[name] -= 1
                 if not self._times[name]:
                     del self._left[name]

@@ -130,15 +130,15 @@ def score(
     data_root: str | None,
     on_event: OnEvent,
     local: LocalPaths = NO_PATHS,
-    typed: bool = False,
+    from_command_line: bool = False,
 ) -> Record:
     """Score the recorded `cell` by `settings` in a job, under `lease`. Returns its record with the new scores.
 
-    typed: whether a command line has the cell, and not the record alone.
+    from_command_line: whether a command line has the cell, and not the record alone.
     Raises UserError if that fails; then the record does not change.
     """
     path, log = study.path(cell), study.log(cell)
-    request = Rescore(str(path.absolute()), settings, _absolute(data_root), local, cell if typed else None)
+    request = Rescore(str(path.absolute()), settings, _absolute(data_root), local, cell if from_command_line else None)
     try:
         with open(log, "ab") as stderr, Conversation(_server.start(stderr), request, lease) as job:
             for event in job.progress():
@@ -205,7 +205,7 @@ def run(request: RunCell, study: Study, lease: Lease, on_event: OnEvent) -> Reco
     earlier = study.recorded(cell)
     if earlier is not None and record.awaits_scoring(earlier) and study.weights(earlier) is not None:
         own = cell.settings.eval
-        return score(cell, study, lease, own, request.data_root, on_event, request.local, typed=True)
+        return score(cell, study, lease, own, request.data_root, on_event, request.local, from_command_line=True)
     if request.warn:
         _warn_of_load()
     halves = request.precautions.on_oom or cell.settings.train.sizes_itself

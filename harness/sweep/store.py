@@ -118,11 +118,11 @@ class Study:
 
     def anew(self, recorded: Record, save: str | None = None) -> str:
         """The commands that train the cell of a record again. save: what they are to keep; null: as they were typed."""
-        asked = [] if save is None else [f"save={save}"]
+        overrides = [] if save is None else [f"save={save}"]
         remove = self._typed("rm", f"{self.name}/{recorded.cell.name}")
-        if asked and (sweeps := record.repeated_sweeps(self.folder, asked)):
+        if overrides and (sweeps := record.repeated_sweeps(self.folder, overrides)):
             return f"`{' && '.join([remove, *sweeps])}`"
-        return f"`{remove}`, then its sweep's command{' with '.join(['', *asked])}"
+        return f"`{remove}`, then its sweep's command{' with '.join(['', *overrides])}"
 
     def _typed(self, *words: str) -> str:
         where = [] if self._results == Path("results") else ["--results-dir", str(self._results)]
@@ -143,11 +143,11 @@ class Study:
     def plan(self, cells: Iterable[Cell]) -> None:
         """Add `cells` to the plan, under a lease, and remove what dead processes left behind."""
         cells = list(cells)
-        with self.planning() as held:
-            for path in self.left_behind(held.path.stat().st_mtime):
+        with self.planning() as planning:
+            for path in self.left_behind(planning.path.stat().st_mtime):
                 discard(path)
-            known = {c.id: c for c in self.planned()} | {c.id: c for c in cells}
-            record.write_json([dataclasses.asdict(c) for c in known.values()], self._plan)
+            by_id = {c.id: c for c in self.planned()} | {c.id: c for c in cells}
+            record.write_json([dataclasses.asdict(c) for c in by_id.values()], self._plan)
 
     def planning(self) -> AbstractContextManager[Lease]:
         """Within this context no other process plans cells of this study."""

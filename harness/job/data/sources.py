@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ from harness.record import OwnData
 from harness.settings import DataSettings
 
 _root: ContextVar[str | None] = ContextVar("data_root", default=None)
+
+
+@dataclass(frozen=True)
+class HeldOutShares:
+    """What is held out of a data set, which has the name `data` in messages. needed: the parts that can't be empty."""
+
+    data: str
+    validation: float
+    test: float
+    needed: Sequence[str] = ("train", "validation", "test")
 
 
 @contextmanager
@@ -149,7 +160,7 @@ def from_hub(
     except Exception as error:  # datasets and the hub raise a dozen kinds
         raise missing(f"The data set {path}", error) from error
     items = mapped(rows, rows.column_names, columns, held_out_by, path)
-    return _held_out(items, path, share, test_share, needed=["test"])
+    return _held_out(items, HeldOutShares(path, share, test_share, needed=("test",)))
 
 
 def from_file(
@@ -172,9 +183,8 @@ def from_file(
     if not drop_empty:
         check_empty(mapped, name)
     keyed = [(normalised(text if held_out_by else text_before(item)), item) for text, item in mapped.items]
-    if are_labels([item for _, item in keyed], answers):
-        return _stratified(keyed, name, share, test_share)
-    return _held_out(keyed, name, share, test_share)
+    shares = HeldOutShares(name, share, test_share)
+    return (_stratified if are_labels([item for _, item in keyed], answers) else _held_out)(keyed, shares)
 
 
 def own_data(data: DataSettings, data_root: str | None) -> OwnData | None:
@@ -235,28 +245,19 @@ def _extras(items: Sequence[Item]) -> list[str]:
     return [kind for kind, there in kinds.items() if there]
 
 
-def _held_out(
-    items: list[tuple[str, Item]],
-    what: str,
-    share: float,
-    test_share: float,
-    needed: Sequence[str] = ("train", "validation", "test"),
-) -> dict[str, list[Item]]:
-    """Split the items by a hash of the text that comes with each.
-
-    what: the data's name for messages. Raises UserError if one of the parts `needed` is empty.
-    """
+def _held_out(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str, list[Item]]:
+    """Split the items by a hash of the text that comes with each. Raises UserError if a needed part is empty."""
 
     def part(text: str) -> str:
         place = _place(text)
-        if place < share * 2**64:
+        if place < shares.validation * 2**64:
             return "validation"
-        return "test" if place < (share + test_share) * 2**64 else "train"
+        return "test" if place < (shares.validation + shares.test) * 2**64 else "train"
 
-    return _parted([(part(text), item) for text, item in items], what, share, test_share, needed)
+    return _parted([(part(text), item) for text, item in items], shares)
 
 
-def _stratified(items: list[tuple[str, Item]], what: str, share: float, test_share: float) -> dict[str, list[Item]]:
+def _stratified(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str, list[Item]]:
     """As `_held_out`, but of each label: the questions with the lowest hashes. Of two or more one is in the test, of
     three or more one in the validation. Of a question with several labels the first in alphabetical order counts."""
     labels: dict[str, str] = {}
@@ -265,11 +266,11 @@ def _stratified(items: list[tuple[str, Item]], what: str, share: float, test_sha
     part = dict.fromkeys(labels, "train")
     for label in dict.fromkeys(labels.values()):
         texts = sorted((text for text, own in labels.items() if own == label), key=_place)
-        validation = round(share * len(texts)) or int(len(texts) > 2)
-        test = (round(test_share * len(texts)) or int(len(texts) > 1)) if test_share else 0
+        validation = round(shares.validation * len(texts)) or int(len(texts) > 2)
+        test = (round(shares.test * len(texts)) or int(len(texts) > 1)) if shares.test else 0
         part |= dict.fromkeys(texts[:validation], "validation")
         part |= dict.fromkeys(texts[validation : validation + test], "test")
-    return _parted([(part[text], item) for text, item in items], what, share, test_share)
+    return _parted([(part[text], item) for text, item in items], shares)
 
 
 def _place(text: str) -> int:
@@ -277,22 +278,16 @@ def _place(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _parted(
-    items: list[tuple[str, Item]],
-    what: str,
-    share: float,
-    test_share: float,
-    needed: Sequence[str] = ("train", "validation", "test"),
-) -> dict[str, list[Item]]:
+def _parted(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str, list[Item]]:
     """The items by part. Raises as `_held_out`."""
-    parts = ("train", "validation", "test") if test_share else ("train", "validation")
+    parts = ("train", "validation", "test") if shares.test else ("train", "validation")
     out: dict[str, list[Item]] = {name: [] for name in parts}
     for part, item in items:
         out[part].append(item)
-    for name in needed:
+    for name in shares.needed:
         if name in out and not out[name]:
-            held_out = " and ".join(f"{size:g}" for size in (share, test_share) if size)
-            why = f"{what} has too few records: with a share of {held_out} held out, {name} has none"
+            held_out = " and ".join(f"{size:g}" for size in (shares.validation, shares.test) if size)
+            why = f"{shares.data} has too few records: with a share of {held_out} held out, {name} has none"
             raise UserError(why + ("; data.test_share=0 trains without a test." if name == "test" else "."))
     return out
 

@@ -56,7 +56,7 @@ def rescore(
     report({"phase": "start"})
     recorded = gate.admitted(path, typed)
     tasks = prepared_inputs.tasks(settings, recorded.cell.settings.data, data_root, local.include_path)
-    if HELD_OUT in settings.tasks and not prepared_inputs.same_data(recorded, data_root):
+    if HELD_OUT in settings.tasks and not prepared_inputs.same_items(recorded, data_root):
         raise UserError(f"{recorded.cell.name} is not scored: its data have changed.")
     _refuse_twice(recorded, tasks)
     answer_engines.check(replace(recorded.cell.settings, eval=settings), local)

@@ -119,6 +119,19 @@ class Once(Generic[T]):
             self.ready.update(zip(names, self._prepare(names, self.ready.clear), strict=True))
 
 
+def hindrance(layers: Sequence[LoraLayer], adapter: str, sharded: bool) -> str | None:
+    """Why no operation can stand for the products of `layers`, which have `adapter`; None if one can.
+
+    sharded: whether the weights will be; then they are whole in peft's modules only.
+    """
+    if sharded:
+        return "the weights are sharded"
+    if not layers:
+        return f"no linear layer has {adapter}"
+    dropouts = (part for layer in layers for part in layer.lora_dropout.values())
+    return "dropout comes before the products" if any(isinstance(part, nn.Dropout) for part in dropouts) else None
+
+
 def only_adapter(layer: LoraLayer) -> str | None:
     """The adapter whose products are to be added, if there is one, and gradients are wanted."""
     if not torch.is_grad_enabled():

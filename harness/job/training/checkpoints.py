@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import shutil
 import sys
@@ -95,7 +94,7 @@ class Checkpoints:
             try:
                 self._write(temporary, parameters, state)
                 made = temporary.rename(cleared(self.folder / f"{STEP}{step}"))
-                sync(self.folder)
+                record.sync(self.folder)
             except (OSError, RuntimeError, ValueError, PickleError) as error:
                 cleared(temporary)
                 say(f"The checkpoint of step {step} was not saved ({first_line(error)}); training continues.")
@@ -113,7 +112,7 @@ class Checkpoints:
         about = {"format": FORMAT, "of": self.of, "sha256": _hashes(folder)}
         (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         for path in (*folder.iterdir(), folder):
-            sync(path)
+            record.sync(path)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any] | None:
         """Restore the last checkpoint, and return what was measured by then.
@@ -265,19 +264,7 @@ def load_random(saved: dict[str, Any]) -> None:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    hashes = {}
-    for name in (PARAMETERS, STATE):
-        with open(folder / name, "rb") as file:
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {name: record.sha256(folder / name) for name in (PARAMETERS, STATE)}
 
 
 def say(sentence: str) -> None:

@@ -45,15 +45,11 @@ def enable(model: nn.Module, sharded: bool = False, compiled: bool = False, kern
 
     sharded, compiled: as of harness.job.training.fused_lora.enable. kernels: as of layer_kernels.enable.
     """
-    if sharded:
-        return "off: the weights are sharded"
+    layers = list(_plain(model))
+    if (reason := adapter_operands.hindrance(layers, "DoRA", sharded)) is not None:
+        return f"off: {reason}"
     if compiled:
         return "off: train.compile fuses these itself"
-    layers = list(_plain(model))
-    if not layers:
-        return "off: no linear layer has DoRA"
-    if any(isinstance(part, nn.Dropout) for layer in layers for part in layer.lora_dropout.values()):
-        return "off: dropout comes before the products"
     device = layers[0].get_base_layer().weight.device
     by_kernel = kernels == "cuda" if kernels else device.type == "cuda" and layer_kernels.work(device)
     prepared = Once(model, layers, _prepare)

@@ -37,13 +37,9 @@ def enable(model: nn.Module, sharded: bool = False, compiled: bool = False) -> s
     sharded: whether the weights will be; then they are whole in peft's modules only. compiled: whether decoder layers
     will be, which then cast their weights themselves.
     """
-    if sharded:
-        return "off: the weights are sharded"
     layers = list(_plain(model))
-    if not layers:
-        return "off: no linear layer has plain LoRA"
-    if any(isinstance(part, nn.Dropout) for layer in layers for part in layer.lora_dropout.values()):
-        return "off: dropout comes before the products"
+    if (reason := adapter_operands.hindrance(layers, "plain LoRA", sharded)) is not None:
+        return f"off: {reason}"
     prepared = None if compiled else Once(model, layers, _prepare)
     for layer in layers:
         layer.__class__ = FUSED[type(layer)]

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -202,15 +203,10 @@ class KahnemanTversky(Referring):
     each after another answer's prompt.
     """
 
-    def __init__(
-        self,
-        beta: float,
-        reference: dict[int, tuple[float, float]],
-        margin: float = 0.0,
-        max_length: int | None = None,
-    ):
-        super().__init__(beta, reference, margin, max_length)
-        self._mismatched: dict[tuple[int, ...], list[Pair]] = {}  # by the identities of the pairs of a batch
+    @cached_property
+    def _mismatched(self) -> dict[tuple[int, ...], list[Pair]]:
+        """By the identities of the pairs of a batch."""
+        return {}
 
     def batch(self, layout: Layout, drawn: list[Pair]) -> PairBatch:
         matched = self._paired(layout, drawn)
@@ -248,18 +244,19 @@ class KahnemanTversky(Referring):
         return (2 - torch.sigmoid(better - at) - torch.sigmoid(at - worse)) / 2
 
 
-class SimplePreference(PairObjective):
-    """SimPO (Meng et al. 2024, arXiv:2405.14734, equation 6), which needs no base; `margin` is the article's gamma.
+class ReferenceFree(PairObjective):
+    """An objective that needs no base: the reward of an answer is beta times its mean log-probability per token."""
 
-    The reward of an answer is beta times its mean log-probability per token.
-    """
+    def rewards(self, logs: Tensor, batch: PairBatch) -> Tensor:
+        return self.beta * logs / batch.answers
+
+
+class SimplePreference(ReferenceFree):
+    """SimPO (Meng et al. 2024, arXiv:2405.14734, equation 6); `margin` is the article's gamma."""
 
     def losses(self, logs: Tensor, batch: PairBatch) -> Tensor:
         better, worse = self.rewards(logs, batch).unbind(1)
         return -logsigmoid(better - worse - self.margin)
-
-    def rewards(self, logs: Tensor, batch: PairBatch) -> Tensor:
-        return self.beta * logs / batch.answers
 
     def of_a_guess(self, vocabulary: int) -> float:
         """Infinite: the base's answers have about equal rewards, so no end is told from a guess."""
@@ -277,7 +274,7 @@ class SimplePreferenceOfLikely(SimplePreference):
         return math.log(vocabulary) + float(softplus(torch.tensor(self.margin)))
 
 
-class OddsRatio(PairObjective):
+class OddsRatio(ReferenceFree):
     """ORPO (Hong et al. 2024, arXiv:2403.07691, equations 3 to 7): cross-entropy of the chosen answer, and beta (lambda
     in the article) times the loss of its odds against those of the rejected one.
 
@@ -292,9 +289,6 @@ class OddsRatio(PairObjective):
         better, worse = (logs / batch.answers).unbind(1)
         odds = better - worse - log_complement(better) + log_complement(worse)
         return -self.beta * logsigmoid(odds)
-
-    def rewards(self, logs: Tensor, batch: PairBatch) -> Tensor:
-        return self.beta * logs / batch.answers
 
     def of_a_guess(self, vocabulary: int) -> float:
         """A guess gives both answers the same odds."""

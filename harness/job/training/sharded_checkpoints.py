@@ -11,7 +11,6 @@ can bring in code.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pickle
 from collections.abc import Callable, Mapping
@@ -72,7 +71,7 @@ class ShardedCheckpoints(Checkpoints):
                 path = temporary / _own_file()
                 torch.save(_divide(state, divided), path)
                 checkpoints.check_readable(path)
-                checkpoints.sync(path)
+                record.sync(path)
 
             parts = [
                 lambda: _first_alone(lambda: checkpoints.cleared(temporary).mkdir(parents=True)),
@@ -103,9 +102,9 @@ class ShardedCheckpoints(Checkpoints):
         about = {"format": FORMAT, "of": self.of, "sha256": _hashes(temporary)}
         (temporary / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         for path in (temporary / ABOUT, temporary / SHARES, temporary):
-            checkpoints.sync(path)
+            record.sync(path)
         complete = temporary.rename(checkpoints.cleared(target))
-        checkpoints.sync(self.folder)
+        record.sync(self.folder)
         for other in self._found():
             if other != complete:
                 checkpoints.cleared(other)
@@ -147,7 +146,7 @@ class ShardedCheckpoints(Checkpoints):
             self._check_origin(about, FORMAT)
             own, files = _own_file(), about["sha256"]
             verified = files if torch.distributed.get_rank() == 0 else {own: files[own]}  # the first reads them all
-            if (_hashes(folder) if verified is files else {own: _hash(folder / own)}) != verified:
+            if (_hashes(folder) if verified is files else {own: record.sha256(folder / own)}) != verified:
                 raise Unusable("its files do not match their hashes")
             state = torch.load(folder / own, weights_only=True)
             saved = {name: _shape(p) for name, p in state["parameters"].items()}
@@ -268,9 +267,4 @@ def _own_file() -> str:
 def _hashes(folder: Path) -> dict[str, str]:
     """Hashes of all files in `folder` but that which names them."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ABOUT)
-    return {str(path.relative_to(folder)): _hash(path) for path in paths}
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {str(path.relative_to(folder)): record.sha256(path) for path in paths}

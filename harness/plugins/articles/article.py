@@ -40,7 +40,7 @@ from harness.plugins.articles.published_figures import Figure
 from harness.plugins.articles.published_rules import PublishedRule, PublishedVerdict, published_verdicts
 from harness.plugins.articles.rule_version import names
 from harness.record import Record
-from harness.report.answer.next_run import listed
+from harness.report.answer.next_run import seed_list
 from harness.report.items.answered import Items
 from harness.report.planned import study_plan
 from harness.report.statistics import Interval
@@ -150,7 +150,7 @@ def to_decide(verdict: JudgedClaim) -> str:
     run, seeds = command(verdict.claim), enough_seeds(verdict.judgement)
     if seeds is None or seeds > MOST_SEEDS:
         return run
-    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={listed(range(int(seeds)))}")
+    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={seed_list(range(int(seeds)))}")
     return f"{run} {more}"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from harness import units
 from harness.config import ROOT
 from harness.plugins.articles import meanings
 from harness.plugins.articles.article import effect_text, every, find, interval_text, tally
@@ -26,7 +27,6 @@ from harness.plugins.articles.published_rules import PublishedVerdict
 from harness.plugins.articles.published_tables import sizes_text, source_table, sources_text, verdict_table
 from harness.plugins.articles.verdict_tables import claim_tables, not_judged_text, studies_text
 from harness.record import Record, read_study, studies
-from harness.report.answer.advice import listed
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.formats import document
 
@@ -109,7 +109,7 @@ def _split(article: str) -> str:
 def _line(merged: MergedVerdict, whole: bool) -> str:
     """The claim, without what is in brackets unless `whole`, its effect, and over which studies it is the verdict."""
     text = merged.claim.text if whole else _without_brackets(merged)
-    on = f"on {listed(merged.depends_on)}, " if merged.depends_on else ""
+    on = f"on {units.listed(merged.depends_on)}, " if merged.depends_on else ""
     return f"    - {text}: {effect_text(merged)}, {on}{studies_text(merged)}"
 
 

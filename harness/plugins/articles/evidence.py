@@ -10,11 +10,10 @@ import numpy as np
 
 from harness.record import Record
 from harness.report.conditions import conditions
+from harness.report.costs import disturbed_cells
 from harness.report.frame import measures, score_name, setting_texts
 from harness.report.headline import learned
 from harness.report.items.answered import Items
-from harness.report.lint.environment import overlap
-from harness.report.lint.training import resumed
 from harness.report.pairwise import items
 from harness.report.select import Choice, select
 from harness.report.statistics import Answers
@@ -64,9 +63,8 @@ class Evidence:
 
     @cached_property
     def disturbed(self) -> set[str]:
-        """Names of cells whose times are not their own: others ran beside them, or they were interrupted and
-        resumed."""
-        return {name for rule in (overlap, resumed) for _, names in rule(self.records) for name in names}
+        """As of `disturbed_cells`."""
+        return disturbed_cells(self.records)
 
     def choices(self, *by: str) -> dict[tuple[Any, ...], Choice]:
         """The chosen setting of each method by (method, *by), without those for which none could be chosen."""

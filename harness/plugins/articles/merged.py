@@ -34,7 +34,6 @@ from harness.plugins.articles.claims import (
     fewest_seeds,
     names,
 )
-from harness.report.answer.advice import listed
 from harness.report.planned import PlanState, weakest
 
 
@@ -292,7 +291,7 @@ def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[st
         chance = "" if one in sure else f", which of {units.plural(len(counted), 'place')} may be chance"
         parts.append(f"{'mixed' if one == DEPENDS else one} in {', '.join(by_decision[one])}{chance}")
     text = "; ".join(parts)
-    return f"Depends on {listed(depends_on)}: {text}" if depends_on else f"{text[0].upper()}{text[1:]}"
+    return f"Depends on {units.listed(depends_on)}: {text}" if depends_on else f"{text[0].upper()}{text[1:]}"
 
 
 def _records(counted: Sequence[Verdict]) -> tuple[str, ...]:

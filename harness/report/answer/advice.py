@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from scipy import special
 
+from harness import units
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
 from harness.report.score_names import score_label, task_label
@@ -14,9 +15,9 @@ from harness.report.select import Choice, Place
 MOST_NAMED = 6  # methods that a sentence names; the caption has all
 
 
-def headline(held: Sequence[Contest], place: Place) -> Contest | None:
+def headline(contests: Sequence[Contest], place: Place) -> Contest | None:
     """The contest that decides between methods: by the score of the data's task, else the first that is tested."""
-    here = [contest for contest in held if contest.place == place and contest.primary]
+    here = [contest for contest in contests if contest.place == place and contest.primary]
     return next((contest for contest in here if contest.score == LEARNED.get(place[2])), here[0] if here else None)
 
 
@@ -35,12 +36,14 @@ def ahead(contest: Contest, several: bool) -> str:
     worse, near = by["different"], by["equivalent"]
     tied = [label, *(other for other in contest.against_best if other not in worse)]
     if len(tied) > 1:
-        parts = [f"{name}: {listed(tied)} tie."]
-        parts += [f"Significantly worse than {label}: {listed(worse)}."] if worse else []
+        parts = [f"{name}: {units.listed(tied)} tie."]
+        parts += [f"Significantly worse than {label}: {units.listed(worse)}."] if worse else []
     else:
-        parts = [f"{name}: {label} is significantly better than {listed(worse)}."] if worse else [f"{name}: {label}."]
+        parts = (
+            [f"{name}: {label} is significantly better than {units.listed(worse)}."] if worse else [f"{name}: {label}."]
+        )
     if near:
-        parts.append(f"Equivalent to {label} within ± {100 * MARGIN:g} points: {listed(near)}.")
+        parts.append(f"Equivalent to {label} within ± {100 * MARGIN:g} points: {units.listed(near)}.")
     if label in contest.one_seed:
         parts.append("With one seed, this compares trained models, not methods.")
     return " ".join(parts)
@@ -55,8 +58,8 @@ def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
 
     Of settings that fresh seeds confirmed nothing is said.
     """
-    tried = [choice for choice in choices if choice.tries > 1 and choice.index and not choice.confirmed]
-    if not tried or contest is None:
+    selected = [choice for choice in choices if choice.tries > 1 and choice.index and not choice.confirmed]
+    if not selected or contest is None:
         return None
     spread = contest.seed_spread
     if spread is None:
@@ -66,7 +69,7 @@ def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
             "The best of several tries looks better than it is if validation and test share a seed's luck; one seed "
             f"can't tell by how much{unequal}."
         )
-    worst = max(tried, key=lambda choice: _luck(choice, spread))
+    worst = max(selected, key=lambda choice: _luck(choice, spread))
     points = 100 * _luck(worst, spread)
     task = task_label(*contest.score.split("/")[:2])
     return (
@@ -82,12 +85,7 @@ def _luck(choice: Choice, spread: float) -> float:
     return float(special.ndtri((k - 0.375) / (k + 0.25))) * spread / len(choice.index) ** 0.5
 
 
-def listed(names: Iterable[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
-
-
 def few(names: Sequence[str]) -> str:
     """The first of `names`, which are best first, and how many more there are."""
     more = len(names) - MOST_NAMED + 1
-    return listed(names if more < 2 else [*names[: MOST_NAMED - 1], f"{more} more"])
+    return units.listed(names if more < 2 else [*names[: MOST_NAMED - 1], f"{more} more"])

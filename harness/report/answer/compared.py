@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness import units
-from harness.report.answer.advice import few, listed
+from harness.report.answer.advice import few
 from harness.report.answer.limits import Advantage, Limits, as_sentence
 from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
 from harness.report.answer.place import Decision, Doubt, PlaceAnswer, by_cost, sentence
@@ -373,7 +373,7 @@ class ComparedMethods:
         """The best of untuned models, which no seed changes; or all of them, if none is better than another."""
         first = standings[0]
         if first.value == standings[-1].value and len(standings) > 1:
-            return f"{listed(self._labels(standings))} scored the same: {self._on_task(first)}"
+            return f"{units.listed(self._labels(standings))} scored the same: {self._on_task(first)}"
         return self._scored(first, f"scored {self._words.highest}" if len(standings) > 1 else "")
 
     def _scored(self, standing: Standing, verb: str = "") -> str:

@@ -12,7 +12,6 @@ from functools import cached_property
 from statistics import fmean
 
 from harness import units
-from harness.report.answer.advice import listed
 from harness.report.costs import SAME, Ratios, memory_ratio, price_ratios, speed_ratios
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import FORGOTTEN
@@ -39,9 +38,9 @@ def as_sentence(advantages: Sequence[Advantage]) -> str:
     by_label: dict[str, list[str]] = {}
     for each in advantages:
         by_label.setdefault(each.label, []).append(each.text)
-    clauses = [f"{label} {listed(texts)}" for label, texts in by_label.items()]
+    clauses = [f"{label} {units.listed(texts)}" for label, texts in by_label.items()]
     single = len(clauses) == len(advantages)  # "and" joins what one method has, else methods
-    return f"{listed(clauses) if single else '; '.join(clauses)}."
+    return f"{units.listed(clauses) if single else '; '.join(clauses)}."
 
 
 @dataclass(frozen=True)

@@ -23,20 +23,20 @@ def with_seeds(records: Sequence[Record], folder: Path | None, count: int) -> st
     used = {r.cell.seed for r in records if r.cell.seed is not None and r.confirmation == confirming}
     unused = (seed for seed in itertools.count() if seed not in used)
     seeds = sorted([*used, *itertools.islice(unused, max(0, count - len(used)))])
-    asked = ["--confirm", str(len(seeds))] if confirming else [f"seed={listed(seeds)}"]
-    commands = repeated_sweeps(folder, asked) if folder else []
-    return f"`{' && '.join(commands)}`" if commands else f"repeat its sweep with {' '.join(asked)}"
+    arguments = ["--confirm", str(len(seeds))] if confirming else [f"seed={seed_list(seeds)}"]
+    commands = repeated_sweeps(folder, arguments) if folder else []
+    return f"`{' && '.join(commands)}`" if commands else f"repeat its sweep with {' '.join(arguments)}"
 
 
 def _planned(records: Sequence[Record], folder: Path, count: int, confirmed: bool) -> str:
     """`with_seeds` of a study with a plan. confirmed: whether it has fresh seeds already, so that it takes new ones."""
     study = [f"study={records[0].study}_fresh"] if confirmed else []
-    asked = [*study, "--confirm", str(count)]
-    commands = repeated_sweeps(folder, asked)
-    return f"`{' && '.join(commands)}`" if commands else f"repeat its sweep with {' '.join(asked)}"
+    arguments = [*study, "--confirm", str(count)]
+    commands = repeated_sweeps(folder, arguments)
+    return f"`{' && '.join(commands)}`" if commands else f"repeat its sweep with {' '.join(arguments)}"
 
 
-def listed(seeds: Sequence[int]) -> str:
+def seed_list(seeds: Sequence[int]) -> str:
     """Seeds as an override writes them: many in a row as a range."""
     if len(seeds) > MOST_LISTED and list(seeds) == list(range(len(seeds))):
         return f"range(0,{len(seeds)})"

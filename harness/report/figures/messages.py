@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from harness.report.answer.advice import listed
+from harness import units
 from harness.report.answer.limits import MEMORY
 from harness.report.answer.place import Decision
 from harness.report.pairwise import Contest
@@ -54,7 +54,7 @@ def change_with_rank(changes: Mapping[str, Interval], ranks: Mapping[str, tuple[
         shown = [method for method, change in changes.items() if change.low > 0 or change.high < 0]
         return f"{over}, {_named(shown) if shown else 'no method'} {_is(shown or [''])} shown to change"
     told = [f"{method} changes by {_change(change, unit)}" for method, change in changes.items()]
-    return f"{over}, {listed(told)}"
+    return f"{over}, {units.listed(told)}"
 
 
 def _change(change: Interval, unit: str) -> str:
@@ -78,4 +78,4 @@ def _is(methods: Sequence[str]) -> str:
 
 
 def _named(methods: Sequence[str]) -> str:
-    return f"{len(methods)} methods" if len(methods) > MANY else listed(methods)
+    return f"{len(methods)} methods" if len(methods) > MANY else units.listed(methods)

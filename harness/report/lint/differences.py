@@ -76,11 +76,7 @@ def named(cells: Sequence[Record], among: Sequence[Record]) -> str:
     names = _short_names(among)
     shown = parts[:PARTS] + [(names[id(record)], 1) for record in single[:EXAMPLES]]
     texts, rest = [text for text, _ in shown], len(cells) - sum(n for _, n in shown)
-    return listed([*texts, *([f"{units.plural(rest, 'cell')} more"] if rest else [])])
-
-
-def listed(texts: Sequence[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+    return units.listed([*texts, *([f"{units.plural(rest, 'cell')} more"] if rest else [])])
 
 
 def _short_names(records: Sequence[Record]) -> dict[int, str]:

@@ -19,7 +19,6 @@ from harness.report.lint.differences import (
     first_of,
     group_by,
     hashable,
-    listed,
     method_of,
     named,
     places,
@@ -165,7 +164,7 @@ def tries(records: Sequence[Record]) -> Sentences:
         for n in numbers:
             equal = [method for method, count in counts.items() if count == n]
             more = [f"{len(equal) - PARTS} more methods"] if len(equal) > PARTS else []
-            parts.append(f"{n} for {listed([*equal[:PARTS], *more])}")
+            parts.append(f"{n} for {units.listed([*equal[:PARTS], *more])}")
         fewer = [r.cell.name for method, cells in methods.items() if counts[method] < numbers[-1] for r in cells]
         yield f"The number of settings tried differs between methods{where}: {'; '.join(parts)}.", tuple(fewer)
 
@@ -204,7 +203,7 @@ def smaller_batches(records: Sequence[Record]) -> Sentences:
     shapes = {id(record): _shapes(ran, record) for record in asked if (ran := record.smaller_batches)}
     cells = [record for record in asked if id(record) in shapes]
     if cells:
-        texts = listed(list(dict.fromkeys(shapes.values()))[:VALUES])
+        texts = units.listed(list(dict.fromkeys(shapes.values()))[:VALUES])
         yield (
             f"After running out of memory, {named(cells, records)} ran with smaller micro-batches ({texts}): speed "
             "and memory are not comparable.",

@@ -15,7 +15,7 @@ import hashlib
 import json
 from base64 import b64encode
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness import plugin, units
-from harness.record import PLAN, Record
+from harness.record import PLAN, Record, sha256
 from harness.report import figures
 from harness.report.answer import StudyAnswer
 from harness.report.figures.study_results import StudyResults
@@ -98,55 +98,50 @@ def render(
     if live:
         blocks["live"] = live
     of_plugins = [path.read_text(encoding="utf-8") for block in added for path in block.scripts]
-    script = "\n".join(['"use strict";', *map(_asset, SCRIPTS), *of_plugins, *map(_asset, SCRIPTS_AFTER_PLUGINS)])
-    return (
-        _templates()
-        .get_template("page.html")
-        .render(
-            study=study,
-            style=Markup("".join(map(_asset, STYLES))),
-            script=Markup(script),
-            script_hash=_hash_of(script),
-            blocks={name: _block(value) for name, value in blocks.items()},
-            live=bool(live),
-            longest=LONGEST,
-            scope=_scope(results.answer),
-            overviews=overviews(results),
-            summary=list(_summary(results.answer, added, findings)),
-            problems=problems,
-            decision=[tuple(map(_with_code, line)) for line in results.answer.decisions],
-            advice=list(map(_with_code, results.answer.advice)),
-            best=replace(best, answer=()),
-            best_heading=best.title.rpartition(": ")[2].capitalize(),
-            best_settings=_settings_of(results.answer),
-            settings=settings,
-            sections=[*_classes(results.answer), *(section for block in added for section in block.sections)],
-            figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
-            findings={kind: [f.sentence for f in findings if f.kind == kind] for kind in ("unequal", "incomplete")},
-            origin=_origin(records),
-            files=files,
-            made_with=made_with or {},
-            command=command,
-            parts=[f"python -m harness {part} {where}" for part in _parts(added)] if where else [],
-            runs=list(map(run_command, ours[:LONGEST])),
-            cells=len(ours),
-            grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
-        )
+    return _rendered(
+        "page.html",
+        [*map(_asset, SCRIPTS), *of_plugins, *map(_asset, SCRIPTS_AFTER_PLUGINS)],
+        study=study,
+        blocks={name: _block(value) for name, value in blocks.items()},
+        live=bool(live),
+        longest=LONGEST,
+        scope=_scope(results.answer),
+        overviews=overviews(results),
+        summary=list(_summary(results.answer, added, findings)),
+        problems=problems,
+        decision=[tuple(map(_with_code, line)) for line in results.answer.decisions],
+        advice=list(map(_with_code, results.answer.advice)),
+        best=replace(best, answer=()),
+        best_heading=best.title.rpartition(": ")[2].capitalize(),
+        best_settings=_settings_of(results.answer),
+        settings=settings,
+        sections=[*_classes(results.answer), *(section for block in added for section in block.sections)],
+        figures={name: (_labelled(svg, name), text) for name, (svg, text) in figures.svg_of(results).items()},
+        findings={kind: [f.sentence for f in findings if f.kind == kind] for kind in ("unequal", "incomplete")},
+        origin=_origin(records),
+        files=files,
+        made_with=made_with or {},
+        command=command,
+        parts=[f"python -m harness {part} {where}" for part in _parts(added)] if where else [],
+        runs=list(map(run_command, ours[:LONGEST])),
+        cells=len(ours),
+        grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
     )
 
 
 def waiting(study: str, live: Mapping[str, str]) -> str:
     """The page of a study without a record: it shows the cells that run, and reloads when the first one is over."""
-    script = "\n".join(['"use strict";', *map(_asset, WAITING_SCRIPTS)])
+    return _rendered("waiting.html", map(_asset, WAITING_SCRIPTS), study=study, live=_block(live))
+
+
+def _rendered(template: str, scripts: Iterable[str], **values: Any) -> str:
+    """The `template` as text, with all styles, and with `scripts` as one whose hash the page's policy names."""
+    script = "\n".join(['"use strict";', *scripts])
     return (
         _templates()
-        .get_template("waiting.html")
+        .get_template(template)
         .render(
-            study=study,
-            style=Markup("".join(map(_asset, STYLES))),
-            script=Markup(script),
-            script_hash=_hash_of(script),
-            live=_block(live),
+            style=Markup("".join(map(_asset, STYLES))), script=Markup(script), script_hash=_hash_of(script), **values
         )
     )
 
@@ -317,12 +312,7 @@ def _files(folder: Path) -> Table:
     return Table(
         title="Files behind this page",
         columns=["File", "SHA-256"],
-        rows=[[path.name, _sha256(path)] for path in paths],
+        rows=[[path.name, sha256(path)] for path in paths],
         caption=[f"{units.plural(len(records), 'record')}; NAME.items.parquet has the answers to each item."],
         data=None,
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

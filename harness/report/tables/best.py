@@ -11,7 +11,7 @@ from harness import units
 from harness.errors import UserError
 from harness.record import Record
 from harness.report.answer import StudyAnswer, answer
-from harness.report.answer.advice import headline, listed, optimism
+from harness.report.answer.advice import headline, optimism
 from harness.report.answer.place import place_prefix
 from harness.report.costs import Ratios, memory_ratio, speed_ratios
 from harness.report.frame import TRAIN_MEMORY, score_name
@@ -294,7 +294,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: Seque
             f"rank, by the score of the data's task{'; of one seed, for the trained models alone' * bool(singles)}."
         )
     if singles:
-        who = "Single seed" if len(singles) == len(trained) else f"Single seed of {listed(singles)}"
+        who = "Single seed" if len(singles) == len(trained) else f"Single seed of {units.listed(singles)}"
         yield f"{who}: intervals and letters exclude seed-to-seed variance. They hold for the trained models only."
     if any(len(choice.index) == 2 for choice in trained):
         yield "Two seeds: intervals are wide, so few differences are significant."
@@ -302,10 +302,10 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: Seque
         s.choice.label for c in held if c.primary for s in c.standings if s.letters is None and len(c.standings) > 1
     )
     if alone:
-        yield f"No letter, as items are missing or differ from those of other methods: {listed(alone)}."
+        yield f"No letter, as items are missing or differ from those of other methods: {units.listed(alone)}."
     others = dict.fromkeys(label for c in held if c.corrected for labels in c.paired[1:] for label in labels)
     if apart := [label for label in others if label not in alone]:
-        yield f"Letters with /2: {listed(apart)} answered other items, and are compared among themselves."
+        yield f"Letters with /2: {units.listed(apart)} answered other items, and are compared among themselves."
 
 
 def _selection_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:
@@ -319,8 +319,8 @@ def _selection_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterat
                 yield told
         if confirmed := [choice.label for choice in choices if choice.confirmed]:
             yield (
-                f"Fresh seeds, which took no part in the choice, stand for {listed(confirmed)}: the best of several "
-                "tries looks no better there than it is."
+                f"Fresh seeds, which took no part in the choice, stand for {units.listed(confirmed)}: the best of "
+                "several tries looks no better there than it is."
             )
     elif any(choice.experiment is None for choice in choices):
         yield "Each method had one setting; another one may suit it better."
@@ -334,5 +334,6 @@ def _selection_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterat
             yield f"{method}{where}: no setting chosen, {reason}."
         if alone := dict.fromkeys(choice.method for choice in here if choice.experiment):
             yield (
-                f"Each setting of {listed(alone)}{where} stands by itself. The best of several looks better than it is."
+                f"Each setting of {units.listed(alone)}{where} stands by itself. The best of several looks better "
+                "than it is."
             )

@@ -9,9 +9,9 @@ from statistics import fmean
 
 import numpy as np
 
+from harness import units
 from harness.record import ClassCounts, Record
 from harness.report.answer import StudyAnswer
-from harness.report.answer.advice import listed
 from harness.report.select import Place
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import several_seeds
@@ -137,14 +137,14 @@ def _caption(first: ClassScores, scores: dict[str, list[ClassScores]], seeds: bo
         yield "F1 and recall are means over seeds."
     names = first.counts.labels
     if untested := [name for name, n in zip(names, first.items, strict=True) if not n]:
-        yield f"No test item is of the class {listed(untested)}: no score says how well it is recognised."
+        yield f"No test item is of the class {units.listed(untested)}: no score says how well it is recognised."
     missed = [
         name
         for i, name in enumerate(names)
         if first.items[i] and all(own.recall[i] == 0 for each in scores.values() for own in each)
     ]
     if missed:
-        yield f"No model recognises any item of the class {listed(missed)}."
+        yield f"No model recognises any item of the class {units.listed(missed)}."
 
 
 def _confusion_table(answer: StudyAnswer, task: str, label: str, records: Sequence[Record]) -> Table:

@@ -67,8 +67,8 @@ def main(arguments: Arguments, options: Options) -> Session:
     defaults = {"hydra/job_logging": "none", "hydra/hydra_logging": "none"}
     if options.plan or options.calibrate:
         defaults["hydra/sweeper"] = "grid"
-    given = _keys(overrides)
-    overrides += [f"{group}={choice}" for group, choice in defaults.items() if group not in given]
+    keys = _keys(overrides)
+    overrides += [f"{group}={choice}" for group, choice in defaults.items() if group not in keys]
     hydra_options = [*arguments.hydra, *(["--config-dir", arguments.config_dir] if arguments.config_dir else [])]
     if arguments.command != "run" and not NOT_A_LAUNCH & set(arguments.hydra):
         hydra_options.append("--multirun")

@@ -40,11 +40,11 @@ COLUMNS = (
 class Variant:
     """One way to train the steps of a requested cell.
 
-    kept: the overrides that are not searched. step: sequences of a step.
+    fixed: the overrides that are not searched. step: sequences of a step.
     """
 
     point: Point
-    kept: list[str]
+    fixed: list[str]
     step: int
 
     def typed(self, planned: Planned) -> list[str]:
@@ -54,7 +54,7 @@ class Variant:
             batch = ["train.batch_size=auto", f"train.global_batch={self.step}"]
         else:
             batch = [f"train.batch_size={size}", f"train.grad_accum={self.step // size}"]
-        return [*self.kept, *batch, f"train.gradient_checkpointing={str(train.gradient_checkpointing).lower()}"]
+        return [*self.fixed, *batch, f"train.gradient_checkpointing={str(train.gradient_checkpointing).lower()}"]
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,20 @@ def advise(requested: Sequence[list[str]], compose: Compose, options: Options, c
     variants = [variant for group in groups for variant in group]
     composed, _ = compose(requested[0])
     points = [variant.point for variant in variants]
-    asked = [(point.cell.name, point.cell) for point in points]
+    cells = [(point.cell.name, point.cell) for point in points]
     of, root = architectures(points), composed.data_root
     timed = record.calibrations(results_of(composed))
     plan = planner.make(
-        asked, of, root, options.memory, options.device, options.card, remedies=False, calibrations=timed
+        cells, of, root, options.memory, options.device, options.card, remedies=False, calibrations=timed
     )
     times, planned = times_of(plan, composed, options), iter(plan.points)
-    tried = [[(variant, next(planned)) for variant in group] for group in groups]
-    best = [_best(pairs, plan, times) for pairs in tried]
-    chosen = sorted((one for one in best if one is not None), key=lambda one: one.seconds)
-    if not chosen:
+    predictions = [[(variant, next(planned)) for variant in group] for group in groups]
+    best = [_best(pairs, plan, times) for pairs in predictions]
+    ranking = sorted((one for one in best if one is not None), key=lambda one: one.seconds)
+    if not ranking:
         raise _nothing(plan)
-    without = [[point for _, point in pairs] for pairs, one in zip(tried, best, strict=True) if one is None]
-    _print(plan, times, chosen, too_large(plan, without), config_name)
+    without = [[point for _, point in pairs] for pairs, one in zip(predictions, best, strict=True) if one is None]
+    _print(plan, times, ranking, too_large(plan, without), config_name)
 
 
 def _variants(requested: Sequence[list[str]], compose: Compose) -> list[list[Variant]]:
@@ -98,7 +98,7 @@ def _variants(requested: Sequence[list[str]], compose: Compose) -> list[list[Var
     groups: dict[str, list[Variant]] = {}
     refused: list[UserError] = []
     for overrides in requested:
-        kept = [override for override in overrides if override.partition("=")[0] not in SEARCHED]
+        fixed = [override for override in overrides if override.partition("=")[0] not in SEARCHED]
         config, applicable = compose(overrides)
         try:
             point = point_of(config, applicable)
@@ -115,11 +115,11 @@ def _variants(requested: Sequence[list[str]], compose: Compose) -> list[list[Var
             cut = [f"train.batch_size={step}"]
         for again in ("false", "true"):
             try:
-                variant = point_of(*compose([*kept, *cut, f"train.gradient_checkpointing={again}"]))
+                variant = point_of(*compose([*fixed, *cut, f"train.gradient_checkpointing={again}"]))
             except UserError as error:
                 refused.append(error)
             else:
-                groups.setdefault(point.cell.id, []).append(Variant(variant, kept, step))
+                groups.setdefault(point.cell.id, []).append(Variant(variant, fixed, step))
     if not groups:
         raise refused[0] if refused else UserError("--advise requires a method that is trained.")
     return list(groups.values())
@@ -162,14 +162,14 @@ def _nothing(plan: Plan) -> UserError:
     )
 
 
-def _print(plan: Plan, times: Times, chosen: list[Timed], too_large: list[str], config_name: str) -> None:
+def _print(plan: Plan, times: Times, ranking: list[Timed], too_large: list[str], config_name: str) -> None:
     from rich.text import Text
 
     columns = [column for column in COLUMNS if column.header != "cost" or times.price is not None]
-    rows = [_row(one, times)[: len(columns)] for one in chosen]
-    shown = terminal.console()
-    table, _ = terminal.fitted(columns, rows, shown.width)
-    fastest = chosen[0]
+    rows = [_row(one, times)[: len(columns)] for one in ranking]
+    console = terminal.console()
+    table, _ = terminal.fitted(columns, rows, console.width)
+    fastest = ranking[0]
     start = "run" if config_name == "config" else f"sweep {config_name}"
     command = f"{PROGRAM} {start} {shlex.join(fastest.variant.typed(fastest.planned))}"
     notes = [
@@ -179,11 +179,11 @@ def _print(plan: Plan, times: Times, chosen: list[Timed], too_large: list[str], 
         "All train the same steps on the same sequences. Methods learn differently: this says what is fast, not what "
         "is good.",
     ]
-    lines = [line for note in notes for line in textwrap.wrap(note, min(shown.width, 110))]
+    lines = [line for note in notes for line in textwrap.wrap(note, min(console.width, 110))]
     card = "" if plan.card is None else plan.card.name
     answer = f"Fastest that fits {card}, by the estimate: {fastest.planned.cell.method}. To run it:"
     text = [Text(""), Text(answer), Text(""), Text(f"  {command}", no_wrap=True), Text(""), *map(Text, lines)]
-    terminal.show(shown, [table, *text])
+    terminal.show(console, [table, *text])
 
 
 def _row(one: Timed, times: Times) -> list[str]:

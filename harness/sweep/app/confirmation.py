@@ -13,11 +13,13 @@ from harness.record import Record
 MARK = "confirmation=true"
 
 
-def fresh_points(chosen: Sequence[Record], overrides: Mapping[str, list[str]], seeds: Sequence[int]) -> list[list[str]]:
-    """The overrides of a cell with each of `seeds`, for each of `chosen` that is trained.
+def fresh_points(
+    records: Sequence[Record], overrides: Mapping[str, list[str]], seeds: Sequence[int]
+) -> list[list[str]]:
+    """The overrides of a cell with each of `seeds`, for each of `records` that is trained.
 
-    chosen: a record of each chosen setting. overrides: of each cell of the sweep, by id; settings of other sweeps have
+    records: a record of each chosen setting. overrides: of each cell of the sweep, by id; settings of other sweeps have
     none.
     """
-    points = [overrides[r.cell.id] for r in chosen if r.cell.seed is not None and r.cell.id in overrides]
+    points = [overrides[r.cell.id] for r in records if r.cell.seed is not None and r.cell.id in overrides]
     return [[*(o for o in point if not o.startswith("seed=")), f"seed={s}", MARK] for point in points for s in seeds]

@@ -147,15 +147,15 @@ def refuse_slips(overrides: list[str]) -> None:
             raise UserError(
                 f"Values are separated by commas without spaces, got {before} {after}; write {before}{after}."
             )
-    for typed in overrides:
-        key, _, value = typed.partition("=")
+    for override in overrides:
+        key, _, value = override.partition("=")
         if key in GROUPS and value.startswith("["):
             names = ",".join(name.strip() for name in value.strip("[]").split(","))
             raise UserError(
                 f"{key} must be one name a cell, got {value}; for one cell each, use `sweep {key}={names}`."
             )
         if key.startswith("~") and key[1:] in _types(FullConfig).keys() - OPTIONAL:
-            raise UserError(f"{key[1:]} can't be removed, as every cell has it; give it another value, got {typed}.")
+            raise UserError(f"{key[1:]} can't be removed, as every cell has it; give it another value, got {override}.")
 
 
 def quoted(override: str) -> str:
@@ -174,14 +174,14 @@ def require_settings(config: DictConfig) -> None:
 
     Hydra adds whatever has a + before it. Only some nodes are open: the arguments of what a slot names, for example.
     """
-    written: Any = OmegaConf.to_container(config, resolve=False)
-    for key in _unknown(written, FullConfig):
+    settings: Any = OmegaConf.to_container(config, resolve=False)
+    for key in _unknown(settings, FullConfig):
         raise UserError(_no_setting(key))
-    method = written["method"]
+    method = settings["method"]
     slots, knobs = repr(method | {"knobs": {}}), method["knobs"] or {}
     unread = [name for name in knobs if not re.search(rf"\bknobs(\.{re.escape(name)})?\}}", slots)]
     if unread:
-        has = f"; it reads {', '.join(read)}" if (read := [name for name in knobs if name not in unread]) else ""
+        has = f"; it reads {', '.join(used)}" if (used := [name for name in knobs if name not in unread]) else ""
         raise UserError(f"method.knobs.{unread[0]} is not read by method={method['name']}{has}.")
 
 
@@ -233,33 +233,33 @@ def _no_choice(group: str, choice: str) -> str | None:
     """What to type in place of a model's hub id or folder, or of a file of data; None if the choice looks like none."""
     if group == "model" and ("/" in choice or Path(choice).is_dir()):
         named = _named(group, choice)
-        known = f"model={named}, or " if named else ""
-        return f"model must be a name in conf/model/, got {choice}; use {known}model.path={choice}."
+        alternative = f"model={named}, or " if named else ""
+        return f"model must be a name in conf/model/, got {choice}; use {alternative}model.path={choice}."
     if group == "data" and choice.endswith(FILES):
         return f"data must be a name in conf/data/, got the file {choice}; use data=local data.path={choice}."
     if group == "data" and "/" in choice:
         named = _named(group, choice)
-        known = f"use data={named}" if named else "a data set of the hub needs a file there, as alpaca.yaml is"
-        return f"data must be a name in conf/data/, got {choice}; {known}."
+        alternative = f"use data={named}" if named else "a data set of the hub needs a file there, as alpaca.yaml is"
+        return f"data must be a name in conf/data/, got {choice}; {alternative}."
     return None
 
 
 def _named(group: str, place: str) -> str | None:
     """The choice of `group` whose file has `place`, a hub id or a folder."""
     for name, path in group_files(group).items():
-        written: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        if place in (written.get("path"), written.get("load", {}).get("path")):
+        content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if place in (content.get("path"), content.get("load", {}).get("path")):
             return name
     return None
 
 
-def _no_override(typed: str) -> str:
+def _no_override(word: str) -> str:
     """What to type in place of a word that sets nothing."""
-    wrong = f"An override must be KEY=VALUE, got {typed!r}"
-    if typed in named_sweeps():
-        return f"{wrong}; `sweep {typed}` runs the sweep of that name, one at a time."
-    if group := next((group for group in GROUPS if typed in group_files(group)), None):
-        return f"{wrong}; did you mean {group}={typed}?"
+    wrong = f"An override must be KEY=VALUE, got {word!r}"
+    if word in named_sweeps():
+        return f"{wrong}; `sweep {word}` runs the sweep of that name, one at a time."
+    if group := next((group for group in GROUPS if word in group_files(group)), None):
+        return f"{wrong}; did you mean {group}={word}?"
     return f"{wrong}; quote a value that has special characters, as KEY=\\'VALUE\\'."
 
 
@@ -269,24 +269,24 @@ def _no_setting(key: str) -> str:
     if key.startswith(("hydra.", *(f"{name}." for name, kind in types.items() if kind.startswith("dict[")))):
         return f"There is no setting {key!r}; to add one, put ++ before it."
     group, _, last = key.rpartition(".")
-    known = sorted(types, key=lambda k: k.count("."))
+    keys = sorted(types, key=lambda k: k.count("."))
     elsewhere = [ours for ours, theirs in ELSEWHERE.items() if last in theirs]
     # A key without its group (max_steps) is as common as a misspelt one.
-    own = [k for k in known if k.rpartition(".")[2] == last]
+    own = [k for k in keys if k.rpartition(".")[2] == last]
     if not group and not elsewhere and len(own) > 1:  # such as batch_size: training's first
         own.sort(key=lambda k: not k.startswith("train."))
         return f"There is no setting {key!r}; did you mean {', '.join(own[:-1])} or {own[-1]}?"
-    beside = {k.rpartition(".")[2]: k for k in known if group and k.rpartition(".")[0] == group}
-    like = beside.get(nearest(last, beside) or "") if beside else nearest(key, known)
+    beside = {k.rpartition(".")[2]: k for k in keys if group and k.rpartition(".")[0] == group}
+    like = beside.get(nearest(last, beside) or "") if beside else nearest(key, keys)
     if near := next(iter(elsewhere or own), like):
         return f"There is no setting {key!r}; did you mean {near}?{UNITS.get(near, '') if elsewhere else ''}"
     return f"There is no setting {key!r}; `run --help` lists them."
 
 
-def _unknown(written: dict[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of `written` that `schema` does not have, each down to its first value."""
+def _unknown(settings: dict[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of `settings` that `schema` does not have, each down to its first value."""
     groups = {f.name: group_of(f) for f in dataclasses.fields(schema)}
-    for name, value in written.items():
+    for name, value in settings.items():
         if name in groups:
             if (group := groups[name]) is not None and isinstance(value, dict):
                 yield from _unknown(value, group, f"{prefix}{name}.")

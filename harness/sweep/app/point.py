@@ -133,8 +133,8 @@ def stop_rule(config: DictConfig) -> StopRule | None:
 
 def _architecture(config: DictConfig, overrides: list[str]) -> dict[str, Any] | None:
     """The dimensions that the model's file ships; null where the point names another model by its path."""
-    given = {override.partition("=")[0] for override in overrides}
-    if config.model.architecture is None or ("model.path" in given and "model.architecture" not in given):
+    keys = {override.partition("=")[0] for override in overrides}
+    if config.model.architecture is None or ("model.path" in keys and "model.architecture" not in keys):
         return None
     dimensions: Any = OmegaConf.to_container(config.model.architecture, resolve=True)
     return dimensions

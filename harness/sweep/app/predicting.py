@@ -79,9 +79,9 @@ def _require_within(budget: float, plan: planner.Plan, times: Times) -> None:
 
 
 def _print(plan: planner.Plan, times: Times) -> None:
-    shown = terminal.console()
-    if shown.is_terminal:
-        terminal.show(shown, plan_view.view(plan, times, shown.width))
+    console = terminal.console()
+    if console.is_terminal:
+        terminal.show(console, plan_view.view(plan, times, console.width))
     else:
         print("\n".join(plan_view.lines(plan, times)))
 

@@ -25,7 +25,7 @@ from harness.sweep.app.checking import check
 from harness.sweep.app.pending import lacks_weights, to_run, warn_of_missing_weights
 from harness.sweep.app.point import Point, point_of
 from harness.sweep.app.session import Outcome, Session
-from harness.sweep.changed_data import changed_data
+from harness.sweep.changed_file import changed_file
 from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
@@ -52,16 +52,16 @@ class RunPoint:
             point = work if isinstance(work, Point) else _composed(work)
             os.chdir(point.folder)  # a worker may have been started in another one
             cell, study = point.cell, point.study
-            known, again = self._known(point)
-            if not again and known is not None and not to_run(known, point):
-                return self._skip(point, known)
+            earlier, again = self._known(point)
+            if not again and earlier is not None and not to_run(earlier, point):
+                return self._skip(point, earlier)
             rendezvous = None if again else machines.rendezvous(cell.settings.train.nodes)
             if (outcome := self._elsewhere(point, rendezvous)) is not None:
                 return outcome
             if self.session.progress is None:
                 self._check_alone(point)
             with study.lease(cell) as lease:
-                if not again and (recorded := study.recorded(cell)) is not None and recorded != known:
+                if not again and (recorded := study.recorded(cell)) is not None and recorded != earlier:
                     return self._skip(point, recorded)
                 with self._progress(point) as progress:
                     warn = self.session.progress is None
@@ -123,7 +123,7 @@ class RunPoint:
         """Say that the cell of `point` is `recorded` already."""
         self.session.record, self.session.folder = recorded, point.study.folder
         print(f"{point.cell.name} is recorded in {point.study.path(point.cell)} ({recorded.status}).", file=sys.stderr)
-        changed = changed_data([recorded], point.request.data_root) if self.session.progress is None else None
+        changed = changed_file([recorded], point.request.data_root) if self.session.progress is None else None
         if changed is not None:
             print(f"warning: {changed}; to train it again: {point.study.anew(recorded)}.", file=sys.stderr)
         if lacks_weights(recorded, point.study, point.request.save):

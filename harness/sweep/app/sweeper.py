@@ -29,7 +29,7 @@ from harness.sweep.app.planning import Planning
 from harness.sweep.app.point import Point, Sharing, architectures, point_of
 from harness.sweep.app.running import RunPoint
 from harness.sweep.app.session import Outcome
-from harness.sweep.changed_data import changed_data
+from harness.sweep.changed_file import changed_file
 from harness.sweep.launchers.base import Answer
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.launchers.places import require_gpus
@@ -83,15 +83,15 @@ class GridSweeper(Sweeper):
             study, pending, unfit = self._plan(overrides)
             self._session.study = study
             ended: list[Outcome | UserError] = []
-            held: list[Point] = []  # by other sweeps
+            elsewhere: list[Point] = []  # by other sweeps
             while pending:
                 points = [point.at(position) for position, point in enumerate(pending, self._launched + 1)]
                 with self._shown(study, points):
                     answers = [*self._launcher.run(points)]
                 self._launched += len(points)
-                held += [point for point, answer in zip(points, answers, strict=True) if isinstance(answer, Held)]
+                elsewhere += [point for point, answer in zip(points, answers, strict=True) if isinstance(answer, Held)]
                 ended += [_outcome(p, a) for p, a in zip(points, answers, strict=True) if not isinstance(a, Held)]
-                pending, held = _freed(study, held)
+                pending, elsewhere = _freed(study, elsewhere)
             self._done(study, ended, unfit)
             outcomes += ended
         return outcomes
@@ -121,8 +121,8 @@ class GridSweeper(Sweeper):
         statuses = ["unfit"] * unfit
         statuses += ["refused" if isinstance(o, UserError) else o.status for o in outcomes]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
-        done = f"Done: {counts}." if counts else "Nothing to run: all cells are recorded."
-        print(f"{done} `{study.command('table')}` renders the table.", file=sys.stderr)
+        sentence = f"Done: {counts}." if counts else "Nothing to run: all cells are recorded."
+        print(f"{sentence} `{study.command('table')}` renders the table.", file=sys.stderr)
 
     def _plan(self, requested: list[list[str]]) -> tuple[Study, list[Point], int]:
         """The study, its points that still have to run, and how many of them are left out.
@@ -157,8 +157,8 @@ class GridSweeper(Sweeper):
         if not pending:
             return study, [], 0
         study.plan(point.cell for point in unique.values())
-        if typed := self._session.options.typed:
-            record.note_command(study.folder, typed)
+        if words := self._session.options.typed:
+            record.note_command(study.folder, words)
         fitting = self._possible(pending, impossible, study)
         if self._session.options.fit and fitting:
             fitting = self._fitting(fitting, study)
@@ -187,7 +187,7 @@ class GridSweeper(Sweeper):
         ids = {point.cell.id for point in pending}
         records = [study.recorded(point.cell) for point in points if point.cell.id not in ids]
         records += [self._session.recorded[point.cell.id] for point in pending if point.repeat]
-        changed = changed_data([record for record in records if record is not None], points[0].request.data_root)
+        changed = changed_file([record for record in records if record is not None], points[0].request.data_root)
         if changed is None:
             return
         anew = f"study=NAME trains all cells on the new data; `{study.command('rm')}` removes what was recorded"
@@ -234,11 +234,11 @@ class GridSweeper(Sweeper):
         if not added:
             return self._compose(overrides), overrides
         composed = self._compose([override for override in overrides if override not in added])
-        kept = [o for o in overrides if o not in added or composed.method[messages.slot(o)] is not None]
+        applicable = [o for o in overrides if o not in added or composed.method[messages.slot(o)] is not None]
         for override in overrides:
-            if override not in kept:
+            if override not in applicable:
                 self._say_once(f"{override.lstrip('+')} does not apply to method={composed.method.name}.")
-        return self._compose(kept), kept
+        return self._compose(applicable), applicable
 
     def _ordered(self, points: list[Point], pending: list[Point], study: Study) -> list[Point]:
         """`pending` in the order in which they run, with the repeats that --drift asks for.
@@ -312,9 +312,9 @@ class GridSweeper(Sweeper):
         """Within this context the launcher runs `points`, and their progress is shown."""
         progress = self._session.progress = self._session.progress or SweepProgress(len(points))
         cells = [point.cell for point in points]
-        shown = contextlib.nullcontext() if self._launcher.in_this_process else following(study, cells, progress)
+        display = contextlib.nullcontext() if self._launcher.in_this_process else following(study, cells, progress)
         try:
-            with shown:
+            with display:
                 yield
         except KeyboardInterrupt:
             self._launcher.interrupted()
@@ -329,13 +329,13 @@ def _outcome(point: Point, answer: Answer) -> Outcome | UserError:
     return Outcome("lost", None)
 
 
-def _freed(study: Study, held: list[Point]) -> tuple[list[Point], list[Point]]:
+def _freed(study: Study, elsewhere: list[Point]) -> tuple[list[Point], list[Point]]:
     """Of the points that other sweeps hold, those that no other runs any more, once there are some, and the others."""
-    if not held:
+    if not elsewhere:
         return [], []
-    print(f"Waiting for other sweeps to finish {', '.join(point.cell.name for point in held)}.", file=sys.stderr)
-    free = study.wait([point.cell for point in held])
-    return [p for p in held if p.cell in free], [p for p in held if p.cell not in free]
+    print(f"Waiting for other sweeps to finish {', '.join(point.cell.name for point in elsewhere)}.", file=sys.stderr)
+    free = study.wait([point.cell for point in elsewhere])
+    return [p for p in elsewhere if p.cell in free], [p for p in elsewhere if p.cell not in free]
 
 
 def _announce(study: Study, points: int, cells: int, pending: int) -> None:

@@ -70,13 +70,13 @@ class Times:
     ):
         self.throughput = throughput
         self.price = card.price if price is None and card is not None else price
-        found = [r for name in studies(results) for r in read_study(results / name)[0]] if results.is_dir() else []
+        records = [r for name in studies(results) for r in read_study(results / name)[0]] if results.is_dir() else []
         here = {_device(environment)} if card is None else {("cuda", name) for name in card.devices}
         devices = {device for device in here if device[0] == kernels}
-        crowded = _overlapping(found)
+        crowded = _overlapping(records)
         self._timed = [
             Timing(record, record.train, record.train.steps, record.train.tokens_per_second_steady)
-            for record in found
+            for record in records
             if record.train and not record.source and _device(record.environment) in devices
             if id(record) not in crowded and not record.train.resumed_at and record.train.tokens_per_second_steady
         ]
@@ -158,17 +158,17 @@ def _alike(a: float, b: float) -> bool:
 
 def _overlapping(records: Iterable[Record]) -> set[int]:
     """The records, by identity, that ran while another one did on the same GPU (or CPU): neither time counts."""
-    found: set[int] = set()
+    overlapping: set[int] = set()
     before: dict[Any, tuple[float, Record]] = {}  # by device, the end of the one that ends last, and that one
     for record in sorted((r for r in records if r.seconds and r.environment.get("boot")), key=_start):
         start, gpus = _start(record), str((record.environment.get("device") or {}).get("id"))
         for device in [(record.environment["boot"], gpu) for gpu in gpus.split("+")]:
             end, running = before.get(device, (0.0, None))
             if start + 1 < end:  # starts are in whole seconds
-                found |= {id(record), id(running)}
+                overlapping |= {id(record), id(running)}
             if start + record.seconds > end:
                 before[device] = start + record.seconds, record
-    return found
+    return overlapping
 
 
 def _start(record: Record) -> float:

@@ -83,7 +83,7 @@ def _ended(job: Any) -> bool:
 
 def _queued(job_id: str) -> bool:
     """Whether Slurm's queue still holds the job; True if Slurm does not answer."""
-    asked = subprocess.run(["squeue", "--noheader", "--jobs", job_id], capture_output=True, text=True)
-    if asked.returncode:
-        return "Invalid job id" not in asked.stderr
-    return bool(asked.stdout.strip())
+    queue = subprocess.run(["squeue", "--noheader", "--jobs", job_id], capture_output=True, text=True)
+    if queue.returncode:
+        return "Invalid job id" not in queue.stderr
+    return bool(queue.stdout.strip())

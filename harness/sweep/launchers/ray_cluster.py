@@ -14,8 +14,8 @@ def require_gpus(settings: DictConfig) -> None:
 
     settings: `hydra.launcher.ray`. Connects to the cluster as the launcher does, which then finds itself connected.
     """
-    asked = settings.remote.get("num_gpus") or 0
-    if not asked:
+    gpus = settings.remote.get("num_gpus") or 0
+    if not gpus:
         return
     import ray
 
@@ -23,8 +23,8 @@ def require_gpus(settings: DictConfig) -> None:
         options: Any = OmegaConf.to_container(settings.init, resolve=True)
         ray.init(**options)
     there = ray.cluster_resources().get("GPU", 0)
-    if there < asked:
+    if there < gpus:
         raise UserError(
-            f"hydra.launcher.ray.remote.num_gpus={asked:g} requires a cluster with GPUs, got {there:g}; on a cluster "
+            f"hydra.launcher.ray.remote.num_gpus={gpus:g} requires a cluster with GPUs, got {there:g}; on a cluster "
             "without GPUs add hydra.launcher.ray.remote.num_gpus=0."
         )

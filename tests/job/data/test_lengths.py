@@ -51,6 +51,7 @@ def test_long_records_are_cut_or_left_out_and_counted(rule, tmp_path):
     assert (inputs.lengths.dropped > 5) == (rule == "drop")
     (note,) = preflight.check([cell], None)[1:]
     assert "records are longer than train.max_length=64 tokens and" in note
+    assert [said.partition(" records ")[2] for said in inputs.notes[1:]] == [note.partition(" records ")[2]]
     record = run_here(tmp_path / "out", composed(*SMALL, f"data.too_long={rule}", "train.max_steps=2"))
     assert record.status == "ok"
     assert record.lengths.dropped == inputs.lengths.dropped

@@ -125,7 +125,7 @@ def test_a_cell_is_trained_on_its_problems_and_scored_by_the_verifier(tmp_path):
         question = questions[row.item]
         assert row.question == f"Question: {question}\nAnswer:"
         assert row.cluster == verifier("gsm_symbolic").template(question)
-    assert prepared_inputs.same_data(done, None)
+    assert prepared_inputs.same_items(done, None)
 
 
 def test_right_answers_are_solved_in_both_forms():

@@ -46,7 +46,8 @@ QUESTIONS = st.lists(st.tuples(st.text(max_size=8), st.text(min_size=1, max_size
 def test_no_record_moves_as_the_file_grows(first, more):
     def parts(pairs) -> dict[str, str]:
         """Of each question, the part that it is in; all answers to it are in one."""
-        found = sources._held_out([(q, {"question": q, "answer": a}) for q, a in [*pairs, *SURE]], "x", 0.1, 0.2)
+        shares = sources.HeldOutShares("x", validation=0.1, test=0.2)
+        found = sources._held_out([(q, {"question": q, "answer": a}) for q, a in [*pairs, *SURE]], shares)
         where = {(item["question"], part) for part, items in found.items() for item in items}
         assert len(where) == len(dict(where))
         return dict(where)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from job_helpers import composed, no_peak, prepared, run_request, tiny  # noqa: F401
+from own_file import cell, tasks
 from records import make_record
 from sklearn.metrics import f1_score
 
@@ -27,11 +26,6 @@ from harness.report.pages import page
 from harness.report.tables.classes import class_tables, confusion_tables
 from harness.studies import verify
 
-TINY = (
-    *("model=tiny", "rank=4", "train.precision=fp32", "train.max_steps=2", "train.batch_size=2"),
-    *("train.validation_items=2", "infer.repeats=0", "eval.tasks=[held_out]", "eval.batch_size=4"),
-    *("data=local", "data.path=mine.jsonl"),
-)
 SIZES = {"billing": 90, "login": 40, "shipping": 17, "legal": 3}
 TICKETS = [
     {"question": f"Ticket {i} on {label}, please", "answer": label}
@@ -54,16 +48,6 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def bench():
     return prepared(tiny("method=base"))
-
-
-def cell(rows: list[dict], *overrides: str):
-    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return composed(*TINY, *overrides)
-
-
-def tasks(rows: list[dict], *overrides: str) -> scoring.Tasks:
-    settings = cell(rows, *overrides).settings
-    return prepared_inputs.tasks(settings.eval, settings.data, None)
 
 
 # What answers are labels

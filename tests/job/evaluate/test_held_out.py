@@ -14,6 +14,7 @@ import torch
 from command_line import called
 from job_helpers import composed, no_peak, prepared, run_request, tiny  # noqa: F401
 from lm_eval.models.huggingface import HFLM
+from own_file import cell, tasks
 from rouge_score.rouge_scorer import RougeScorer
 
 from harness import record
@@ -26,11 +27,6 @@ from harness.job.evaluate.held_out import task as held_out
 from harness.settings import EvalSettings
 from harness.studies import verify
 
-TINY = (
-    *("model=tiny", "rank=4", "train.precision=fp32", "train.max_steps=2", "train.batch_size=2"),
-    *("train.validation_items=2", "infer.repeats=0", "eval.tasks=[held_out]", "eval.batch_size=4"),
-    *("data=local", "data.path=mine.jsonl"),
-)
 SUMS = [{"question": f"What is {i} + {i}?", "answer": f"{i} + {i} is so much.\n#### {2 * i}"} for i in range(60)]
 CITIES = ["Paris", "Rome", "Oslo", "Bern"]
 CHOICES = [{"question": f"Which is {i}?", "answer": "ABCD"[i % 4], "from": CITIES} for i in range(60)]
@@ -66,16 +62,6 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def bench():
     return prepared(tiny("method=base"))
-
-
-def cell(rows: list[dict], *overrides: str):
-    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return composed(*TINY, *overrides)
-
-
-def tasks(rows: list[dict], *overrides: str) -> scoring.Tasks:
-    settings = cell(rows, *overrides).settings
-    return prepared_inputs.tasks(settings.eval, settings.data, None)
 
 
 def requests(found: scoring.Tasks) -> list:

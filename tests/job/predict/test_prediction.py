@@ -43,7 +43,7 @@ from harness.record import (
     read_study,
     write,
 )
-from harness.settings import Settings, TrainSettings
+from harness.settings import REFERRING, Settings, TrainSettings
 from harness.sweep import plan_view
 from harness.sweep import planner as planning
 from harness.sweep.estimates import rates, times
@@ -344,12 +344,18 @@ def test_a_plan_says_what_it_leaves_out():
 
 
 def test_a_plan_says_that_it_counts_the_pass_of_the_base():
-    for flops in (0.0, 5e9):
-        prediction = predicted(tiny("method=lora")) | {"reference_flops": flops}
-        plan = planning.Plan([planning.Planned("it", tiny("method=lora"), prediction)], BUDGET, {}, "cuda")
-        words = " ".join(plan_view.lines(plan, UNTIMED))
-        assert ("include a forward pass of the base over all pairs" in words) is (flops > 0)
+    """By every objective of the plan that has a reference model."""
+    cell, named = tiny("method=lora"), set()
+    for objective, flops in {None: 0.0, "simpo": 0.0, "dpo": 5e9, "ipo": 5e9, "kto": 5e9}.items():
+        train = dataclasses.replace(cell.settings.train, objective=objective)
+        paired = dataclasses.replace(cell, settings=dataclasses.replace(cell.settings, train=train))
+        prediction = predicted(cell) | {"reference_flops": flops}
+        points = [planning.Planned("it", paired, prediction), planning.Planned("other", cell, predicted(cell))]
+        words = " ".join(plan_view.lines(planning.Plan(points, BUDGET, {}, "cuda"), UNTIMED))
+        if "forward pass of the base" in words:
+            named |= {objective} if f"train.objective={objective}" in words else set()
         assert units.count(prediction["flops"] + flops) in words
+    assert named == set(REFERRING)
 
 
 # Times
@@ -528,7 +534,8 @@ def test_plan_for_a_card_tells_what_it_costs(inside, tmp_path):
     assert "Memory: live tensors, in fp32 with CUDA's kernels" in said  # it has no bf16
     assert "within 14.50 GiB" in said
     assert "estimated from the rates of t4 (8.1 TFLOP/s in fp32, 320 GB/s)" in said
-    assert re.search(r"2 of 2 cells fit\. They train \S+(?: to \S+)? s in all, \$[\d,.]+\.", said)
+    assert said.count("cells fit") == 1
+    assert re.search(r"They train \S+(?: to \S+)? s in all, \$[\d,.]+\.", said)
     refused = inside("plan", "method=lora", *TINY, "--device", "t4", "train.precision=bf16").stdout
     assert re.search(r"train\.precision=bf16 .* got t4", refused)
 

@@ -8,10 +8,10 @@ from harness import data_files
 from harness.record import Record
 
 
-def changed_data(records: Sequence[Record], data_root: str | None) -> str | None:
+def changed_file(records: Sequence[Record], data_root: str | None) -> str | None:
     """The beginning of a sentence if cells of `records` ran with other data than the user's own file holds now.
 
-    Records from before the file's hash was kept, and files that are gone, say nothing.
+    By the file's bytes: nothing is loaded. Records from before its hash was kept, and files that are gone, say nothing.
     """
     paths = {record.cell.settings.data.path for record in records if "file" in record.fingerprints}
     now = {path: data_files.digest(path, data_root) for path in paths}

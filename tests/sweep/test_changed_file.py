@@ -12,7 +12,7 @@ from records import make_record
 from harness import data_files
 from harness.__main__ import main
 from harness.studies import retry
-from harness.sweep.changed_data import changed_data
+from harness.sweep.changed_file import changed_file
 from harness.sweep.store import Study
 
 ROWS = "".join(json.dumps({"question": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(60))
@@ -36,13 +36,13 @@ def record(tmp_path, monkeypatch):
 
 
 def test_only_a_change_of_the_file_is_told(record):
-    assert changed_data([record], None) is None
+    assert changed_file([record], None) is None
     Path("mine.jsonl").touch()
-    assert changed_data([record], None) is None
+    assert changed_file([record], None) is None
     Path("mine.jsonl").write_text(ROWS[:200])
-    assert changed_data([record], None).startswith("data.path=mine.jsonl has changed since ")
+    assert changed_file([record], None).startswith("data.path=mine.jsonl has changed since ")
     record.fingerprints.pop("file")  # as of records from before
-    assert changed_data([record], None) is None
+    assert changed_file([record], None) is None
 
 
 def test_a_sweep_does_not_mix_two_files(record, capsys):
