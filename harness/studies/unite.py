@@ -19,6 +19,7 @@ from typing import Any
 from harness import record
 from harness.errors import UserError
 from harness.record import Cell, Record, RecordError, StudyPlan
+from harness.score_names import score_label
 from harness.studies import verify
 from harness.sweep.store import Study
 
@@ -234,7 +235,9 @@ def _tell(found: RecordFile) -> str:
     """A line on a record: where it is, and what to choose it by."""
     known = found.record
     loss = f", validation loss {known.validation[-1].loss:.4g}" if known.validation else ""
-    scores = "".join(f", {score.task} {score.metric} {score.value:.4g}" for score in known.scores[:1])
+    scores = "".join(
+        f", {score_label(score.task, score.metric, score.filter)} {score.value:.4g}" for score in known.scores[:1]
+    )
     why = f": {known.failure.reason}" if known.failure else ""
     return f"{found.path}: {known.status}, began {known.started}{loss}{scores}{why}"
 
