@@ -108,10 +108,10 @@ def plan(
     head, predictions = cache.head, [cache.prediction(planned) for planned in cells]
     missing = [i for i, prediction in enumerate(predictions) if prediction is None]
     if missing or head is None:
-        asked = [cells[i] for i in missing]
-        head, *others = _ask("The job that predicts memory", replace(request, cells=asked))
+        left = [cells[i] for i in missing]
+        head, *others = _ask("The job that predicts memory", replace(request, cells=left))
         answers = [answer["prediction"] for answer in others]
-        cache.keep(head, list(zip(asked, answers, strict=True)))
+        cache.keep(head, list(zip(left, answers, strict=True)))
         for i, answer in zip(missing, answers, strict=True):
             predictions[i] = answer
     return {"predictions": predictions} | head
