@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+from accelerate import PartialState
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
 
 from harness import validate
@@ -69,6 +70,7 @@ def test_trackio_has_a_project_a_study_and_samples_nothing_by_itself(tmp_path, m
     run = SimpleNamespace(config={}, log=lambda values, **more: None, finish=lambda: None)
     stub = SimpleNamespace(init=lambda **arguments: started.update(arguments) or run)
     monkeypatch.setitem(sys.modules, "trackio", stub)
+    PartialState(cpu=True)  # which training has made before
     cell = tiny("method=lora")
     Tracker("trackio", cell, "papers/mine", tmp_path)
     assert started == {"project": "papers-mine", "name": cell.name, "auto_log_cpu": False, "auto_log_gpu": False}
