@@ -152,6 +152,7 @@ publish: $(VENV)/tested ## Renew all that README.md, docs/, results/reference/ a
 	$(VENV)/bin/python docs/families.py
 	$(VENV)/bin/python docs/reference.py
 	$(VENV)/bin/python docs/published.py
+	$(VENV)/bin/python docs/screenshots.py
 	$(VENV)/bin/python docs/design.py
 	$(VENV)/bin/python tests/tested_settings.py
 

@@ -68,7 +68,8 @@ def test_trackio_has_a_project_a_study_and_samples_nothing_by_itself(tmp_path, m
     """Checked with trackio 0.43 itself: a sweep of two methods, offline, is one project with two runs."""
     started = {}
     run = SimpleNamespace(config={}, log=lambda values, **more: None, finish=lambda: None)
-    stub = SimpleNamespace(init=lambda **arguments: started.update(arguments) or run)
+    config = SimpleNamespace(update=lambda values, **more: None)
+    stub = SimpleNamespace(init=lambda **arguments: started.update(arguments) or run, config=config)
     monkeypatch.setitem(sys.modules, "trackio", stub)
     PartialState(cpu=True)  # which training has made before
     cell = tiny("method=lora")
