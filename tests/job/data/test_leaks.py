@@ -126,8 +126,8 @@ def test_it_is_told_first_and_by_the_linter_where_it_matters():
     assert sentences == [
         "40 of 44 items of held-out data are a training question, but for case, spaces and punctuation, in lora: the "
         "model may repeat what it was shown.",
-        "2 of 44 items of held-out data are near-duplicates of a training question, in lora: possible contamination, or "
-        "a common template.",
+        "2 of 44 items of held-out data are near-duplicates of a training question, in lora: possible contamination, "
+        "or a common template.",
     ]
     records[0].contamination = {"held_out": Contamination(13, 44, 44, 44, same=0, near=4)}
     assert not [line for line in answer(records, None).sentences if line.startswith("Caution")]
