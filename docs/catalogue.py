@@ -7,6 +7,8 @@ file. What a method trains and keeps is what `plan` counts on a model without we
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +45,10 @@ Compare these five first. Memory and speed are those of the study
 model, `harness plan` and your own sweep say more.
 
 {{core}}
-## All methods
-
-Made from `conf/method/` by `make publish`. *Trains* and *keeps* are what `harness plan` counts for
-`model={MODEL} rank={RANK}` (with `model.dtype=bfloat16` where a method requires it): the weights that are trained,
-and the optimizer's state between steps. A new method is [one file](adding/method.md).
+Below are these five, then all others by family. The page is made from `conf/method/` by `make publish`. *Trains* and
+*keeps* are what `harness plan` counts for `model={MODEL} rank={RANK}` (with `model.dtype=bfloat16` where a
+method requires it): the weights that are trained, and the optimizer's state between steps. A new method is
+[one file](adding/method.md).
 """
 
 
@@ -93,8 +94,36 @@ def about(text: str) -> list[str]:
     return [line[1:].strip() for line in lines]
 
 
+def _adapter(entry: Entry) -> str:
+    """The class of what is put beside the weights; "" if nothing is."""
+    return ((entry.settings["adapt"] or {}).get("_target_") or "").rpartition(".")[2]
+
+
+PROMPTS = ("PromptTuningConfig", "PromptEncoderConfig", "PrefixTuningConfig", "CartridgeConfig", "AdaptionPromptConfig")
+FAMILIES: dict[str, Callable[[Entry], bool]] = {  # the first that holds; by the settings, so that a new method has one
+    "The five to compare first": lambda entry: entry.name in CORE,
+    "Untuned models": lambda entry: entry.settings["optim"] is None,
+    "Full fine-tuning: other optimizers": lambda entry: not _adapter(entry),
+    "LoRA on a base of 4 or 8 bits": lambda entry: "quant" in json.dumps(entry.settings["load"]),
+    "LoRA with another start, optimizer or scale": lambda entry: _adapter(entry) in ("LoraConfig", "FastDoraConfig"),
+    "Prompts and prefixes": lambda entry: _adapter(entry) in PROMPTS,
+    "A part of the model's own weights": lambda entry: _adapter(entry) in ("only", "LNTuningConfig"),
+    "Other adapters": lambda entry: True,
+}
+
+
+def by_family(methods: Sequence[Entry]) -> Iterator[tuple[str, list[Entry]]]:
+    """The families that have methods, and these by name; the five in the order of CORE."""
+    members: dict[str, list[Entry]] = {name: [] for name in FAMILIES}
+    for entry in methods:
+        members[next(name for name, holds in FAMILIES.items() if holds(entry))].append(entry)
+    first = next(iter(FAMILIES))
+    members[first].sort(key=lambda entry: [*CORE].index(entry.name))
+    yield from ((name, entries) for name, entries in members.items() if entries)
+
+
 def section(entry: Entry, prediction: dict[str, Any]) -> str:
-    out = [f"## {entry.name}", "", *entry.about, ""]
+    out = [f"### {entry.name}", "", *entry.about, ""]
     if entry.settings["lr"] is not None:
         own = "".join(f", `method.knobs.{k}={v}`" for k, v in entry.settings["knobs"].items())
         out.append(f"- Settings: `lr={entry.settings['lr']:g}`{own}")
@@ -124,10 +153,13 @@ def core_table() -> str:
 
 
 def catalogue() -> str:
-    found = entries()
-    planned = planner.make([(entry.name, entry.cell) for entry in found], {}, None, None).points
-    sections = [section(entry, _prediction(point)) for entry, point in zip(found, planned, strict=True)]
-    return "\n".join([HEAD.format(core=core_table()), *sections])
+    methods = entries()
+    planned = planner.make([(entry.name, entry.cell) for entry in methods], {}, None, None).points
+    sections = {e.name: section(e, _prediction(point)) for e, point in zip(methods, planned, strict=True)}
+    parts = [HEAD.format(core=core_table())]
+    for family, members in by_family(methods):
+        parts += [f"## {family}\n", *(sections[entry.name] for entry in members)]
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,17 @@ tests/house/test_readme.py and test_notebooks.py hold all of it to the records.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-from harness import plugin
+from harness import plugin, units
 from harness.record import Record, read_study
 from harness.report.figures import FIGURES
 from harness.report.figures.study_results import StudyResults
@@ -39,6 +41,8 @@ PICTURES = {  # by name of the file: figure, study
     "memory": ("memory", "reference/smollm2"),
 }
 REPORT = "reference/smollm2"  # the study whose report is committed
+DURATION = re.compile(r"took \d+ minutes? on \d+ \w+ cores")  # of `make compare`, by its record, in TIMED
+TIMED = (ROOT / "README.md", ROOT / "Makefile")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -116,6 +120,16 @@ def renewed(page: Path) -> str:
     return BLOCK.sub(block, page.read_text(encoding="utf-8"))
 
 
+def duration(study: str) -> str:
+    """How long a study's cells took, from the start of the first to the end of the last, and where."""
+    starts = {record.started: record for record in records(study)}
+    first, last = min(starts), max(starts)
+    seconds = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() + starts[last].seconds
+    cpu = starts[first].environment["cpu"]
+    minutes = units.plural(math.ceil(seconds / 60), "minute")
+    return f"took {minutes} on {cpu['cores']} {cpu['name'].split()[-1]} cores"
+
+
 def documents() -> list[tuple[Path, str, str]]:
     """The tables that are committed beside the records: file, kind, study."""
     studies = dict.fromkeys(study for page in PAGES for kind, study in blocks(page) if kind in KINDS)
@@ -158,6 +172,8 @@ if __name__ == "__main__":
         path.write_text(rendered(kind, study), encoding="utf-8")
     for page in PAGES:
         page.write_text(renewed(page), encoding="utf-8")
+    for path in TIMED:
+        path.write_text(DURATION.sub(duration("reference/quickstart"), path.read_text("utf-8")), encoding="utf-8")
     for name in PICTURES:
         picture_file(name).write_text(picture(name), encoding="utf-8")
     for path, target in PLUGIN_FILES.items():

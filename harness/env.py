@@ -33,9 +33,19 @@ def describe() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "boot": _boot(),
         "git": _git(),
-        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()},
+        "cpu": processor(),
         "allocator": _allocator(),
     }
+
+
+def processor() -> dict[str, Any]:
+    """Name, cores, and the machine's memory in bytes."""
+    return {"name": _cpu_name(), "cores": os.cpu_count(), "memory_bytes": _memory_bytes()}
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made anew, such as built models; it may not exist yet."""
+    return Path(os.environ.get("HARNESS_CACHE", Path.home() / ".cache" / "finetune-harness")).expanduser()
 
 
 def made_with() -> dict[str, str]:

@@ -80,10 +80,12 @@ class Request:
 
     target: the function that serves it, as ``module:function``; it takes the request and a function that sends events.
     A RunCell has none: harness/job/__main__.py runs it. prepare: what the server calls with it before it forks the job,
-    so that later jobs find loaded what they share (None: nothing).
+    so that later jobs find loaded what they share (None: nothing). libraries: the module that the server imports first,
+    with the libraries of such jobs.
     """
 
     target: ClassVar[str]
+    libraries: ClassVar[str] = "harness.job.run_cell"
     prepare: ClassVar[str | None] = None
 
 
@@ -195,6 +197,7 @@ class PlanCells(Request):
     """
 
     target: ClassVar[str] = "harness.job.services:plan"
+    libraries: ClassVar[str] = "harness.job.predict.workers"
 
     cells: list[PlannedCell]
     data_root: str | None

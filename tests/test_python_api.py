@@ -151,7 +151,7 @@ def test_a_record_shows_itself_in_one_line(study):
     printer = Printer()
     study.records[-1]._repr_pretty_(printer, False)
     assert re.fullmatch(
-        r"<Record quickstart/\S+: ok, validation loss \S+, wordmath_short exact_match \S+>", printer.shown
+        r"<Record quickstart/\S+: ok, validation loss \S+, one-step word problems, exact match \S+>", printer.shown
     )
 
 

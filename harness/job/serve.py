@@ -10,6 +10,7 @@ process serves one request itself and ends, and the sweep starts another.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -66,12 +67,11 @@ def serve(descriptor: int) -> AcceptedJob | None:
         if not loaded:
             if (itself := _without_fork(channel, streams)) is not None:
                 return itself
-            from harness.job import run_cell  # noqa: F401
-
             loaded = True
         request = _request(streams[0], channel)
         if request is None:
             return None
+        importlib.import_module(request.libraries)
         _prepare(request)
         watch, alive = os.pipe()
         _begin(channel)

@@ -72,11 +72,13 @@ def sort(request: SortCells, send: Send) -> None:
 
 
 def plan(request: PlanCells, send: Send) -> None:
-    from harness.job import preflight
     from harness.job.predict import workers
 
-    for note in preflight.notes([planned.cell for planned in request.cells], request.data_root):
-        send(Noted(note))
+    if own := [planned.cell for planned in request.cells if planned.cell.settings.data.own]:
+        from harness.job import preflight  # it brings the libraries of tasks, which nothing else here needs
+
+        for note in preflight.notes(own, request.data_root):
+            send(Noted(note))
     for answer in workers.answer(request):
         send(Result(answer))
 

@@ -66,7 +66,8 @@ def _place(name: str, run: str, study: str, folder: Path) -> dict[str, Any]:
         "tensorboard": {"run_name": run, "logging_dir": folder / "tensorboard"},
         "mlflow": {"experiment_name": study, "run_name": run},
         "wandb": {"run_name": study, "name": run, "dir": str(folder)},
-        "trackio": {"run_name": study, "name": run},
+        # Its own sampling of the machine would run beside the timed steps.
+        "trackio": {"run_name": study, "name": run, "auto_log_cpu": False, "auto_log_gpu": False},
     }
     return places[name]
 

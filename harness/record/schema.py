@@ -25,6 +25,7 @@ from harness.record.measurements import (
 )
 from harness.record.own_data import Lengths, OwnData
 from harness.record.scores import ApiUsage, ClassCounts, Contamination, Judging, Score, Scoring, VllmUsage
+from harness.score_names import score_label
 from harness.settings import Settings
 
 SCHEMA = 4
@@ -225,7 +226,7 @@ class Record:
         """What a notebook shows, where all fields would fill pages."""
         facts: list[str] = [self.status, *([] if self.failure is None else [self.failure.reason])]
         facts += [f"validation loss {point.loss:.4g}" for point in self.validation[-1:]]
-        facts += [f"{score.task} {score.metric} {score.value:.4g}" for score in self.scores]
+        facts += [f"{score_label(score.task, score.metric, score.filter)} {score.value:.4g}" for score in self.scores]
         printer.text(f"<Record {self.study}/{self.cell.name}: {', '.join(facts)}>")
 
 

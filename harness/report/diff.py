@@ -13,9 +13,11 @@ from tabulate import tabulate
 from harness import units
 from harness.record import Record
 from harness.report.frame import BYTES, measures, score_name
+from harness.score_names import score_label
 from harness.settings import plain
 
 ABSENT = "–"
+STDERR = " stderr"
 Pairs = dict[str, tuple[Any, Any]]  # by dotted name, both values if they differ; None if missing
 
 
@@ -46,7 +48,8 @@ def text(found: CellDiff) -> str:
     for part in ("settings", "environment", "results"):
         pairs: Pairs = getattr(found, part)
         rows = [
-            [name, *_texts(name, a, b), _ratio(a, b) if part == "results" else ""] for name, (a, b) in pairs.items()
+            [_label(name), *_texts(name, a, b), _ratio(a, b) if part == "results" else ""]
+            for name, (a, b) in pairs.items()
         ]
         header = [part, "A", "B", "B/A" if part == "results" else ""]
         table = tabulate(rows, header, "plain", disable_numparse=True) if rows else f"{part}: the same"
@@ -60,7 +63,7 @@ def _results(found: Record) -> dict[str, Any]:
         out |= {f"failure.{name}": value for name, value in _leaves(dataclasses.asdict(found.failure))}
     out |= {name: value for name, value in measures(found).items() if value is not None}
     for score in found.scores:
-        out |= {score_name(score): score.value, f"{score_name(score)} stderr": score.stderr}
+        out |= {score_name(score): score.value, f"{score_name(score)}{STDERR}": score.stderr}
     return out
 
 
@@ -74,6 +77,12 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _label(name: str) -> str:
+    """Of a score TASK/METRIC/FILTER what people call it; other names stay."""
+    score, stderr, _ = name.partition(STDERR)
+    return score_label(*score.split("/")) + stderr if score.count("/") == 2 else name
 
 
 def _texts(name: str, a: Any, b: Any) -> list[str]:

@@ -25,12 +25,12 @@ from harness.report.headline import BASES, base_of
 from harness.report.items.answered import AnsweredItems, answers
 from harness.report.items.changed import Changed, ChangedItems
 from harness.report.pairwise import score_of
-from harness.report.score_names import score_label
 from harness.report.statistics import ALPHA, Answers, Difference
 from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import group
 from harness.report.tables.table import Table
+from harness.score_names import score_label
 
 BASE = "base"
 SHOWN = 60  # characters of an answer in a table
@@ -137,7 +137,7 @@ def _against_base(of_it: _Group, records: Sequence[Record], folder: Path) -> tup
     for name in names:
         made = _compared(of_it, name, bases, folder)
         if isinstance(made, str):
-            why.append(f"{of_it.label}, {name}: {made}")
+            why.append(f"{of_it.label}, {named(name)}: {made}")
         else:
             found.append(made)
     return found, why if names else [f"{of_it.label} is not compared: it has no score."]
@@ -357,9 +357,11 @@ def _subjects(of_it: list[Comparison], several: bool) -> Table:
 
 def _items(found: Forgetting, study: str, several: bool, examples: int) -> Table:
     rows = []
+    subjects = any(item.subject not in (None, _task(c)) for c in found.comparisons for item in c.changed)
     for c in found.comparisons:
         for item in (*c.changed.first("lost", examples), *c.changed.first("won", examples)):
-            row = {"Method": c.label, "Score": named(c.score), "Subject": _subject(item.subject)}
+            row = {"Method": c.label, "Score": named(c.score)}
+            row |= {"Subject": _subject(item.subject)} if subjects else {}
             row |= {"Item": str(item.item)}
             row |= {"What": item.kind, "Seeds": f"{item.seeds}/{len(c.cells)}"}
             row |= {"Target": _short(item.target), "Base": _short(item.base)}
@@ -388,6 +390,10 @@ def _table(head: str, title: str, rows: list[dict[str, str]], caption: list[str]
 def named(score: str) -> str:
     """A score's name for readers."""
     return score_label(*score.split("/", 2))
+
+
+def _task(comparison: Comparison) -> str:
+    return comparison.score.partition("/")[0]
 
 
 def _subject(name: str | None) -> str:

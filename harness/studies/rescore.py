@@ -18,6 +18,7 @@ from harness import gate
 from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths
 from harness.record import Record, RecordError, awaits_scoring
+from harness.score_names import score_label
 from harness.settings import HELD_OUT, DataSettings, EvalSettings
 from harness.studies import verify
 from harness.studies.find import settled_study
@@ -156,7 +157,7 @@ def lines(study: Study, recorded: Record) -> list[str]:
     """The scores of the last scoring of a record, for a terminal."""
     scores = [s for s in recorded.scores if s.task in recorded.rescored[-1].tasks]
     return [
-        f"{study.name}/{recorded.cell.name}: {s.task} {s.metric} ({s.filter}): {s.value:.4f}"
+        f"{study.name}/{recorded.cell.name}: {score_label(s.task, s.metric, s.filter)}: {s.value:.4f}"
         + ("" if s.stderr is None else f" ± {s.stderr:.4f}")
         + f", n = {s.n}, {s.num_fewshot} shots"
         for s in scores

@@ -19,6 +19,7 @@ from typing import Any
 from harness import record
 from harness.errors import UserError
 from harness.record import Cell, Record, RecordError, StudyPlan
+from harness.score_names import score_label
 from harness.studies import verify
 from harness.sweep.store import Study
 
@@ -234,7 +235,7 @@ def _tell(file: RecordFile) -> str:
     """A line on a record: where it is, and what to choose it by."""
     recorded = file.record
     loss = f", validation loss {recorded.validation[-1].loss:.4g}" if recorded.validation else ""
-    scores = "".join(f", {score.task} {score.metric} {score.value:.4g}" for score in recorded.scores[:1])
+    scores = "".join(f", {score_label(s.task, s.metric, s.filter)} {s.value:.4g}" for s in recorded.scores[:1])
     why = f": {recorded.failure.reason}" if recorded.failure else ""
     return f"{file.path}: {recorded.status}, began {recorded.started}{loss}{scores}{why}"
 

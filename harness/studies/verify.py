@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from harness import gate, record, units
 from harness.errors import UserError
 from harness.record import PlannedStudy, Record, RecordError
+from harness.score_names import score_label
 from harness.settings import cell_id
 from harness.sweep.store import Study
 
@@ -118,7 +119,7 @@ def _items(recorded: Record, path: Path) -> list[str]:
     problems = []
     for score in recorded.scores if own else []:
         count, mean = means.get((score.task, score.metric, score.filter), (0, math.nan))
-        name = f"{score.task} {score.metric} {score.filter}"
+        name = score_label(score.task, score.metric, score.filter)
         if count != score.n:
             problems.append(f"{path} has {units.plural(count, 'item')} of {name}; its record counts {score.n}.")
         elif count and not math.isclose(mean, score.value, rel_tol=1e-9, abs_tol=1e-12):

@@ -45,6 +45,7 @@ from harness.sweep import micro_batch
 from harness.sweep.conversation import Conversation, Overdue, warn
 from harness.sweep.fork_server import Server
 from harness.sweep.lease import Held, Lease
+from harness.sweep.prediction_cache import PredictionCache
 from harness.sweep.store import Study, discard
 
 # What no count of tensors sees: CUDA's context and the libraries' workspaces, or the interpreter and its libraries.
@@ -103,8 +104,17 @@ def plan(
     device and date of the calibration that is used, if one of `calibrations` applies.
     """
     request = PlanCells(cells, _absolute(data_root), budget, BESIDE, TIGHT, kernels, rates, [*calibrations])
-    first, *others = _ask("The job that predicts memory", request)
-    return {"predictions": [answer["prediction"] for answer in others]} | first
+    cache = PredictionCache(request)
+    head, predictions = cache.head, [cache.prediction(planned) for planned in cells]
+    missing = [i for i, prediction in enumerate(predictions) if prediction is None]
+    if missing or head is None:
+        left = [cells[i] for i in missing]
+        head, *others = _ask("The job that predicts memory", replace(request, cells=left))
+        answers = [answer["prediction"] for answer in others]
+        cache.keep(head, list(zip(left, answers, strict=True)))
+        for i, answer in zip(missing, answers, strict=True):
+            predictions[i] = answer
+    return {"predictions": predictions} | head
 
 
 def calibrate(cells: list[PlannedCell], on_event: OnEvent) -> Calibration:

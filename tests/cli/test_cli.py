@@ -223,7 +223,7 @@ def test_a_run_ends_with_what_it_measured_and_where_that_is(inside, tmp_path):
     assert run.returncode == 0, run.stderr
     first, *scores, last = run.stdout.splitlines()
     assert re.fullmatch(r"validation loss \d\S+, \d+ tokens/s, peak train memory \d+ MiB", first)
-    assert [score.partition(":")[0] for score in scores] == ["facts acc (none)", "facts acc_norm (none)"]
+    assert [score.partition(":")[0] for score in scores] == ["facts, accuracy", "facts, accuracy by length"]
     assert (tmp_path / last.removeprefix("record: ")).is_file()
 
 

@@ -114,4 +114,4 @@ def test_a_method_has_an_entry_in_the_published_list(tmp_path):
     add(project, "method", text)
     entry = "import catalogue; (entry,) = catalogue.entries('mine'); print(catalogue.section(entry, {'trainable': 0}))"
     listed = python(project, "-c", entry)
-    assert listed.startswith("## mine\n\nrsLoRA (Kalajdzievski 2023")
+    assert listed.startswith("### mine\n\nrsLoRA (Kalajdzievski 2023")

@@ -53,7 +53,7 @@ def test_it_ends_with_the_answer_the_picture_and_three_commands(compare):
     assert made.returncode == 0
     assert [words[0] for words in called] == ["sweep", "figures", "table"]
     first, *_ = made.stdout.splitlines()
-    assert re.search(r"five methods.*\d+ to \d+ minutes", first)
+    assert re.search(r"five methods.*\d+ minutes", first)
     end = made.stdout.partition(ANSWER)[2]
     assert "Picture: results/quickstart/figures/accuracy_memory.png\n" in end
     after = end.partition("Next:\n")[2].splitlines()

@@ -26,11 +26,11 @@ METHODS = catalogue.TARGET.read_text(encoding="utf-8")
 
 def test_the_page_of_methods_has_every_method_as_its_file_says():
     files = sorted((CONF / "method").glob("*.yaml"))
-    assert re.findall(r"^## (.+)$", METHODS, re.MULTILINE) == ["All methods", *(path.stem for path in files)]
+    assert sorted(re.findall(r"^### (.+)$", METHODS, re.MULTILINE)) == [path.stem for path in files]
     for path in files:
         about = "\n".join(catalogue.about(path.read_text(encoding="utf-8")))
         assert about
-        assert f"## {path.stem}\n\n{about}\n" in METHODS
+        assert f"### {path.stem}\n\n{about}\n" in METHODS
 
 
 def test_the_page_of_methods_has_what_plan_counts():
@@ -43,6 +43,14 @@ def test_the_page_of_methods_has_what_plan_counts():
 
 def test_the_page_of_methods_begins_as_its_script_says():
     assert METHODS.startswith(catalogue.HEAD.format(core=catalogue.core_table()))
+
+
+def test_the_page_of_methods_has_the_five_first_and_then_families():
+    headings = re.findall(r"^##+ .+$", METHODS, re.MULTILINE)
+    families = list(catalogue.by_family(catalogue.entries()))
+    assert headings == [line for name, of in families for line in (f"## {name}", *(f"### {e.name}" for e in of))]
+    assert [entry.name for entry in families[0][1]] == ["full", "lora", "qlora", "dora", "galore"]
+    assert len(families) == len(catalogue.FAMILIES)
 
 
 @needs_all_plugins

@@ -55,6 +55,12 @@ def test_pages_have_all_tables():
     assert published.blocks(OTHERS) == [("published", "beyond_lora")]
 
 
+def test_how_long_the_comparison_takes_is_what_its_records_say():
+    expected = published.duration("reference/quickstart")
+    for path, times in zip(published.TIMED, (1, 2), strict=True):
+        assert published.DURATION.findall(path.read_text(encoding="utf-8")) == [expected] * times
+
+
 def test_the_committed_study_is_whole():
     records, _ = read_study(ROOT / "results" / "reference" / "smollm2")
     assert len(records) == 164

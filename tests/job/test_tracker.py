@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+from accelerate import PartialState
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
 
 from harness import validate
@@ -59,6 +62,19 @@ def test_one_that_breaks_off_is_told_no_more(tmp_path, capsys):
     assert capsys.readouterr().err == "tensorboard failed (the number is gone); the cell continues without it.\n"
     (folder,) = (tmp_path / "tensorboard").iterdir()
     assert events(folder)["loss"] == [(1, 1.0)]
+
+
+def test_trackio_has_a_project_a_study_and_samples_nothing_by_itself(tmp_path, monkeypatch):
+    """Checked with trackio 0.43 itself: a sweep of two methods, offline, is one project with two runs."""
+    started = {}
+    run = SimpleNamespace(config={}, log=lambda values, **more: None, finish=lambda: None)
+    config = SimpleNamespace(update=lambda values, **more: None)
+    stub = SimpleNamespace(init=lambda **arguments: started.update(arguments) or run, config=config)
+    monkeypatch.setitem(sys.modules, "trackio", stub)
+    PartialState(cpu=True)  # which training has made before
+    cell = tiny("method=lora")
+    Tracker("trackio", cell, "papers/mine", tmp_path)
+    assert started == {"project": "papers-mine", "name": cell.name, "auto_log_cpu": False, "auto_log_gpu": False}
 
 
 class Broken(float):

@@ -201,7 +201,7 @@ def no_score(folder):
         (other_items, "has other items, another number of shots"),
         (other_texts, "has other items, another number of shots"),
         (other_shots, "has other items, another number of shots"),
-        (other_score, "lora, mmlu/acc/none: base has no such score"),
+        (other_score, "lora, mmlu, accuracy: base has no such score"),
         (no_shares, "not a score of right and wrong"),
         (losses, "not a score of right and wrong"),
         (no_items, "the items of a cell are missing"),

@@ -700,7 +700,7 @@ def test_tasks_that_were_scored_later_by_other_means():
     later[1].settings = replace(later[1].settings, chat_template=True)
     sentence = told(records, "rescored")
     assert sentence.startswith(
-        "arc_easy was scored in different environments: precision bf16, chat_template not set in base, "
+        "Cells were scored on arc_easy in different environments: precision bf16, chat_template not set in base, "
     )
     assert "; precision fp32, chat_template not set in dora-lr0.0002-s0;" in sentence
     assert sentence.endswith("precision bf16, chat_template true in dora-lr0.0002-s1.")

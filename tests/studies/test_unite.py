@@ -106,7 +106,7 @@ def test_unequal_records_are_shown_and_nothing_is_written(machines, capsys):
     assert run(machines, str(machines / "b")) == 1
     first, mine, theirs, last = capsys.readouterr().out.splitlines()
     assert first == f"conflict: demo/{one(machines / 'a', 'lora').stem}"
-    told = "ok, began 2026-01-02T03:04:05+00:00, validation loss 1.25, gsm8k exact_match 0.5"
+    told = "ok, began 2026-01-02T03:04:05+00:00, validation loss 1.25, gsm8k, exact match, strict format 0.5"
     assert mine == f"  {one(machines / 'all', 'lora')}: {told}"
     assert theirs.startswith(f"  {one(machines / 'b', 'lora')}: ok, began 2026-01-03T00:00:00+00:00")
     assert last == f"Nothing was written to {machines / 'all'}; --newer keeps the one of each that began last."

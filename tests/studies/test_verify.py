@@ -112,8 +112,8 @@ DAMAGES = {  # by name what is done to the record at a path, and what is said of
     "no parquet": (cut_items, "can't be read as items"),
     "columns": (other_columns, "can't be read as items"),
     "texts": (texts_for_values, "can't be read as items"),
-    "n": (fewer_items, "has 3 items of gsm8k exact_match strict-match; its record counts 4"),
-    "mean": (another_mean, "has a mean of 0.5 in gsm8k exact_match strict-match; its record says 0.51"),
+    "n": (fewer_items, "has 3 items of gsm8k, exact match, strict format; its record counts 4"),
+    "mean": (another_mean, "has a mean of 0.5 in gsm8k, exact match, strict format; its record says 0.51"),
 }
 
 

@@ -7,7 +7,6 @@ tokenizer, so that a cell loads it like any local folder.
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from harness import env
 from harness.errors import UserError, one_of
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -49,7 +49,7 @@ def built(name: str, build: Callable[[Path], None]) -> Path:
 
 def cache() -> Path:
     """The folder of built models, which may not exist yet."""
-    return Path(os.environ.get("HARNESS_CACHE", Path.home() / ".cache" / "finetune-harness")).expanduser()
+    return env.cache_folder()
 
 
 def wheel() -> Path:

@@ -9,8 +9,8 @@ from scipy import special
 from harness import units
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
-from harness.report.score_names import score_label, task_label
 from harness.report.select import Choice, Place
+from harness.score_names import score_label, task_label
 
 MOST_NAMED = 6  # methods that a sentence names; the caption has all
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from harness.record import Contamination, Record
+from harness.score_names import task_label
 
 MATTERS = 0.1  # share of a task's items, from which on its scores say little about new ones
 
@@ -22,8 +23,9 @@ def cautions(records: Sequence[Record]) -> Iterator[str]:
     for task, counts in worst.items():
         if _trained_on(counts) >= MATTERS * counts.items:
             yield (
-                f"Caution: {_trained_on(counts):,} of {counts.items:,} items of {task} are {kinds(counts)} of the "
-                "training data, so its scores show memory more than skill; remove them from one side."
+                f"Caution: {_trained_on(counts):,} of {counts.items:,} items of {task_label(task)} are "
+                f"{kinds(counts)} of the training data, so its scores show memory more than skill; "
+                "remove them from one side."
             )
 
 

@@ -16,10 +16,10 @@ from harness.report.costs import SAME, Ratios, memory_ratio, price_ratios, speed
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import FORGOTTEN
 from harness.report.pairwise import Contest
-from harness.report.score_names import task_label
 from harness.report.statistics import ALPHA, Ratio, of_losses
 from harness.report.tables.entries import rate
 from harness.report.tables.rows import Row, Rows
+from harness.score_names import task_label
 
 MEMORY, TIME, PRICE, FORGETTING, LOSS = LIMITS = ("memory", "time", "price", "forgetting", "loss")
 

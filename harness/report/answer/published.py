@@ -16,6 +16,7 @@ from harness.report.select import Choice, experiments
 from harness.report.statistics import MemoryPeak, of_memory
 from harness.report.tables.entries import score_style
 from harness.report.tables.rows import Rows
+from harness.score_names import task_label
 
 
 def experiment_choices(rows: Rows, reruns: Reruns) -> list[Choice]:
@@ -75,7 +76,7 @@ def _sentences(
     """best: the experiments that none is significantly better than, the cheapest first. memory: of all, by label."""
     header, text = accuracy_style(reruns)
     unit = "%" if header.endswith("(%)") else ""
-    task, count = contest.score.split("/")[0], len(reruns.experiments)
+    task, count = task_label(*contest.score.split("/")[:2]), len(reruns.experiments)
     only = best[0]
     if len(best) == 1:
         score, *bounds = (text(value) for value in only.interval or (only.value,))

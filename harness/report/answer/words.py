@@ -9,8 +9,8 @@ from functools import cached_property
 
 from harness import units
 from harness.report.pairwise import MARGIN, Contest, Standing
-from harness.report.score_names import task_label
 from harness.report.statistics import Interval
+from harness.score_names import task_label
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from harness.report.figures.style import (
 )
 from harness.report.forgetting import Comparison, Forgetting, named
 from harness.report.statistics import Interval
+from harness.score_names import task_label
 
 BothChanges = dict[str, tuple[Interval, Interval]]  # by method, on the trained task and on the other one
 
@@ -46,7 +47,9 @@ def forgetting(study: StudyResults) -> Drawn | None:
         return None
     messages = {
         place: lost_elsewhere(
-            {method: change for method, (_, change) in changes.items()}, kept.task, kept.higher_is_better
+            {method: change for method, (_, change) in changes.items()},
+            task_label(kept.task, kept.metric),
+            kept.higher_is_better,
         )
         for place, (_, kept, changes) in found.items()
     }

@@ -26,6 +26,7 @@ from harness.report.lint.differences import (
     setting_text,
 )
 from harness.report.lint.environment import ran_with, same_environment
+from harness.score_names import task_label
 from harness.settings import EvalSettings
 
 eval_of = operator.attrgetter("cell.settings.eval")
@@ -126,7 +127,7 @@ def _scored(members: Sequence[Record], where: str) -> Sentences:
     groups = list(group_by(scored, eval_of).values())
     unequal: list[Sentence] = []
     for task in dict.fromkeys(score.task for record in scored for score in record.scores):
-        subject = f"Cells were scored differently on {task}{where}"
+        subject = f"Cells were scored differently on {task_label(task)}{where}"
         asked = functools.partial(_asked, task=task)
         unequal += first_of(groups, functools.partial(differ, subject, value=asked, tail=DELTA))
     yield from unequal or first_of(
@@ -173,8 +174,8 @@ def contaminated(records: Sequence[Record]) -> Sentences:
                     many = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
                     kind, meaning = text.format(words=overlaps[0].words).split(": ")
                     yield (
-                        f"{many} of {overlaps[0].items:,} items of {task} {kind}{where}, in {named(cells, members)}: "
-                        f"{meaning}.",
+                        f"{many} of {overlaps[0].items:,} items of {task_label(task)} {kind}{where}, in "
+                        f"{named(cells, members)}: {meaning}.",
                         tuple(record.cell.name for record in cells),
                     )
 
@@ -206,12 +207,14 @@ def classes(records: Sequence[Record]) -> Sentences:
                 rows = [table.counts[i] for table in tables if table.labels == tables[0].labels]
                 if not any(map(sum, rows)):
                     yield (
-                        f"{task} has no item of the class {label}{where}: no score says how well it is recognised.",
+                        f"No item of {task_label(task)} is of the class {label}{where}: no score says how well it is "
+                        "recognised.",
                         (),
                     )
                 elif not any(row[i] for row in rows):
                     n = max(map(sum, rows))
-                    yield f"No cell recognises any item of the class {label} of {task}{where} (n = {n}).", ()
+                    where_of = f"{task_label(task)}{where}"
+                    yield f"No cell recognises any item of the class {label} of {where_of} (n = {n}).", ()
 
 
 def inference(records: Sequence[Record]) -> Sentences:
@@ -235,7 +238,7 @@ def rescored(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         for task in dict.fromkeys(task for record in members for later in record.rescored for task in later.tasks):
             scored = [record for record in members if any(score.task == task for score in record.scores)]
-            subject = f"{task} was scored in different environments{where}"
+            subject = f"Cells were scored on {task_label(task)} in different environments{where}"
             yield from same_environment(subject, functools.partial(_means, task=task))(scored)
 
 

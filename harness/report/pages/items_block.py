@@ -19,7 +19,7 @@ from harness.report.items.answered import AnsweredItems, answers
 from harness.report.items.changed import answer
 from harness.report.pages.settings_block import short_id
 from harness.report.pairwise import Contest, score_of
-from harness.report.score_names import score_label
+from harness.score_names import score_label
 
 CELLS = 120_000  # answers on a page: 10,000 items of twelve models
 QUESTION, ANSWER = 600, 200  # characters

@@ -15,11 +15,11 @@ from harness.report.answer.advice import headline
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import TRAIN_MEMORY, score_name
-from harness.report.score_names import task_label
 from harness.report.select import Choice
 from harness.report.statistics import Interval, seeds_interval
 from harness.report.tables.entries import ABSENT, rate, score_style
 from harness.report.tables.rows import Row
+from harness.score_names import task_label
 
 MOST = 12  # methods of one place that are shown; the table of all columns has the others
 MEMORY = {TRAIN_MEMORY: "Memory", "train_reserved_p99": "Memory reserved", "job_reserved_peak": "Memory of the job"}

@@ -16,6 +16,7 @@ from harness.report.memory import instruments
 from harness.report.tables.columns import COLUMNS
 from harness.report.tables.entries import CHOSEN, THROTTLED, share
 from harness.report.tables.rows import Row, Rows, several_seeds
+from harness.score_names import task_label
 
 THROTTLED_MEANING = f"{THROTTLED.strip()} Speed of a GPU that throttled while it was timed."
 BUSY = 0.8  # below this share of a step, what the host does decides the speed
@@ -54,19 +55,27 @@ def _finding_line(finding: Finding) -> str:
 
 def _scores_caption(rows: list[Row]) -> list[str]:
     variants: dict[str, dict[str, None]] = defaultdict(dict)
+    metrics: dict[str, str] = {}
     for record in (record for row in rows for record in row.measured):
         for score in record.scores:
+            metrics.setdefault(score.task, score.metric)
             items = units.plural(score.n, "item")
             variants[score.task][f"{items}, {score.num_fewshot}-shot, task version {score.version}"] = None
     if not variants:
         return ["No cell has a score."]
-    lines = ["Scores: " + "; ".join(f"{task} on {', or on '.join(of)}" for task, of in variants.items()) + "."]
+    scored = [f"{_named(task, metrics[task])} on {', or on '.join(of)}" for task, of in variants.items()]
     return [
-        *lines,
+        f"Scores: {'; '.join(scored)}.",
         "± is one standard error over items"
         + (" and seeds." if several_seeds(rows) else ".")
         + " Brackets: Δ, the change from the base row of the same model (in points for %).",
     ]
+
+
+def _named(task: str, metric: str) -> str:
+    """Its name for people and, if that is another, the one that settings take."""
+    label = task_label(task, metric)
+    return task if label == task else f"{label} ({task})"
 
 
 def _columns_caption(rows: Rows, names: list[str]) -> list[str]:

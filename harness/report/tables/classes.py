@@ -16,6 +16,7 @@ from harness.report.select import Place
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.rows import several_seeds
 from harness.report.tables.table import Table, title
+from harness.score_names import task_label
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _class_table(answer: StudyAnswer, task: str, place: Place, cells: dict[str, 
     rows = [_row(f"always {first.majority_label}", [first.majority]), *(_row(name, own) for name, own in same.items())]
     where = [part for part, column in zip(place, zip(*answer.places, strict=True), strict=True) if len({*column}) > 1]
     return Table(
-        title=f"{title(answer.rows)}: classes of {task}" + (f" ({', '.join(where)})" if where else ""),
+        title=f"{title(answer.rows)}: classes of {task_label(task)}" + (f" ({', '.join(where)})" if where else ""),
         columns=["Method", "Accuracy (%)", "Macro-F1 (%)", *_headers(labels, first.items)],
         rows=rows,
         caption=list(_caption(first, same, several_seeds(row for row in answer.settled if row))),
@@ -152,7 +153,7 @@ def _confusion_table(answer: StudyAnswer, task: str, label: str, records: Sequen
     total = np.sum([record.classes[task].counts for record in records], axis=0)
     columns = [*labels, *(["(no label)"] if total[:, -1].any() else [])]
     return Table(
-        title=f"{title(answer.rows)}: what {label} took the items of {task} for",
+        title=f"{title(answer.rows)}: what {label} took the items of {task_label(task)} for",
         columns=["True label", *columns],
         rows=[[name, *map(str, row[: len(columns)])] for name, row in zip(labels, total.tolist(), strict=True)],
         caption=[f"Rows are true labels, columns answers{' of all seeds' * (len(records) > 1)}."],

@@ -10,9 +10,9 @@ from harness.record import Record, Score
 from harness.report.conditions import started
 from harness.report.frame import FORMS, score_name
 from harness.report.lint.training import attention_text
-from harness.report.score_names import score_label
 from harness.report.statistics import Run, of_times
 from harness.report.tables.rows import Row, Rows
+from harness.score_names import score_label
 
 ABSENT = "–"
 CHOSEN = " *"

@@ -19,6 +19,7 @@ from harness import units
 from harness.errors import UserError, about_file
 from harness.protocol import Rendezvous
 from harness.record import Record, RecordError, train_memory
+from harness.score_names import score_label
 from harness.sweep import machines, runner
 from harness.sweep.app import inputs, messages
 from harness.sweep.app.checking import check
@@ -183,6 +184,6 @@ def _print_summary(record: Record, study: Study) -> None:
         print(", ".join(figures))
     for score in record.scores:
         error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
-        name = f"{score.task} {score.metric} ({score.filter})"
+        name = score_label(score.task, score.metric, score.filter)
         print(f"{name}: {score.value:.4f}{error}, n = {score.n}, {score.num_fewshot} shots")
     print(f"record: {study.path(record.cell)}")

@@ -119,15 +119,15 @@ def test_it_is_told_first_and_by_the_linter_where_it_matters():
     records[0].contamination = {"held_out": Contamination(13, 44, 44, 40, same=40, near=2)}
     caution = answer(records, None).sentences[0]
     assert caution == (
-        "Caution: 42 of 44 items of held_out are questions or near-duplicates of the training data, so its scores show "
-        "memory more than skill; remove them from one side."
+        "Caution: 42 of 44 items of held-out data are questions or near-duplicates of the training data, so its scores "
+        "show memory more than skill; remove them from one side."
     )
     sentences = [finding.sentence for finding in lint.findings(records) if finding.rule == "contamination"]
     assert sentences == [
-        "40 of 44 items of held_out are a training question, but for case, spaces and punctuation, in lora: the model "
-        "may repeat what it was shown.",
-        "2 of 44 items of held_out are near-duplicates of a training question, in lora: possible contamination, or a "
-        "common template.",
+        "40 of 44 items of held-out data are a training question, but for case, spaces and punctuation, in lora: the "
+        "model may repeat what it was shown.",
+        "2 of 44 items of held-out data are near-duplicates of a training question, in lora: possible contamination, "
+        "or a common template.",
     ]
     records[0].contamination = {"held_out": Contamination(13, 44, 44, 44, same=0, near=4)}
     assert not [line for line in answer(records, None).sentences if line.startswith("Caution")]

@@ -268,7 +268,7 @@ def test_the_page_has_a_row_of_the_majority_and_a_confusion_table(recorded):
     html = page.render(records, folder)
     assert 'id="classes"' in html
     assert "always billing" in html
-    assert html.count("took the items of held_out for") == 2
+    assert html.count("took the items of held-out data for") == 2
 
 
 def counted(method: str, counts: list[list[int]], trained: list[int]):
@@ -297,8 +297,8 @@ def test_a_class_that_no_model_gets_right_and_one_without_items_are_told():
     assert of_lora.rows[1] == ["b", "9", "0", "0", "1"]
     sentences = [finding.sentence for finding in lint.findings(records) if finding.rule == "classes"]
     assert sentences == [
-        "No cell recognises any item of the class b of held_out (n = 10).",
-        "held_out has no item of the class c: no score says how well it is recognised.",
+        "No cell recognises any item of the class b of held-out data (n = 10).",
+        "No item of held-out data is of the class c: no score says how well it is recognised.",
     ]
 
 

@@ -286,7 +286,7 @@ def test_the_command_line_shows_the_score_and_scores_again(tmp_path):
         assert done.returncode == 0, done.stderr
     scored = called(tmp_path, "score", "own", "--tasks", "held_out")
     assert scored.returncode == 0, scored.stderr
-    assert sum("held_out acc (none): " in line for line in scored.stdout.splitlines()) == 2
+    assert sum("held-out data, accuracy: " in line for line in scored.stdout.splitlines()) == 2
     table = called(tmp_path, "table", "--study", "own", "--format", "csv")
     assert "held_out" in table.stdout, table.stdout
     assert called(tmp_path, "verify", "--study", "own").returncode == 0

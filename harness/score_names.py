@@ -10,7 +10,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-TASK_FILES = Path(__file__).parents[1] / "job" / "evaluate" / "tasks"
+TASK_FILES = Path(__file__).parent / "job" / "evaluate" / "tasks"
 HELD_OUT_NAMES = {"solved": "skill"}
 """The task `held_out`, which has no file, by its metric: the problems of a skill have a verifier."""
 METRICS = {
@@ -23,6 +23,8 @@ METRICS = {
     "rougeL": "ROUGE-L",
     "bleu": "BLEU",
 }
+CHAT = " (chat)"
+"""What ends the name of a task that a chat endpoint answered."""
 FILTERS = {"none": "", "flexible-extract": "", "strict-match": "strict format"}
 
 
@@ -32,10 +34,12 @@ def score_label(task: str, metric: str, answer_filter: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def task_label(task: str, metric: str) -> str:
-    if task == "held_out":
-        return HELD_OUT_NAMES.get(metric, "held-out data")
-    return _aliases().get(task, task)
+def task_label(task: str, metric: str = "") -> str:
+    """metric: tells what the items of `held_out` are; "" where a sentence is about items alone."""
+    name, chat = (task.removesuffix(CHAT), CHAT) if task.endswith(CHAT) else (task, "")
+    if name == "held_out":
+        return HELD_OUT_NAMES.get(metric, "held-out data") + chat
+    return _aliases().get(name, name) + chat
 
 
 @cache
