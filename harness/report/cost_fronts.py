@@ -86,7 +86,7 @@ class CostFront:
 
     @cached_property
     def sentence(self) -> list[str | float]:
-        """What is worth its cost, in parts that `text_of` joins: texts, and device-hours that are written as an amount."""
+        """What is worth its cost, in parts that `text_of` joins: texts, and device-hours to write as amounts."""
         words, cheapest = ScoreWords(self.contest), self.cheapest
         prefix = " ".join([*place_prefix(self.contest.place, self.places), ""])
         if cheapest is None:

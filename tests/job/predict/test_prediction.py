@@ -256,6 +256,7 @@ def test_a_hub_model_needs_its_dimensions_alone():
         "raw": 0,
         "padded": 0,
         "real": False,
+        "lengths": "assumed",
     }
 
 
