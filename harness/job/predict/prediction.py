@@ -264,15 +264,15 @@ class Predictor:
         key = json.dumps(["characters", *_drawn_by(cell)])
         if key not in self._drawn:
             self._drawn[key] = examples.draw_by_characters(cell, self._data_root)
-        if (drawn := self._drawn[key]) is None:
+        if (schedule := self._drawn[key]) is None:
             return assumed
-        counted = self._shape_of(drawn, cell, layout, size)
+        counted = self._shape_of(schedule, cell, layout, size)
         totals = {name: getattr(counted, name) for name in ("steps", "raw", "padded", "reference")}
         return replace(assumed, lengths="characters", **totals)
 
-    def _shape_of(self, drawn: examples.DrawnExamples, cell: Cell, layout: batching.Layout, size: int) -> Shape:
+    def _shape_of(self, schedule: examples.DrawnExamples, cell: Cell, layout: batching.Layout, size: int) -> Shape:
         settings, train = cell.settings, cell.settings.train
-        steps = batching.pieces(drawn.steps, size, train)
+        steps = batching.pieces(schedule.steps, size, train)
         batches = [batch for step in steps for batch in step]
         largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
         shares = [largest[rank :: settings.train.total_devices] for rank in range(settings.train.total_devices)]
@@ -284,7 +284,7 @@ class Predictor:
             padded=sum(layout.tokens(batch) for batch in batches),
             real=True,
             paired=train.paired,
-            reference=sum(map(layout.tokens, objectives.by_length(drawn.referred, size))),
+            reference=sum(map(layout.tokens, objectives.by_length(schedule.referred, size))),
         )
 
     def _examples(self, cell: Cell) -> examples.DrawnExamples | None:
