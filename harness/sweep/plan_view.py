@@ -376,7 +376,7 @@ def _span(points: Sequence[Planned], times: Times, factors: tuple[float, float])
 
 def _max_length(points: Sequence[Planned]) -> str:
     """The setting, or its values over `points`."""
-    lengths = sorted({point.cell.settings.train.max_length for point in points})
+    lengths = sorted({point.cell.settings.train.validated().max_length for point in points})
     return f"train.max_length={','.join(map(str, lengths))}"
 
 
