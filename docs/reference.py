@@ -20,12 +20,13 @@ from harness.python import planned, plots
 from harness.python.study import RecordedStudy
 from harness.record import failures, measurements, schema, scores, study_plan
 from harness.report.frame import frame
-from harness.report.tables.frames import chosen_of, pairs_of
+from harness.report.tables.frames import chosen_of, costs_of, pairs_of
 
 SETTINGS, RECORD, PYTHON = (Path(__file__).with_name(name) for name in ("settings.md", "record.md", "python.md"))
 COLUMNS: dict[str, Callable[..., pd.DataFrame]] = {  # the functions whose docstrings have the columns
     "frame": frame,
     "best": chosen_of,
+    "costs": costs_of,
     "pairs": pairs_of,
     "items": RecordedStudy.items,
     "claims": RecordedStudy.claims,

@@ -59,13 +59,15 @@ def plan(
     """What the cells of a grid would take, as `harness plan` computes it: a row a cell. Nothing is downloaded or run.
 
     model: a name in conf/model/; several are an axis. methods: the same as ``method=``. sweep: the name of a sweep
-    whose grid is planned. budget: memory in bytes, or as ``"24GiB"`` (null: this machine's). device: a card, such as
+    whose grid is planned. budget: memory in bytes, or as ``"24GiB"`` (null: this machine's), or money that the training
+    may cost, such as ``"5USD"``. device: a card, such as
     ``"rtx_4090"``, or ``"cpu"`` or ``"cuda"``: whose kernels are predicted. throughput: raw tokens/s of every cell
     (null: taken from records). price: dollars for an hour of one device (null: the card's). config_dir: a further
     folder of configs. settings: settings by dotted name, such as ``{"train.max_length": 256}``. quiet: say nothing on
     standard error. axes: settings by name, such as ``batch_size=8``; a list is an axis.
 
-    The columns are those of `harness.python.planned`. Raises UserError for input that can't work.
+    The columns are those of `harness.python.planned`. Raises UserError for input that can't work, and if training all
+    cells costs more than a budget in money or its cost is not known.
     """
     from harness.python import planned
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 from collections.abc import Iterable
 
 TO_DO = {
@@ -29,9 +30,13 @@ def one_of(key: str, value: str, options: Iterable[str], listed: str | None = No
 
 
 def require_positive(option: str, value: float | None) -> None:
-    """Raise UserError for a value of `option` that is not above 0; null is one that was not given."""
+    """Raise UserError for a value of `option` that is no finite number above 0; null is one that was not given."""
+    if value is not None and not isinstance(value, int | float):
+        raise UserError(f"{option} must be a number, got {value!r}.")  # a program may give anything
     if value is not None and not value > 0:
         raise UserError(f"{option} must be positive, got {value:g}.")
+    if value == math.inf:
+        raise UserError(f"{option} must be finite, got {value:g}.")
 
 
 def nearest(value: str, options: Iterable[str]) -> str | None:

@@ -44,15 +44,23 @@ def dollars(value: float) -> str:
     return f"${value:,.{2 if value >= 0.1 or not value else 1 - math.floor(math.log10(value))}f}"
 
 
+OTHER_MONEY = re.compile(r"\s*([€£¥]\s*-?[\d.]+|-?[\d.]+\s*([€£¥]|eur|gbp|chf|jpy|cny|inr|cad|aud))\s*", re.IGNORECASE)
+
+
 def parse_budget(text: str) -> int | Dollars:
-    """Bytes, as of `parse_size`, or money: ``5USD``, ``$0.50``; UserError if it is neither."""
-    money = re.fullmatch(r"\s*(?:\$\s*([\d.]+)|([\d.]+)\s*usd)\s*", text, re.IGNORECASE)
+    """Bytes, as of `parse_size`, or money: ``5USD``, ``$0.50``; UserError if it is neither, or money of no value."""
+    if OTHER_MONEY.fullmatch(text):
+        raise UserError(f"A budget in money must be in dollars, such as 5USD, got {text}.")
+    money = re.fullmatch(r"\s*(?:(-?)\$\s*([\d.]+)|(-?)([\d.]+)\s*usd)\s*", text, re.IGNORECASE)
     if not money:
         return parse_size(text)
     try:
-        return Dollars(money[1] or money[2])
+        amount = Dollars(money[2] or money[4])
     except ValueError:
         raise UserError(f"{text!r} is no sum of money; write it as 5USD.") from None
+    if money[1] or money[3] or not amount:
+        raise UserError(f"A budget must be positive, got {text}.")
+    return amount
 
 
 class Dollars(float):

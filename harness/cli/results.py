@@ -141,7 +141,9 @@ def report(options: argparse.Namespace) -> int:
         print_errors(problems)
         if not records:
             raise UserError(f"There are no records to report on in {folder}; run a sweep first.")
-        write(page.render(records, folder, problems, shlex.join(where), typed, env.made_with()), options.out)
+        price = view.card_price(records)
+        text = page.render(records, folder, problems, shlex.join(where), typed, env.made_with(), price=price)
+        write(text, options.out)
     return int(bool(problems))
 
 

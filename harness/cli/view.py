@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import shlex
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness.cli.output import begun_study_names, require_study_name
 from harness.cli.parser import Group, add_study_name
 from harness.errors import UserError, nearest
+from harness.record import Record
 
 if TYPE_CHECKING:
     from harness.report.pages.server import Viewer
@@ -60,6 +62,14 @@ def _names(options: argparse.Namespace) -> list[str]:
         return [options.study]
 
 
+def card_price(records: Sequence[Record]) -> float | None:
+    """Dollars for an hour of the card on which `records` ran, of the files in conf/device; None if none has it."""
+    from harness.report.lint.environment import ran_with
+    from harness.sweep.estimates import card
+
+    return card.price_of({ran_with(record).get("device", "") for record in records})
+
+
 def viewer(options: argparse.Namespace) -> Viewer:
     """A server of the studies that the options name; UserError if the port is taken."""
     from harness import env
@@ -80,7 +90,8 @@ def viewer(options: argparse.Namespace) -> Viewer:
             return page.waiting(name, live)
         where = ["--study", name, *(["--results-dir", str(results)] if results != Path("results") else [])]
         typed = shlex.join(["python", "-m", "harness", "report", *where, "--out", "report.html"])
-        return page.render(records, results / name, problems, shlex.join(where), typed, env.made_with(), live)
+        versions, price = env.made_with(), card_price(records)
+        return page.render(records, results / name, problems, shlex.join(where), typed, versions, live, price)
 
     def news(name: str) -> StudyNews:
         status = study_status(results, name, cache)

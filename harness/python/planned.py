@@ -55,14 +55,15 @@ def plan(
     for name in ("throughput", "price"):
         require_positive(name, options[name])
     from harness.sweep import app
+    from harness.sweep.plan_view import unknown_lengths
 
     overrides = overrides_of(axes, settings, OPTIONS, grid=True)
     frames: list[pd.DataFrame] = []
 
     def keep(plan: Plan, times: Times) -> None:
         frames.append(frame(plan, times))
-        for remedy in plan.remedies:
-            print(remedy, file=sys.stderr)
+        for sentence in (*unknown_lengths(plan, times), *plan.remedies):
+            print(sentence, file=sys.stderr)
 
     with undisturbed(quiet):
         named = [] if sweep is None else [sweep]

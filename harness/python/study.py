@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import plugin, units
-from harness.errors import UserError, nearest
+from harness.errors import UserError, nearest, require_positive
 from harness.record import Record, read_study, studies
 
 if TYPE_CHECKING:
@@ -138,6 +138,18 @@ class RecordedStudy:
         from harness.report.tables.frames import pairs_of
 
         return self._joined(lambda part: pairs_of(part.contests))
+
+    def costs(self, price: float | None = None) -> pd.DataFrame:
+        """A row for each chosen setting and task: what it costs beside its score, as `harness table --cost` shows it.
+
+        price: dollars for an hour of one device (null: costs are device-hours alone). The numbers are unrounded;
+        `harness.report.tables.frames` has the columns and their units. Raises UserError for a price that is not
+        positive, and for a study on several kinds of devices, whose hours don't compare.
+        """
+        from harness.report.tables.frames import costs_of
+
+        require_positive("price", price)
+        return self._joined(lambda part: costs_of(part.results.answer, price))
 
     def items(self) -> pd.DataFrame:
         """A row for each item that a method's chosen setting answered, with each seed.

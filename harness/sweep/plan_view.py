@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -86,7 +87,8 @@ def answer(plan: Plan, times: Times) -> list[str]:
         return []
     if not lacking:
         most = units.size(max(point.peak for point in points) + BESIDE)
-        return [f"{_who_fits(plan)} into {room}; the most is {most}.", *_time(plan, times)]
+        first = f"{_who_fits(plan)} into {room}; the most is {most}."
+        return [first, *_time(plan, times), *unknown_lengths(plan, times)]
     methods = dict.fromkeys(point.cell.method for point in points)
     short_of_memory = [method for method in methods if any(point.cell.method == method for point in lacking)]
     fitting = [method for method in methods if method not in short_of_memory]
@@ -101,7 +103,8 @@ def answer(plan: Plan, times: Times) -> list[str]:
     if beyond:
         clauses.append(f"{units.listed(beyond)} {'does' if len(beyond) == 1 else 'do'} not fit")
     time = _time(plan, times)
-    return [f"On {room}: {'; '.join(clauses)}.", *([f"{_who_fits(plan)}. {time[0]}"] if time else [])]
+    fitting_time = [f"{_who_fits(plan)}. {time[0]}"] if time else []
+    return [f"On {room}: {'; '.join(clauses)}.", *fitting_time, *unknown_lengths(plan, times)]
 
 
 def _who_fits(plan: Plan) -> str:
@@ -278,7 +281,8 @@ def time_notes(plan: Plan, times: Times) -> list[str]:
             f"the range in which {_published(plan.card)} lie around such estimates; `harness calibrate` on the card "
             f"gives one time. {LEFT_OUT}"
         )
-    if times.throughput is None and not (times.used or times.by_rates or times.calibrated):
+    unlimited = any(point.prediction["shape"]["steps"] is None for point in plan.predicted)
+    if times.throughput is None and not (times.used or times.by_rates or times.calibrated or unlimited):
         notes.append(
             "Time: unknown without records of this device that ran alone and are of a like size; `harness calibrate` "
             "times its kernels, --throughput sets a rate, --device a card with published rates."
@@ -316,6 +320,68 @@ def _time(plan: Plan, times: Times) -> list[str]:
     in_all = told_time(sum(durations), (least, most) if least < most else None)
     train = f"They train {in_all} in all" if len(fitting) > 1 else f"It trains {in_all}"
     return [f"{train}{price}{unknown}."]
+
+
+def unknown_lengths(plan: Plan, times: Times) -> list[str]:
+    """What is assumed of sequences whose lengths are not known here, and what hangs on it."""
+    points: dict[tuple[str, bool], list[Planned]] = {}
+    for point in plan.predicted:
+        shape = point.prediction["shape"]
+        if point.prediction["trainable"] and (lengths := shape.get("lengths", "data")) != "data":
+            points.setdefault((lengths, shape["steps"] is None), []).append(point)
+    return [
+        (_without_rows if unlimited else ASSUMED_LENGTHS[lengths])(alike, times)
+        for (lengths, unlimited), alike in points.items()
+    ]
+
+
+def _by_characters(points: Sequence[Planned], times: Times) -> str:
+    tokenizers = units.listed(list(dict.fromkeys(point.cell.model for point in points)))
+    sentence = (
+        f"The tokenizer of {tokenizers} is not on this machine, so times count 4 characters of {_data(points)} as a "
+        f"token, and memory counts {_max_length(points)} tokens a sequence, the most."
+    )
+    span = _span(points, times, (4 / 5, 4 / 3))
+    return f"{sentence} At 3 to 5 characters a token, training takes {span}." if span else sentence
+
+
+def _by_the_most(points: Sequence[Planned], times: Times) -> str:
+    sentence = (
+        f"The lengths of {_data(points)} are not known here, so each sequence counts {_max_length(points)} tokens, "
+        "the most."
+    )
+    span = _span(points, times, (1 / 4, 1))
+    return f"{sentence} If the mean is a quarter of that to all of it, training takes {span}." if span else sentence
+
+
+def _without_rows(points: Sequence[Planned], times: Times) -> str:
+    return (
+        f"How long training takes is unknown: train.epochs counts the rows of {_data(points)}, which are not on this "
+        "machine; train.max_steps sets the steps."
+    )
+
+
+ASSUMED_LENGTHS = {"characters": _by_characters, "assumed": _by_the_most}
+
+
+def _data(points: Sequence[Planned]) -> str:
+    return units.listed(list(dict.fromkeys(point.cell.data for point in points)))
+
+
+def _span(points: Sequence[Planned], times: Times, factors: tuple[float, float]) -> str:
+    """The time of all `points`, at least and at most, where tokens are `factors` of what was counted; empty if it is
+    unknown."""
+    ranges = [times.range(point) or (seconds, seconds) for point in points if (seconds := times.seconds(point))]
+    if not ranges:
+        return ""
+    least, most = (factor * sum(ends) for factor, ends in zip(factors, zip(*ranges, strict=True), strict=True))
+    return told_time((least + most) / 2, (least, most)) + " in all" * (len(ranges) > 1)
+
+
+def _max_length(points: Sequence[Planned]) -> str:
+    """The setting, or its values over `points`."""
+    lengths = sorted({point.cell.settings.train.validated().max_length for point in points})
+    return f"train.max_length={','.join(map(str, lengths))}"
 
 
 def _short(n: float) -> str:

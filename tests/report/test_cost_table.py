@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
 import pytest
-from records import make_record, make_score
+from costed import costed_study
 
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.record import ValidationPoint, write
 from harness.report.tables.best import costs
-
-HOURS = {"lora": 1.0, "full": 3.0, "dora": 2.0, "galore": 4.0}
-SHARES = {"lora": 0.60, "full": 0.61, "dora": 0.45, "galore": 0.30}
 
 
 @pytest.fixture
 def study(tmp_path):
-    """LoRA and full can't be told apart, full costs three times as much; DoRA and GaLore are worse and cost more."""
-    difficulty, records = np.random.default_rng(0).random(400), []
-    for method, share in SHARES.items():
-        record = make_record(method, seed=0)
-        record.validation, record.seconds = [ValidationPoint(50, 20_000, 1.0)], 3600 * HOURS[method]
-        noise = np.random.default_rng([7, int(100 * share)]).normal(0, 0.05, 400)
-        values = (difficulty + noise < share).astype(float)
-        score = make_score(n=400, value=float(values.mean()), stderr=float(values.std(ddof=1) / 20))
-        record.scores = [score]
-        fixed = {"task": score.task, "subject": score.task, "hash": "0", "filter": score.filter, "metric": score.metric}
-        items = pd.DataFrame({"item": range(400), "value": values, "prediction": "1", "target": "1"} | fixed)
-        write(record, tmp_path / f"{record.cell.name}.json")
-        items.to_parquet(tmp_path / f"{record.cell.name}.items.parquet", index=False)
-        records.append(record)
-    return records, tmp_path
+    return costed_study(tmp_path), tmp_path
 
 
 def test_the_cheapest_setting_that_none_beats_is_named(study):

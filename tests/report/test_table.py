@@ -16,7 +16,7 @@ from rendered import HOSTILE, Tags, caption, row, rows
 
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.record import HeldOut, Inference, ValidationPoint, read_study, write
+from harness.record import Failure, HeldOut, Inference, ValidationPoint, read_study, write
 from harness.report.frame import setting_texts
 from harness.report.tables.best import tables
 from harness.report.tables.columns import COLUMNS
@@ -433,8 +433,19 @@ def test_a_cell_that_was_not_run_is_a_row_with_the_reason():
     table = comparison([make_record("full", status="unfit"), make_record("lora")])
     assert row(table, "full")["Status"] == "unfit"
     assert set(row(table, "full").values()) == {"full", "unfit", "–"}
-    assert re.fullmatch(r"Cells not run: full-\S+: It needs 96\.0 GiB of 80\.0 GiB \(plan\)\.", table.caption[-1])
+    reason = r"It needs 96\.0 GiB of 80\.0 GiB\. Lower the batch size\."
+    assert re.fullmatch(rf"Cells not run: full-\S+: {reason}", table.caption[-1])
     assert "Failed cells" not in caption(table)
+
+
+def test_cells_that_were_not_run_for_one_reason_share_a_line():
+    records = [make_record("full", lr=lr, status="unfit") for lr in (1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 6e-5)]
+    refused = make_record("muon", status="unfit")
+    refused.failure = Failure("check", None, "It does not take experts in stacks; use method=galore.")
+    lines = [line for line in comparison([*records, refused, make_record("lora")]).caption if "not run" in line]
+    assert len(lines) == 2
+    assert re.fullmatch(r"Cells not run: (full-\S+, ){3}full-\S+ and 2 more: It needs 96\.0 .* size\.", lines[0])
+    assert re.fullmatch(r"Cells not run: muon-\S+: It does not take experts in stacks; use method=galore\.", lines[1])
 
 
 def test_missing_references_are_named():

@@ -25,6 +25,13 @@ def test_a_method_that_a_model_refuses_does_not_refuse_the_grid(tmp_path):
     assert refused.returncode != 0  # as nothing can run
     assert refused.stderr.splitlines()[-1].startswith(f"error: {REFUSED['muon']}")
 
+    hinted = called(tmp_path, "sweep", "method=lora,muon", *CELL)
+    assert hinted.returncode == 2
+    assert hinted.stderr.splitlines()[-1].startswith(f"error: {REFUSED['muon']}")
+    assert hinted.stderr.endswith(" `sweep --skip-impossible` leaves such cells out.\n")
+    alone = called(tmp_path, "sweep", "method=muon", *CELL)
+    assert "--skip-impossible" not in alone.stderr, "it would leave nothing"
+
     done = called(tmp_path, "sweep", "method=lora,muon,lora_8bit", "--skip-impossible", *CELL)
     assert done.returncode == 0, done.stderr
     assert "Done: 1 ok, 2 unfit." in done.stderr

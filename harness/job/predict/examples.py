@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from harness import data_files
 from harness.job.data import batching, encoding, lengths, sources
 from harness.job.models import loading
 from harness.job.training import loop, objectives
 from harness.record import Cell
-from harness.settings import HELD_OUT, ModelSettings
+from harness.settings import HELD_OUT, DataSettings, ModelSettings
+
+CHARACTERS = 4  # of a token: a rule of thumb for English in vocabularies of 32,000 tokens and more
+UNKNOWN = "<unknown>"
+CHATML = (  # in place of a model's own template
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -28,15 +38,33 @@ class DrawnExamples:
 
 def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
     """The examples of `cell`; None if its data or tokenizer is not on this machine."""
-    settings, train, tuned = cell.settings, cell.settings.train.validated(), cell.settings.method.tuned
-    path = settings.data.load.get("path")
-    if path is not None and data_root is None and not data_files.behind(Path(path)):
-        return None  # a hub data set
-    if (tokenizer := _tokenizer(settings.model)) is None:
+    if not _is_here(cell, data_root) or (tokenizer := _tokenizer(cell.settings.model)) is None:
         return None
-    splits = sources.splits(settings.data, data_root)
-    encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
-    fitted = lengths.fitted(splits, settings.data, tokenizer, train.max_length, train.paired, train.validation_items)
+    return _drawn(cell, cell.settings.data, data_root, tokenizer)
+
+
+def draw_by_characters(cell: Cell, data_root: str | None) -> DrawnExamples | None:
+    """As `draw`, with CHARACTERS of a text for a token; None if the data are not here, or can't be read so."""
+    if not _is_here(cell, data_root):
+        return None
+    data = replace(cell.settings.data, too_long="cut")  # nothing is refused by a length that is estimated
+    try:
+        return _drawn(cell, data, data_root, _by_characters())
+    except Exception:  # what is wrong with the data is said where a tokenizer reads them; templates fail in many ways
+        return None
+
+
+def _is_here(cell: Cell, data_root: str | None) -> bool:
+    """Whether the data are no data set of the hub, or below `data_root`."""
+    path = cell.settings.data.load.get("path")
+    return path is None or data_root is not None or bool(data_files.behind(Path(path)))
+
+
+def _drawn(cell: Cell, data: DataSettings, data_root: str | None, tokenizer: PreTrainedTokenizerBase) -> DrawnExamples:
+    settings, train, tuned = cell.settings, cell.settings.train.validated(), cell.settings.method.tuned
+    splits = sources.splits(data, data_root)
+    encode = encoding.encoder(tokenizer, data, train.max_length, train.paired)
+    fitted = lengths.fitted(splits, data, tokenizer, train.max_length, train.paired, train.validation_items)
     steps = batching.scheduled(fitted.train, train.tuned(), cell.seed, encode) if tuned else []
     held_out = encode(fitted.validation) if train.refers or not tuned else []
     if not tuned:
@@ -50,6 +78,15 @@ def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
     together = [*trained, *(part for pairs in scored for part in loop.parts(pairs, train.micro_batch))]
     batches = [[pair for pair in batch if isinstance(pair, encoding.Pair)] for batch in together]
     return DrawnExamples(steps, objectives.pairwise(train, valued=False).referred(batches))
+
+
+def _by_characters() -> PreTrainedTokenizerBase:
+    """A tokenizer of which each token is CHARACTERS long, for lengths alone."""
+    splitter = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
+    splitter.pre_tokenizer = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{CHARACTERS}}}"), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=splitter, unk_token=UNKNOWN, eos_token=UNKNOWN, chat_template=CHATML
+    )
 
 
 def _tokenizer(model: ModelSettings) -> PreTrainedTokenizerBase | None:

@@ -109,6 +109,7 @@ class Predictor:
                 "raw": shape.raw,
                 "padded": shape.padded,
                 "real": shape.real,
+                "lengths": shape.lengths,
             },
             "precision": cell.settings.train.precision,
             "micro_batch": size * devices if chosen else None,
@@ -247,20 +248,31 @@ class Predictor:
         """The largest batch that the cell trains on (an untuned cell: validates on), `size` sequences a device.
 
         It is taken from the data if tokenizer and data are on this machine. Otherwise every sequence is assumed to have
-        max_length tokens, all with loss.
+        max_length tokens, all with loss; where the data are here, the tokens of all steps are estimated by characters.
         """
         key = json.dumps([_drawn_by(cell), dataclasses.asdict(layout), size], sort_keys=True)
         if key not in self._shapes:
-            self._shapes[key] = self._real_shape(cell, layout, size) or assumed_shape(
-                cell.settings.train.validated(), size
-            )
+            self._shapes[key] = self._real_shape(cell, layout, size) or self._assumed_shape(cell, layout, size)
         return self._shapes[key]
 
     def _real_shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape | None:
+        drawn = self._examples(cell)
+        return None if drawn is None else self._shape_of(drawn, cell, layout, size)
+
+    def _assumed_shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape:
+        assumed = assumed_shape(cell.settings.train.validated(), size)
+        key = json.dumps(["characters", *_drawn_by(cell)])
+        if key not in self._drawn:
+            self._drawn[key] = examples.draw_by_characters(cell, self._data_root)
+        if (schedule := self._drawn[key]) is None:
+            return assumed
+        counted = self._shape_of(schedule, cell, layout, size)
+        totals = {name: getattr(counted, name) for name in ("steps", "raw", "padded", "reference")}
+        return replace(assumed, lengths="characters", **totals)
+
+    def _shape_of(self, schedule: examples.DrawnExamples, cell: Cell, layout: batching.Layout, size: int) -> Shape:
         settings, train = cell.settings, cell.settings.train
-        if (drawn := self._examples(cell)) is None:
-            return None
-        steps = batching.pieces(drawn.steps, size, train)
+        steps = batching.pieces(schedule.steps, size, train)
         batches = [batch for step in steps for batch in step]
         largest = max(steps, key=lambda step: max(map(layout.tokens, step)))
         shares = [largest[rank :: settings.train.total_devices] for rank in range(settings.train.total_devices)]
@@ -272,7 +284,7 @@ class Predictor:
             padded=sum(layout.tokens(batch) for batch in batches),
             real=True,
             paired=train.paired,
-            reference=sum(map(layout.tokens, objectives.by_length(drawn.referred, size))),
+            reference=sum(map(layout.tokens, objectives.by_length(schedule.referred, size))),
         )
 
     def _examples(self, cell: Cell) -> examples.DrawnExamples | None:

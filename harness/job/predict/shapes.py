@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from harness.job.data import batching, encoding
 from harness.settings import ValidatedTrain
@@ -16,7 +17,8 @@ class Shape:
 
     steps: of the training; None if they depend on data that is not here. raw: tokens of the whole training without
     padding, for its time. real: from the data, not assumed. reference: tokens of the base's pass over all pairs, with
-    padding; 0 if the objective refers to no base.
+    padding; 0 if the objective refers to no base. lengths: what these tokens rest on: the `data`, `characters` of the
+    data where the tokenizer is not here, or `assumed`: each sequence has max_length.
     """
 
     micro: list[list[tuple[int, int]]]
@@ -26,6 +28,7 @@ class Shape:
     real: bool
     paired: bool = False
     reference: int = 0
+    lengths: Literal["data", "characters", "assumed"] = "data"
 
     @property
     def sequences(self) -> int:
@@ -50,7 +53,7 @@ def assumed_shape(train: ValidatedTrain, size: int) -> Shape:
     each = 2 if train.paired else 1
     micro = [[(length, 0)] * size * each] * share
     reference = (tokens + train.validation_items * length) * each if train.refers else 0
-    return Shape(micro, train.max_steps, tokens * each, tokens * each, False, train.paired, reference)
+    return Shape(micro, train.max_steps, tokens * each, tokens * each, False, train.paired, reference, "assumed")
 
 
 def even_parts(step: int, devices: int) -> list[int]:

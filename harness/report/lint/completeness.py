@@ -23,6 +23,8 @@ from harness.report.lint.differences import (
 )
 from harness.settings import MethodSettings, plain
 
+NAMED = 4  # cells of one reason that are named
+
 
 def missing_base(records: Sequence[Record]) -> Sentences:
     """A base row serves all data sets of its model, since the weights are the same."""
@@ -69,12 +71,18 @@ def _unseeded(record: Record) -> Hashable:
 
 
 def failed_cells(records: Sequence[Record]) -> Sentences:
-    refused = [record for record in records if record.status == "unfit"]
-    failed = [record for record in records if record.status not in ("ok", "unfit", "pruned")]
-    for subject, cells in (("Cells not run", refused), ("Failed cells", failed)):
-        if cells:
-            reasons = "; ".join(f"{record.cell.name}: {_reason(record)}" for record in cells)
-            yield f"{subject}: {reasons}.", tuple(record.cell.name for record in cells)
+    """Cells that were not run, a sentence a reason, which says what to do; then those that failed."""
+    refused: dict[str, list[str]] = {}
+    for record in records:
+        if record.status == "unfit":
+            reason = record.failure.reason.strip() if record.failure else ""
+            refused.setdefault(reason or "unfit", []).append(record.cell.name)
+    for reason, names in refused.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        yield f"Cells not run: {', '.join(names[:NAMED])}{more}: {reason.removesuffix('.')}.", tuple(names)
+    if failed := [record for record in records if record.status not in ("ok", "unfit", "pruned")]:
+        reasons = "; ".join(f"{record.cell.name}: {_reason(record)}" for record in failed)
+        yield f"Failed cells: {reasons}.", tuple(record.cell.name for record in failed)
 
 
 def pruned_cells(records: Sequence[Record]) -> Sentences:

@@ -33,6 +33,7 @@ from harness.report.lint import Finding
 from harness.report.lint.environment import ran_with
 from harness.report.memory import comparable
 from harness.report.pages.commands import run_command
+from harness.report.pages.costs_block import costs_block
 from harness.report.pages.curves_block import curves_block
 from harness.report.pages.items_block import items_block
 from harness.report.pages.overview import overviews
@@ -52,7 +53,7 @@ STYLES = ("page.css", "explore.css", "items.css")
 SCRIPTS = (  # in the order of their needs; they share their names, so a script of one section is wrapped in a function
     *("vendor/d3.min.js", "vendor/plot.umd.min.js"),
     *(f"scripts/{name}.js" for name in ("state", "study", "card", "filters", "table", "export", "chart", "compare")),
-    *(f"scripts/{name}.js" for name in ("explorer", "curves", "memory", "axes", "overview")),
+    *(f"scripts/{name}.js" for name in ("explorer", "costs", "curves", "memory", "axes", "overview")),
 )
 WAITING_SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "scripts/state.js", "scripts/live.js")
 SCRIPTS_AFTER_PLUGINS = ("scripts/items.js", "scripts/start.js", "scripts/live.js")
@@ -71,13 +72,15 @@ def render(
     command: str | None = None,
     made_with: Mapping[str, str] | None = None,
     live: Mapping[str, str] | None = None,
+    price: float | None = None,
 ) -> str:
     """The page as text; the same arguments and files give the same text.
 
     records: of one study. folder: where the records and their items are. problems: a sentence for each bad record.
     where: options that select the study in other commands. command: the command that made the page. made_with: versions
     of libraries by name. live: of a page that is served, the address of `news` and this page's `version`; it then asks
-    there for new results, and its policy lets it.
+    there for new results, and its policy lets it. price: of the card, dollars for an hour of one device, which the
+    reader may change.
     """
     results = StudyResults(records, folder)
     rows = results.rows
@@ -90,7 +93,7 @@ def render(
     best, settings = (_scores_first(table, rows) for table in tables_of(results.answer))
     files = _files(folder)
     long = {"best-table": best, "settings-table": settings, "files-table": files}
-    blocks = {name: make(results) for name, make in BLOCKS.items()}
+    blocks = {name: make(results) for name, make in BLOCKS.items()} | {"costs": costs_block(results, price)}
     for block in added:
         blocks |= block.data
     blocks |= {name: make(results) for name, make in BLOCKS_AFTER_PLUGINS.items()}

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import units
-from harness.errors import UserError
 from harness.record import Record
 from harness.report.answer import StudyAnswer, answer
 from harness.report.answer.advice import headline, optimism
 from harness.report.answer.place import place_prefix
+from harness.report.cost_fronts import require_one_device
 from harness.report.costs import Ratios, memory_ratio, speed_ratios
 from harness.report.frame import TRAIN_MEMORY, score_name
-from harness.report.lint.environment import ran_with
 from harness.report.memory import meaning
 from harness.report.pairwise import MANY, Contest
 from harness.report.planned import study_plan
@@ -49,7 +48,7 @@ def tables(
     an hour of one device. UserError for a price of records of several kinds of devices.
     """
     if price is not None:
-        _require_one_device(records)
+        require_one_device(records, "--price")
     rows = group(records, price)
     if columns is not None:
         return [comparison_of(rows, columns)]
@@ -59,8 +58,8 @@ def tables(
 
 def costs(records: Sequence[Record], folder: Path | None, price: float) -> list[Table]:
     """What `harness table --cost` shows of a study. folder, price: as of `tables`, which raises for the same."""
-    _require_one_device(records)
-    return [cost_of(StudyAnswer(group(records, price), folder))]
+    require_one_device(records, "--price")
+    return [cost_of(StudyAnswer(group(records), folder), price)]
 
 
 def tables_of(answer: StudyAnswer) -> list[Table]:
@@ -76,14 +75,6 @@ def first_table(answer: StudyAnswer) -> Table:
     if answer.untuned:
         return survey_of(answer.rows)
     return published_of(answer, answer.reruns) if answer.reruns else best_of(answer)
-
-
-def _require_one_device(records: Sequence[Record]) -> None:
-    """Raise UserError if an hour of the records' devices has no single price."""
-    local = [ran_with(record) for record in records if not record.cell.settings.behind_api]
-    names = sorted({facts["device"] for facts in local if "device" in facts})
-    if len(names) > 1:
-        raise UserError(f"--price requires records of one kind of device, got {', '.join(names)}.")
 
 
 def survey_of(rows: Rows) -> Table:

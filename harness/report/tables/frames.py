@@ -9,8 +9,10 @@ import pandas as pd
 
 from harness.report.answer import StudyAnswer
 from harness.report.answer.advice import headline
+from harness.report.cost_fronts import CostedSetting, CostFront, cost_fronts, require_one_device
 from harness.report.pairwise import Contest
 from harness.report.select import Choice, Place
+from harness.report.statistics import Interval
 from harness.report.tables.best import Relative, memory_to_full, speed_to_lora
 
 TEXTS = ("study", "model", "data", "method", "setting", "edges", "reason", "score", "letters")
@@ -115,6 +117,55 @@ def _scores(choices: Sequence[Choice], held: Sequence[Contest]) -> dict[str, lis
         columns[f"{name}:high"] = [interval.high if interval else None for interval in intervals]
         columns[f"{name}:letters"] = [standing.letters if standing else None for standing in own]
     return columns
+
+
+def costs_of(answer: StudyAnswer, price: float | None = None) -> pd.DataFrame:
+    """One row for each chosen setting with a cost and a score, of each task, the cheapest first.
+
+    price: dollars for an hour of one device. Raises UserError for records of several kinds of devices.
+
+    study, model, data, method, setting   text; setting is null if none could be chosen
+    score                               text: TASK/METRIC/FILTER
+    value, low, high                    its mean and 95% interval, as its task defines it (a fraction of 1 for an
+                                        accuracy)
+    seeds                               of how many seeds the time of the job is known
+    device_hours                        hours of a cell's whole job × its devices, mean over seeds; the search for the
+                                        setting is not in it
+    device_hours_low, device_hours_high         its 95% interval; null of a single seed
+    dollars                             device_hours × the price; null without a price
+    on_front                            whether no setting scores at least as high for less, as measured
+    cheapest                            whether it is the cheapest that no other beats significantly
+    beaten_by                           text: the settings that score significantly better, best first; empty without
+    """
+    require_one_device(answer.rows.records, "Cost against score")
+    rows = [_costed(front, each, price) for front in cost_fronts(answer) for each in front.settings]
+    data = pd.DataFrame(rows, columns=COSTS)
+    texts = dict.fromkeys((*TEXTS[:5], "score", "beaten_by"), "object")
+    kinds = texts | {"seeds": "int64", "on_front": "bool", "cheapest": "bool"}
+    return data.astype({name: kinds.get(name, "float64") for name in COSTS})
+
+
+COSTS = ["study", "model", "data", "method", "setting", "score", "value", "low", "high", "seeds", "device_hours"]
+COSTS += ["device_hours_low", "device_hours_high", "dollars", "on_front", "cheapest", "beaten_by"]
+
+
+def _costed(front: CostFront, setting: CostedSetting, price: float | None) -> dict[str, Any]:
+    standing = setting.standing
+    return {
+        **_place(front.contest.place),
+        **{"method": standing.choice.method, "setting": standing.choice.setting, "score": front.contest.score},
+        **{"value": standing.value, **_ends("", standing.interval)},
+        **{"seeds": len(setting.seeds), "device_hours": setting.hours, **_ends("device_hours_", setting.interval)},
+        "dollars": None if price is None else price * setting.hours,
+        "on_front": setting in front.front,
+        "cheapest": setting is front.cheapest,
+        "beaten_by": ", ".join(front.beaten_by(setting)),
+    }
+
+
+def _ends(prefix: str, interval: Interval | None) -> dict[str, float | None]:
+    low, high = (None, None) if interval is None else interval[1:]
+    return {f"{prefix}low": low, f"{prefix}high": high}
 
 
 def pairs_of(held: Sequence[Contest]) -> pd.DataFrame:

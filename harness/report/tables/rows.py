@@ -159,14 +159,9 @@ class Rows(list[Row]):
         self.superseded, self.price = superseded, price
 
     def cost(self, record: Record) -> float | None:
-        """Dollars for the devices of the record's job, from its start to its end; None without a price.
-
-        A model behind an API runs on devices of others.
-        """
-        settings = record.cell.settings
-        if self.price is None or settings.behind_api or not record.seconds:
-            return None
-        return self.price * record.seconds / 3600 * settings.train.total_devices
+        """Dollars for the devices of the record's job; None without a price or `device_hours`."""
+        hours = device_hours(record)
+        return None if self.price is None or hours is None else self.price * hours
 
     @cached_property
     def records(self) -> list[Record]:
@@ -211,6 +206,17 @@ class Rows(list[Row]):
                 for key in ((row.place,), (row.place[:2],), (row.place, row.rank)):
                     found[row.method, *key].append(row)
         return found
+
+
+def device_hours(record: Record) -> float | None:
+    """Hours of the devices of the record's job, from its start to its end; None if it has no time.
+
+    A model behind an API runs on devices of others.
+    """
+    settings = record.cell.settings
+    if settings.behind_api or not record.seconds:
+        return None
+    return record.seconds / 3600 * settings.train.total_devices
 
 
 def group(records: Sequence[Record], price: float | None = None) -> Rows:

@@ -52,6 +52,14 @@ def impossible(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
     return refused
 
 
+def leaves_others(points: Sequence[Point], error: UserError) -> bool:
+    """Whether `error`, raised by `check`, is about some of `points` that `impossible` names, and others can run."""
+    try:
+        return str(error) in {each["reason"] for each in impossible(points).values()}
+    except UserError:  # none can run
+        return False
+
+
 def _distinct(cells: Sequence[Cell]) -> dict[str, Cell]:
     """By `_alike`, one of all cells that work or don't for the same reasons.
 

@@ -67,10 +67,10 @@ def _require_within(budget: float, plan: planner.Plan, times: Times) -> None:
     if times.price is None:
         raise UserError(f"--budget {budget:g}USD requires a price: --price, dollars for an hour of one device.")
     costs = [cost for point in trained if (cost := times.dollars(point)) is not None]
-    if len(costs) < len(trained):
+    if lacking := len(trained) - len(costs):
         raise UserError(
-            f"--budget {budget:g}USD requires known times, which {units.plural(len(trained) - len(costs), 'cell')} of "
-            f"{len(trained)} lack: `harness calibrate` times this device's kernels, --throughput sets a rate."
+            f"--budget {budget:g}USD requires known times, which {units.plural(lacking, 'cell')} of {len(trained)} "
+            f"lack{'s' * (lacking == 1)}: `harness calibrate` times this device's kernels, --throughput sets a rate."
         )
     sentence = f"Training {units.plural(len(trained), 'cell')} costs about {units.dollars(sum(costs))}"
     if sum(costs) > budget:

@@ -39,6 +39,7 @@ from harness.sweep.progress import SweepProgress, following
 from harness.sweep.store import Study
 
 NO_AXES = [setting.rule.label or key for key, setting in validate.SETTINGS.items() if not setting.rule.axis]
+LEAVES_OUT = "`sweep --skip-impossible` leaves such cells out."
 
 
 class GridSweeper(Sweeper):
@@ -200,7 +201,12 @@ class GridSweeper(Sweeper):
         self._require(pending)
         options = self._session.options
         impossible = checking.impossible(pending) if options.skip_impossible else {}
-        checking.check([point for point in pending if point.cell.id not in impossible], options)
+        try:
+            checking.check([point for point in pending if point.cell.id not in impossible], options)
+        except UserError as error:
+            if options.skip_impossible or len(pending) < 2 or not checking.leaves_others(pending, error):
+                raise
+            raise UserError(f"{error} {LEAVES_OUT}") from None
         return impossible
 
     def _require(self, pending: list[Point]) -> None:
@@ -221,7 +227,7 @@ class GridSweeper(Sweeper):
         if not some_work:
             raise first
         if not self._session.options.skip_impossible:
-            raise UserError(f"{first} `sweep --skip-impossible` leaves such cells out.")
+            raise UserError(f"{first} {LEAVES_OUT}")
         for sentence in refused:
             print(f"Left out: {sentence}", file=sys.stderr)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +48,19 @@ class Card:
     def rates(self) -> CardRates:
         bf16 = None if self.bf16_tflops is None else self.bf16_tflops * 1e12
         return CardRates(bf16, self.fp32_tflops * 1e12, self.bandwidth_gb * 1e9)
+
+
+def price_of(devices: Collection[str]) -> float | None:
+    """Dollars an hour of the card that torch calls one of `devices`; None if no file of conf/device has its price.
+
+    A file that is wrong is passed over: `load` says what is wrong with it.
+    """
+    for name in group_files("device"):
+        with suppress(UserError):
+            card = load(name)
+            if card.price is not None and not set(devices).isdisjoint(card.devices):
+                return card.price
+    return None
 
 
 def load(name: str) -> Card:

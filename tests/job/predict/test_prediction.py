@@ -240,7 +240,7 @@ def test_points_that_take_the_same_are_worked_out_once(monkeypatch):
 
 
 def test_a_hub_model_needs_its_dimensions_alone():
-    # Of the hub: neither weights nor tokenizer nor even a config is here, so every sequence is taken to be full.
+    # Of the hub: neither weights nor tokenizer nor even a config is here, so memory is that of full sequences.
     architecture = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "llama_3_1_8b.yaml").architecture)
     cell = composed("model=llama_3_1_8b", "method=full", "train.batch_size=1", "train.max_length=64")
     found = predicted(cell, architecture, auto="bf16")
@@ -256,6 +256,7 @@ def test_a_hub_model_needs_its_dimensions_alone():
         "raw": 0,
         "padded": 0,
         "real": False,
+        "lengths": "characters",
     }
 
 

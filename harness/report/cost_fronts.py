@@ -1,0 +1,140 @@
+"""What each chosen setting costs beside its score: the Pareto front, and the cheapest setting that no other beats.
+
+    for front in cost_fronts(answer): front.sentence
+
+A cost is the time of a cell's whole job × its devices. All cells ran on one kind of device, so the price of an hour
+only scales it: `table --cost`, the Python API and the page each put theirs on the same front.
+
+A setting is on the front if none that is cheaper, or costs the same, scores higher, and none with the same score is
+cheaper. That is about what was measured; whether a score is higher beyond chance is what `beaten_by` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+
+from harness.errors import UserError
+from harness.record import Record
+from harness.report.answer import StudyAnswer
+from harness.report.answer.place import place_prefix
+from harness.report.answer.words import ScoreWords
+from harness.report.lint.environment import ran_with
+from harness.report.pairwise import Contest, Standing
+from harness.report.select import Place
+from harness.report.statistics import ALPHA, Interval, seeds_interval
+from harness.report.tables.rows import device_hours
+
+
+@dataclass(frozen=True)
+class CostedSetting:
+    """A setting with a score, and the device-hours of the job of each of its seeds."""
+
+    standing: Standing
+    seeds: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        return self.standing.choice.label
+
+    @cached_property
+    def hours(self) -> float:
+        """Device-hours of a cell, mean over seeds."""
+        return fmean(self.seeds)
+
+    @cached_property
+    def interval(self) -> Interval | None:
+        """Of `hours`, 95%; None of a single seed. No time is negative."""
+        interval = seeds_interval(self.seeds)
+        return interval and interval._replace(low=max(0.0, interval.low))
+
+
+@dataclass(frozen=True)
+class CostFront:
+    """The settings of a contest that have a cost, cheapest first. places: those of all fronts of the study."""
+
+    contest: Contest
+    settings: Sequence[CostedSetting]
+    places: Sequence[Place]
+
+    @cached_property
+    def front(self) -> list[CostedSetting]:
+        """The Pareto front, cheapest first: each scores better than all that cost no more."""
+        sign = 1 if self.contest.higher_is_better else -1
+        front: list[CostedSetting] = []
+        for each in sorted(self.settings, key=lambda setting: (setting.hours, -sign * setting.standing.value)):
+            if not front or sign * each.standing.value > sign * front[-1].standing.value:
+                front.append(each)
+        return front
+
+    def beaten_by(self, setting: CostedSetting) -> list[str]:
+        """Labels of the settings that are significantly better, best first."""
+        return [
+            standing.choice.label
+            for standing in self.contest.standings
+            if self.contest.corrected.get((standing.choice.label, setting.label), 1.0) < ALPHA
+        ]
+
+    @cached_property
+    def cheapest(self) -> CostedSetting | None:
+        """The cheapest that no other beats significantly; None if no two settings answered the same items."""
+        compared = {label for labels in self.contest.paired if len(labels) > 1 for label in labels}
+        unbeaten = (each for each in self.settings if each.label in compared and not self.beaten_by(each))
+        return next(unbeaten, None)
+
+    @cached_property
+    def sentence(self) -> list[str | float]:
+        """What is worth its cost, in parts that `text_of` joins: texts, and device-hours to write as amounts."""
+        words, cheapest = ScoreWords(self.contest), self.cheapest
+        prefix = " ".join([*place_prefix(self.contest.place, self.places), ""])
+        if cheapest is None:
+            return [
+                f"{prefix}No two settings answered the same items of {words.task}: none is known to be worth its cost."
+            ]
+        parts: list[str | float] = [
+            f"{prefix}The cheapest setting that no other beats significantly on {words.task} is {cheapest.label}: "
+            f"{words.value(cheapest.standing)} at",
+            cheapest.hours,
+        ]
+        best = next((each for each in self.settings if each.standing is self.contest.standings[0]), None)
+        if best is not None and best is not cheapest:
+            parts += [f"; {best.label} scored {words.highest}, {words.value(best.standing)} at", best.hours]
+        return [*parts, "."]
+
+
+def cost_fronts(answer: StudyAnswer) -> list[CostFront]:
+    """Of each place and primary score of `answer` the settings that have a cost; none without scores and times."""
+    places = [contest.place for contest in answer.contests]
+    fronts = (
+        CostFront(contest, _costed(contest, answer.rows.records), places)
+        for contest in answer.contests
+        if contest.primary
+    )
+    return [front for front in fronts if front.settings]
+
+
+def text_of(sentence: Iterable[str | float], amount: Callable[[float], str]) -> str:
+    """The text of `CostFront.sentence`. amount: writes device-hours, such as in dollars."""
+    return "".join(part if isinstance(part, str) else f" {amount(part)}" for part in sentence)
+
+
+def require_one_device(records: Sequence[Record], subject: str) -> None:
+    """Raise UserError if the records' devices are of several kinds: an hour of them has no single price.
+
+    subject: what requires that, such as "--price".
+    """
+    local = [ran_with(record) for record in records if not record.cell.settings.behind_api]
+    names = sorted({facts["device"] for facts in local if "device" in facts})
+    if len(names) > 1:
+        raise UserError(f"{subject} requires records of one kind of device, got {', '.join(names)}.")
+
+
+def _costed(contest: Contest, records: Sequence[Record]) -> list[CostedSetting]:
+    settings = []
+    for standing in contest.standings:
+        hours = [spent for i in standing.choice.index if (spent := device_hours(records[i])) is not None]
+        if hours:
+            settings.append(CostedSetting(standing, tuple(hours)))
+    return sorted(settings, key=lambda each: each.hours)

@@ -1,0 +1,74 @@
+"""Lengths that are not known are said before the table, with what hangs on them; a file that is here is counted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from job_helpers import composed
+
+from harness.job.predict import examples
+
+PLAN = ("plan", "model=qwen3_1_7b", "--device", "h100")
+
+
+@pytest.fixture
+def tickets(tmp_path, monkeypatch):
+    """450 rows of 100 characters each, answers of 40."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"{i:05d}" * 20, "answer": "again" * 8} for i in range(450)]
+    path = tmp_path / "tickets.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def first_lines(run):
+    assert run.returncode == 0, run.stderr
+    return " ".join(run.stdout.partition("\ncell ")[0].split())
+
+
+def test_a_file_is_counted_by_its_characters(tickets):
+    cell = composed("model=qwen3_1_7b", "method=lora", "data=local", f"data.path={tickets}", "train.max_steps=3")
+    assert examples.draw(cell, None) is None, "the tokenizer is not here"
+    drawn = examples.draw_by_characters(cell, None)
+    lengths = {len(each.ids) for step in drawn.steps for batch in step for each in batch}
+    assert max(lengths) < 60, "about 100 / 4 + 40 / 4, with what the template adds"
+    assert min(lengths) > 35
+
+
+def test_what_is_longer_by_that_estimate_is_not_refused(tickets):
+    cell = composed("model=qwen3_1_7b", "method=lora", "data=local", f"data.path={tickets}", "train.max_length=36")
+    drawn = examples.draw_by_characters(cell, None)
+    assert {len(each.ids) for step in drawn.steps for batch in step for each in batch} == {36}
+
+
+def test_conversations_are_counted_too(tickets):
+    asked, said = ([{"role": role, "content": f"{i:05d}" * 80} for i in range(100)] for role in ("user", "assistant"))
+    rows = [{"messages": [*turns]} for turns in zip(asked, said, strict=True)]
+    tickets.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cell = composed("model=qwen3_1_7b", "method=lora", "data=local", f"data.path={tickets}", "train.max_steps=1")
+    drawn = examples.draw_by_characters(cell, None)
+    assert 200 < len(drawn.steps[0][0][0].ids) < 240
+
+
+@pytest.mark.slow
+def test_lengths_of_a_hub_data_set_are_said_first(harness):
+    said = first_lines(harness(*PLAN, "method=lora", "data=gsm8k"))
+    assert "The lengths of gsm8k are not known here, so each sequence counts train.max_length=512 tokens" in said
+    assert "If the mean is a quarter of that to all of it, training takes " in said
+
+
+@pytest.mark.slow
+def test_a_missing_tokenizer_is_said_first(harness, tickets):
+    mine = ("data=local", f"data.path={tickets}", "train.max_length=2048")
+    said = first_lines(harness(*PLAN, "method=lora,full", *mine))
+    assert "is not on this machine, so times count 4 characters of tickets.jsonl as a token" in said
+    assert "At 3 to 5 characters a token, training takes " in said
+    assert said.endswith(" in all.")
+
+
+@pytest.mark.slow
+def test_epochs_of_rows_that_are_not_here_have_no_time(harness):
+    run = harness(*PLAN, "method=lora", "data=alpaca", "train.max_steps=null", "train.epochs=1")
+    assert "train.epochs counts the rows of alpaca, which are not on this machine" in first_lines(run)
+    assert "Time: unknown without records" not in run.stdout, "that is not why"
