@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from scipy import special
 
+from harness.report.answer.words import ScoreWords
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
 from harness.report.score_names import score_label, task_label
@@ -40,7 +41,7 @@ def ahead(contest: Contest, several: bool) -> str:
     else:
         parts = [f"{name}: {label} is significantly better than {listed(worse)}."] if worse else [f"{name}: {label}."]
     if near:
-        parts.append(f"Equivalent to {label} within ± {100 * MARGIN:g} points: {listed(near)}.")
+        parts.append(f"Equivalent to {label} within ± {ScoreWords(contest).points(MARGIN)}: {listed(near)}.")
     if label in contest.one_seed:
         parts.append("With one seed, this compares trained models, not methods.")
     return " ".join(parts)

@@ -193,7 +193,7 @@ def test_files_for_kto_are_refused_in_a_sentence(row):
 
 
 def test_texts_alone_are_refused_in_a_sentence():
-    with pytest.raises(UserError, match=r"mine\.jsonl has texts alone; data of questions and answers"):
+    with pytest.raises(UserError, match=r"mine\.jsonl has texts alone; data=text pretrains on them"):
         read([{"text": q} for q, _ in ASKED])
 
 
