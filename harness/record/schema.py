@@ -199,8 +199,9 @@ class Record:
     """Training records that were cut or left out as too long. null of an untuned model, and in records from before it
     was kept."""
     truncated_requests: int | None = None
-    """Requests of the scoring whose beginning was cut off, as the model has no room for them. null where it was not
-    counted: with speedups=off, of a model behind an API, and in records from before."""
+    """Requests of the scoring whose beginning was cut off, as the model has no room for them; of a model behind an API
+    before they were sent, so that what its endpoint cuts is not in it. null where nothing was scored, and in records
+    from before it was counted."""
     contamination: dict[str, Contamination] = field(default_factory=dict)
     """Contamination by task. Empty where it was not checked."""
     position: int | None = None
