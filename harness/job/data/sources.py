@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from harness import data_files
 from harness.data_files import SUFFIXES
 from harness.errors import UserError
-from harness.job.data import formats
+from harness.job.data import formats, media
 from harness.job.data.columns import (
     Item,
     MappedRows,
@@ -223,6 +223,7 @@ def _of_texts(path: str, columns: Mapping[str, str | None]) -> tuple[list[Item],
         raise UserError(
             f"{path} has no column {column!r}; it has: {', '.join(there) or 'none'}; write data.columns.text=COLUMN."
         )
+    media.refuse(content.rows, [column], path)
     texts = [text_of(row.get(column)) for row in content.rows]
     documents = [{TEXT: text} for text in texts if text.strip()]
     own = OwnData(
@@ -243,6 +244,7 @@ def _of_file(path: str, columns: Mapping[str, str | None], held_out_by: str | No
     content = _content(path)
     rows = content.rows
     form = formats.recognised(rows, columns, path)
+    media.refuse(rows, form.source_columns, path)
     unused = formats.unused(rows, form, held_out_by)
     rows = form.rows(rows)
     there = list(dict.fromkeys(name for row in rows for name in row))

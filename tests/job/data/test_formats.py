@@ -146,7 +146,7 @@ def test_fields_of_turns_and_images_are_not_lost_unseen():
     answer = {"role": "assistant", "content": "It."}
     item, _ = read([{"messages": [{"role": "user", "content": [*parts, {"text": str(i)}]}, answer]} for i in range(60)])
     assert turns(item)[0][1].startswith("What is it?")
-    with pytest.raises(UserError, match="must be text; images and sounds are not read"):
+    with pytest.raises(UserError, match="has images in the turns of its column 'messages', in 60 of 60 records"):
         read([{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, answer]}] * 60)
     with pytest.raises(UserError, match="got the role 'narrator'"):
         read([{"messages": [{"role": "narrator", "content": "x"}, answer]}] * 60)
