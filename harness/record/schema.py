@@ -132,7 +132,8 @@ class Record:
     """Duration of the job in seconds."""
     environment: dict[str, Any]
     """Versions, git commit, device, processor, threads, precision, number formats, attention, allocator, speed-ups,
-    eval_batch_size (sequences answered at a time), left_out (where adapters leave experts as they are)."""
+    eval_batch_size (sequences answered at a time), left_out (where adapters leave experts as they are), auto_class (of
+    transformers, that loads the model, if it is not AutoModelForCausalLM)."""
     failure: Failure | None = None
     """null of a cell that ended as ok."""
     precautions: Precautions = field(default_factory=Precautions)
