@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bitsandbytes.functional import name2qmap
 from job_helpers import no_peak  # noqa: F401
 
 from harness.config import ROOT
@@ -40,9 +41,7 @@ def cell_of(model, method, **train):
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
 @pytest.mark.parametrize("method", ["lora_8bit", "base_int8"])
 def test_experts_in_8_bits_are_refused_in_a_sentence(folder, kind, method):
-    said = (
-        rf"^method={method} can't be applied to .*in 4 bits alone; use method=qlora, or method=base_nf4"
-    )
+    said = rf"^method={method} can't be applied to .*in 4 bits alone; use method=qlora, or method=base_nf4"
     with pytest.raises(UserError, match=said):
         checks.check(cell_of(folder(kind), method))
 
@@ -52,6 +51,7 @@ def test_packed_experts_are_not_sharded(folder, method):
     said = r"experts in stacks are sharded as plain weights alone; use method=lora or method=full\.$"
     with pytest.raises(UserError, match=said):
         checks.check(cell_of(folder("qwen3_moe"), method, parallel="fsdp", devices=2))
+    assert not any(table.is_meta for table in name2qmap.values()), "no 4-bit model could be loaded in this process"
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
