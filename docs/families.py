@@ -66,8 +66,8 @@ FOOT = """
 
 ## Images
 
-Only text is trained and scored. A multimodal model is loaded whole, and its language model is tuned. Images in the data
-are not read.
+Only text is trained and scored. A multimodal model is loaded whole, and its language model is tuned. Data with images
+are [refused](your-data.md).
 """
 TARGET = Path(__file__).with_name("families.md")
 METHODS = ("base", "full", "lora", "qlora", "dora", "galore")

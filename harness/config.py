@@ -116,8 +116,8 @@ class DataConfig:
     name: str = MISSING
     """Name in tables and records."""
     path: str | None = None
-    """Your data (data=local), below data_root or the working folder: a file (jsonl, json, csv, tsv, parquet, also with
-    .gz or .zst), a folder of files, one by save_to_disk, dataset_info.json/NAME, or a hub id."""
+    """Your data (data=local, data=text), below data_root or the working folder: a file (jsonl, json, csv, tsv, parquet,
+    txt, md, also with .gz or .zst), a folder of files, one by save_to_disk, dataset_info.json/NAME, or a hub id."""
     task: str | None = None
     """Task of the package reasoning-gym (data=reasoning_gym), such as gsm_symbolic."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class DataConfig:
     """Prompt of records in which a field of the prompt is empty (null: the same prompt)."""
     columns: dict[str, str | None] = field(default_factory=dict)
     """Column of each prompt field, of the answer and of its options, or of the messages, in your file (data=local); of
-    preference data (data=local_preference) of prompt, chosen and rejected."""
+    preference data (data=local_preference) of prompt, chosen and rejected; of documents (data=text) of text."""
     test_share: float = setting(0.0, least=0, below=1)
     """Share of the records that is held out for eval.tasks=[held_out], by a hash of the question: a record stays in its
     part as the file grows. Requires data in columns (data=local, or from the hub)."""

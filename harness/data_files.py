@@ -16,8 +16,12 @@ from typing import Any
 from harness.errors import UserError, one_of
 
 INDEX = "dataset_info.json"
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
+TEXTS = (".txt", ".md")  # each such file is one document
 PACKED = (".gz", ".zst")  # after one of these
+WIDE = (b"\xff\xfe", b"\xfe\xff")  # what UTF-16 begins with
+BEGIN = 8192  # bytes of a file that tell a text from another file
+FEWEST_DOCUMENTS = 3  # one to train on, one for the validation, one for the test
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -85,6 +89,12 @@ def _hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
 
 
+def read_in(folder: Path) -> list[Path]:
+    """The files of a folder that are read: those with records, or where there are none, its texts."""
+    files = [file for file in behind(folder) if suffix_of(file) in SUFFIXES]
+    return [file for file in files if suffix_of(file) not in TEXTS] or files
+
+
 def suffix_of(file: Path) -> str:
     """The suffix by which a file is read, without that of its compression."""
     return Path(file.stem).suffix if file.suffix in PACKED else file.suffix
@@ -94,6 +104,50 @@ def require_suffix(file: Path, path: str) -> None:
     """Raise UserError if `file`, which data.path has as `path`, is of a kind that is not read."""
     if suffix_of(file) not in SUFFIXES:
         raise UserError(f"data.path must have one of the suffixes {', '.join(SUFFIXES)}, got {path}.")
+
+
+def require_documents(path: Path, name: str) -> None:
+    """Raise UserError if the texts behind `path`, which data.path has as `name`, are too few, or are not text.
+
+    Looks at the files alone that need no library: texts, and the lines of a jsonl.
+    """
+    files = read_in(path) if path.is_dir() else behind(path)
+    if path.is_dir() and not files:
+        raise without_records(name)
+    if not files or any(suffix_of(file) not in (*TEXTS, ".jsonl") or file.suffix in PACKED for file in files):
+        return
+    documents = 0
+    for file in files:
+        with file.open("rb") as stream:
+            begin = stream.read(BEGIN)
+            if suffix_of(file) in TEXTS:
+                require_text(begin, f"{name}/{file.relative_to(path)}" if path.is_dir() else name)
+                documents += 1
+            elif documents < FEWEST_DOCUMENTS:
+                stream.seek(0)
+                documents += sum(bool(line.strip()) for line in stream)
+    if documents < FEWEST_DOCUMENTS:
+        raise too_few(name, documents)
+
+
+def without_records(folder: str) -> UserError:
+    """The refusal of a folder without a file that can be read."""
+    return UserError(f"The folder data.path={folder} has no file with one of the suffixes {', '.join(SUFFIXES)}.")
+
+
+def too_few(name: str, documents: int) -> UserError:
+    """The refusal of so few texts that no part can be held out."""
+    count = "one document" if documents == 1 else f"{documents} documents"
+    return UserError(
+        f"{name} has {count}; data=text requires three: to train on, for the validation and for the test. Put each "
+        "into a file, or a line of a jsonl, of its own."
+    )
+
+
+def require_text(content: bytes, name: str) -> None:
+    """Raise UserError if the `content` of the file `name` is binary."""
+    if b"\0" in content and not content.startswith(WIDE):
+        raise UserError(f"data.path={name} is binary, not text; remove it, or take another path.")
 
 
 def names_hub(path: str, root: Path) -> bool:

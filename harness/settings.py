@@ -109,7 +109,12 @@ class DataSettings:
     @property
     def own(self) -> bool:
         """Whether the data are a file of the user's own."""
-        return str(self.load.get("_target_")).endswith(".sources.from_file")
+        return self.documents or str(self.load.get("_target_")).endswith(".sources.from_file")
+
+    @property
+    def documents(self) -> bool:
+        """Whether the data are texts of the user's own, without questions: continued pretraining."""
+        return str(self.load.get("_target_")).endswith(".sources.from_documents")
 
     @property
     def tested(self) -> bool:
@@ -127,6 +132,8 @@ class DataSettings:
     def question_template(self) -> str | None:
         """The prompt template of a question without context; None for conversations, which use the chat template."""
         of_file = self.load.get("columns") or {}
+        if self.documents:
+            return "{question}"  # a text to be continued
         if self.load.get("messages") or self.load.get("chosen") or of_file.get("messages"):
             return None
         return self.prompt_if_empty or self.prompt

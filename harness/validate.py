@@ -203,10 +203,24 @@ def _check_data(config: DictConfig) -> None:
     for key, choice in READ_BY.items():
         if data[key] not in (None, {}) and not re.search(rf"[.]{key}}}", slots):
             raise UserError(f"data.{key} requires data={choice}, got data={data.name}.")
+    if str(data.load.get("_target_")).endswith(".from_documents"):
+        _check_documents(data)
     if data.task is not None and data.answers != "auto":
         raise UserError(
             f"data.answers={data.answers} can't be combined with data.task={data.task}, whose verifier scores."
         )
+
+
+def _check_documents(data: DictConfig) -> None:
+    """Raise UserError for settings of answers and records, of data that have neither."""
+    refused = {
+        f"data.answers={data.answers}": data.answers != "auto" and "documents have no answers",
+        f"data.noise={data.noise:g}": data.noise and "documents have no answers",
+        f"data.too_long={data.too_long}": data.too_long and "documents are cut into blocks of train.max_length tokens",
+    }
+    for setting, reason in refused.items():
+        if reason:
+            raise UserError(f"data={data.name} can't be combined with {setting}: {reason}.")
 
 
 def _check_method(config: DictConfig) -> None:

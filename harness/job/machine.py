@@ -140,7 +140,7 @@ def _data(settings: dict[str, Any], data_root: str | None, hub: str) -> Standing
     if load["_target_"] == "harness.job.data.synthetic.load":
         file = settings.get("path") or synthetic.FILE
         return ("ready", file) if Path(data_root or ".", file).is_file() else ("missing", f"there is no file {file}")
-    if load["_target_"] == "harness.job.data.sources.from_file":
+    if load["_target_"] in ("harness.job.data.sources.from_file", "harness.job.data.sources.from_documents"):
         return "ready", "your own file: data.path=FILE"
     if load["_target_"] != "harness.job.data.sources.from_hub":
         return "ready", "generated"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from harness.job.data import batching, columns, contamination, encoding, lengths, sources
+from harness.job.data import batching, columns, contamination, documents, encoding, lengths, sources
 from harness.job.evaluate import scoring
 from harness.job.evaluate.held_out import task as held_out
 from harness.job.evaluate.task_index import IncludedTasks
@@ -151,10 +151,10 @@ def _made(
         steps = batching.scheduled(fitted.train, settings.train.tuned(), settings.seed or 0, drawing)
     asked = tasks.sample.get(HELD_OUT, []) if trained and train.paired else []
     rewarded = encode([splits["test"][i] for i in asked]) if asked else []
-    questions = [columns.text_before(item) for item in trained_on.values()]
-    texts = [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in trained_on.values()]
+    questions, texts = _trained_texts([*trained_on.values()], settings.data.documents)
     own = _own_data(settings.data, root)
-    counts = Lengths(records=len(trained_on), cut=len(cut), dropped=fitted.dropped) if trained else None
+    records = len(texts) if settings.data.documents else len(trained_on)
+    counts = Lengths(records=records, cut=len(cut), dropped=fitted.dropped) if trained else None
     return PreparedInputs(
         tokenizer,
         tasks,
@@ -170,6 +170,15 @@ def _made(
         counts,
         [*([] if own is None else [own.sentence]), *([] if counts is None else counts.notes(train.max_length))],
     )
+
+
+def _trained_texts(items: list[encoding.Item], are_blocks: bool) -> tuple[list[str], list[str]]:
+    """What the drawn `items` ask, and the same with the answers. are_blocks: of documents, which are both."""
+    if are_blocks:
+        texts = documents.texts_of(items)
+        return texts, texts
+    questions = [columns.text_before(item) for item in items]
+    return questions, [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in items]
 
 
 def fitted(settings: Settings, data_root: str | None) -> lengths.FittedItems:

@@ -21,16 +21,16 @@ LIBRARY = {"adapter": "peft", "merged": "transformers", "model": "transformers",
 
 ADAPTER = """\
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained({base})
+base = {auto}.from_pretrained({base})
 model = PeftModel.from_pretrained(base, "FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """
 WHOLE = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
+model = {auto}.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """
 GGUF = """\
@@ -39,6 +39,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER", gguf_file="{name}.gguf")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER", gguf_file="{name}.gguf")
 """
+TEXT = "AutoModelForCausalLM"  # the class that loads models of text, where a record names no other
 USE = {"adapter": ADAPTER, "merged": WHOLE, "model": WHOLE, "gguf": GGUF}
 
 
@@ -60,7 +61,7 @@ def text(record: Record, form: str | None = None) -> str:
         f"The {WHAT[form]} that `{cell.method}` made of `{base}` by training on `{cell.data}`. This card was made from "
         f"the record `{cell.name}.json` of the study `{record.study}`; nothing in it was written by hand.\n",
         "## Use\n",
-        f"```python\n{USE[form].format(base=named, name=cell.name)}```\n",
+        f"```python\n{USE[form].format(base=named, name=cell.name, auto=_auto_class(record))}```\n",
         *(_whence(record) if form == "adapter" else ()),
         *_quantised(record, form),
         "## Training\n",
@@ -102,6 +103,11 @@ def _head(record: Record, form: str) -> str:
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---", ""])
 
 
+def _auto_class(record: Record) -> str:
+    """The class of transformers that loads the base model."""
+    return record.environment.get("auto_class", TEXT)
+
+
 def _whence(record: Record) -> Iterator[str]:
     """What stands for BASE, which is on no hub."""
     base = tuned_from(record)
@@ -113,6 +119,8 @@ def _whence(record: Record) -> Iterator[str]:
         yield f"BASE is the folder that `{prints}` prints, with finetune-harness installed.\n"
     else:
         yield "BASE is the folder of the base model.\n"
+    if _auto_class(record) != TEXT:
+        return  # peft finds models of text alone
     yield (
         'On the machine that trained it, `AutoPeftModelForCausalLM.from_pretrained("FOLDER")` finds it by the path in '
         "`adapter_config.json`.\n"

@@ -39,25 +39,28 @@ class OwnData:
     """Whether its records have two answers."""
     records: int
     """All records of the file."""
+    documents: bool = False
+    """Whether its records are texts without a question."""
     extras: list[str] = field(default_factory=list)
     """What records have beside questions, answers and turns, and what training sees: system prompts, tools, …"""
     unused: list[str] = field(default_factory=list)
     """Columns, and fields of turns, that were not used."""
     without_answer: int = 0
-    """Records that were left out as they have no answer; of pairs, no two different ones."""
+    """Records that were left out as they have no answer; of pairs, no two different ones; of documents,
+    no text."""
     without_question: int = 0
     """Records that were left out as nothing is asked in them."""
 
     @property
     def sentence(self) -> str:
         """What it was read as, what was kept, and what was not, in one line."""
-        kind = "conversation" if self.conversations else "record"
+        kind = "document" if self.documents else "conversation" if self.conversations else "record"
         extras = (
             f", {' and '.join(filter(None, (', '.join(self.extras[:-1]), self.extras[-1])))} kept"
             if self.extras
             else ""
         )
-        lack = "two different answers" if self.pairs else "an answer"
+        lack = "text" if self.documents else "two different answers" if self.pairs else "an answer"
         empty = {lack: self.without_answer, "a question": self.without_question}
         out = "".join(f"; left out: {count:,} without {what}" for what, count in empty.items() if count)
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""

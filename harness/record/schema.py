@@ -133,7 +133,8 @@ class Record:
     """Duration of the job in seconds."""
     environment: dict[str, Any]
     """Versions, git commit, device, processor, threads, precision, number formats, attention, allocator, speed-ups,
-    eval_batch_size (sequences answered at a time), left_out (where adapters leave experts as they are)."""
+    eval_batch_size (sequences answered at a time), left_out (where adapters leave experts as they are), auto_class (of
+    transformers, that loads the model, if it is not AutoModelForCausalLM)."""
     failure: Failure | None = None
     """null of a cell that ended as ok."""
     precautions: Precautions = field(default_factory=Precautions)
@@ -200,8 +201,9 @@ class Record:
     """Training records that were cut or left out as too long. null of an untuned model, and in records from before it
     was kept."""
     truncated_requests: int | None = None
-    """Requests of the scoring whose beginning was cut off, as the model has no room for them. null where it was not
-    counted: with speedups=off, of a model behind an API, and in records from before."""
+    """Requests of the scoring whose beginning was cut off, as the model has no room for them; of a model behind an API
+    before they were sent, so that what its endpoint cuts is not in it. null where nothing was scored, and in records
+    from before it was counted."""
     contamination: dict[str, Contamination] = field(default_factory=dict)
     """Contamination by task. Empty where it was not checked."""
     position: int | None = None

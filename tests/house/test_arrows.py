@@ -160,7 +160,16 @@ def test_measure_imports_no_other_room_of_jobs():
 
 
 def test_only_scoring_imports_lm_eval():
-    names = ("scoring", "task_index", "held_out/task", "engine", "request_cache", "tokenised_once")
+    names = (
+        "scoring",
+        "task_index",
+        "held_out/task",
+        "engine",
+        "request_cache",
+        "tokenised_once",
+        "windows",
+        "plain_model",
+    )
     evaluate = {f"job/evaluate/{name}.py" for name in names}
     assert {path for path in importers("lm_eval") if not path.startswith("plugins/")} == evaluate
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.errors import UserError
 from harness.job.data import chat
 from harness.job.data.columns import CHAT, Item, answering, asked
+from harness.job.data.documents import BLOCK
 from harness.job.data.preferences import REJECTED
 from harness.job.data.turns import TOOLS
 from harness.settings import DataSettings
@@ -107,8 +108,10 @@ def encode(
     """Tokenise prompt and answer separately, as in generation, joined by one space as in lm-eval.
 
     bare: the prompt if a field of the item is empty. A conversation is written by the tokenizer's chat template; `last`
-    says whether the loss is on its last answer alone.
+    says whether the loss is on its last answer alone. A block of documents is tokenised already.
     """
+    if BLOCK in item:
+        return Example(item[BLOCK], prompt=0)
     if CHAT in item:
         ids, spans = chat.encode(tokenizer, item[CHAT], item.get(TOOLS))
         spans = spans[-1:] if last else spans

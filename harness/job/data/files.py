@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness import data_files
-from harness.data_files import SUFFIXES, IndexEntry, suffix_of
+from harness.data_files import TEXTS, WIDE, IndexEntry, suffix_of
 from harness.errors import UserError
 
 Row = dict[str, Any]
@@ -80,16 +80,17 @@ def _of_folder(folder: Path, path: str) -> FileRows:
     if any((folder / name).is_file() for name in SAVED):
         return _saved(folder, path)
     whole = FileRows([])
+    readable = data_files.read_in(folder)
     for file in data_files.behind(folder):
         name = str(file.relative_to(folder))
-        if suffix_of(file) not in READERS:
+        if file not in readable:
             whole.unread.append(name)
             continue
         part = _of_file(file, f"{path}/{name}")
         whole.rows += part.rows
         whole.notes += [note for note in part.notes if note not in whole.notes]
-    if len(whole.unread) == len(data_files.behind(folder)):
-        raise UserError(f"The folder data.path={path} has no file with one of the suffixes {', '.join(SUFFIXES)}.")
+    if not readable:
+        raise data_files.without_records(path)
     return whole
 
 
@@ -129,6 +130,18 @@ def _bytes(file: Path) -> bytes:
     return file.read_bytes()
 
 
+def _encoding(content: bytes) -> str:
+    """UTF-16 where its mark says so, else UTF-8."""
+    return "utf-16" if content.startswith(WIDE) else "utf-8-sig"
+
+
+def _text(file: Path) -> str:
+    """The whole text of a file. Raises UserError if it is binary."""
+    content = _bytes(file)
+    data_files.require_text(content, str(file))
+    return content.decode(_encoding(content))
+
+
 def _json_lines(file: Path) -> FileRows:
     rows = []
     lines = _bytes(file).decode("utf-8-sig").split("\n")  # text may hold U+2028
@@ -143,7 +156,7 @@ def _json_lines(file: Path) -> FileRows:
 def _table(file: Path, usual: str) -> FileRows:
     """The rows of a table, in the encoding and with the delimiter that it has. usual: where several would do."""
     content = _bytes(file)
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = _encoding(content)
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError:
@@ -184,7 +197,7 @@ READERS: dict[str, Callable[[Path], FileRows]] = {
     ".csv": lambda file: _table(file, ","),
     ".tsv": lambda file: _table(file, "\t"),
     ".parquet": lambda file: FileRows(pq.read_table(file).to_pylist()),
-    ".txt": lambda file: FileRows([{"text": _bytes(file).decode("utf-8-sig")}]),
+    **dict.fromkeys(TEXTS, lambda file: FileRows([{"text": _text(file)}])),
 }
 
 

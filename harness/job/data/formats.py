@@ -63,8 +63,8 @@ def recognised(rows: Sequence[Row], columns: Mapping[str, str | None], what: str
     if named not in OWN or (all(column in there for column in named.values()) and not _turned(named, rows)):
         return _named(named, there, rows)
     _refuse(rows, there, pairs=CHOSEN in named, what=what)
-    if [*there] == ["text"]:
-        raise UserError(f"{what} has texts alone; data of questions and answers, or of conversations, are trained on.")
+    if len(there) == 1 and all(isinstance(row.get(column), str | None) for row in rows for column in there):
+        raise UserError(f"{what} has texts alone; data=text pretrains on them, data=local requires answers.")
     other = _pair(there, rows, what) if CHOSEN in named else _single(there, rows, what)
     return other or _named(named, there, rows)
 

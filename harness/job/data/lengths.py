@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job.data import encoding
+from harness.job.data import documents, encoding
 from harness.job.data.columns import Item
 from harness.record import Lengths
 from harness.settings import DataSettings
@@ -39,12 +39,15 @@ def fitted(
     pairs: bool,
     validation_items: int | None,
 ) -> FittedItems:
-    """The items of `splits` that may be drawn, by data.too_long.
+    """The items of `splits` that may be drawn, by data.too_long; of documents their blocks.
 
     pairs: whether rejected answers are read too. validation_items: how many are validated with. Raises UserError for
     long ones, unless they may be cut or dropped.
     """
     train, validation = splits["train"], splits["validation"]
+    if data.documents:
+        train, validation = (documents.blocks(part, tokenizer, max_length) for part in (train, validation))
+        return FittedItems(train, validation[:validation_items])
     if not data.own and data.too_long in (None, "cut"):
         return FittedItems(train, validation[:validation_items])
     encode = encoding.encoder(tokenizer, data, sys.maxsize, pairs)

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from harness import data_files
 from harness.data_files import SUFFIXES
 from harness.errors import UserError
-from harness.job.data import formats
+from harness.job.data import formats, media
 from harness.job.data.columns import (
     Item,
     MappedRows,
@@ -32,11 +32,12 @@ from harness.job.data.columns import (
     noisy,
     text_before,
 )
+from harness.job.data.documents import TEXT
 from harness.job.data.files import FileRows, read
 from harness.job.data.labels import are_labels, label_of
 from harness.job.data.normalising import normalised
 from harness.job.data.preferences import REJECTED
-from harness.job.data.turns import CALLS, CHAT, SYSTEM, TOOLS
+from harness.job.data.turns import CALLS, CHAT, SYSTEM, TOOLS, text_of
 from harness.job.models import hub
 from harness.record import OwnData
 from harness.settings import DataSettings
@@ -125,7 +126,7 @@ def _loaded(data: DataSettings) -> dict[str, list[Item]]:
         )
     if "drop_empty" in keywords and "drop_empty" not in takes:
         raise UserError(f"data.drop_empty=true requires a file of your own (data=local), got data={data.name}.")
-    if data.own:
+    if data.own and not data.documents:
         keywords["answers"] = data.answers
     try:
         return instantiate(data.load, _convert_="all", **keywords)
@@ -179,6 +180,8 @@ def from_file(
     share of every part. drop_empty: whether records without a question or an answer may be many. Raises UserError if
     they are and may not be.
     """
+    if path is None:
+        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(SUFFIXES)}.")
     name, mapped, _ = _of_file(path, columns, held_out_by)
     if not drop_empty:
         check_empty(mapped, name)
@@ -187,23 +190,71 @@ def from_file(
     return (_stratified if are_labels([item for _, item in keyed], answers) else _held_out)(keyed, shares)
 
 
+def from_documents(
+    path: str | None,
+    columns: dict[str, str | None],
+    window: int,
+    share: float = 0.1,
+    test_share: float = 0.0,
+) -> dict[str, list[Item]]:
+    """The texts of a folder, or of a column of a file, as documents: harness/job/data/documents.py.
+
+    Shares are of the documents, by a hash of the normalised text: copies of one are in one part, and each part has one
+    at least. window: tokens of a window that is scored, which the task reads off the settings. Raises UserError for
+    fewer than three documents.
+    """
+    if path is None:
+        raise UserError("data=text requires data.path=FOLDER of texts, or FILE with a column of texts.")
+    documents = _of_texts(path, columns)[0]
+    keyed = [(normalised(item[TEXT]), item) for item in documents]
+    if (different := len({text for text, _ in keyed})) < data_files.FEWEST_DOCUMENTS:
+        raise data_files.too_few(path, different)
+    return _stratified(keyed, HeldOutShares(path, share, test_share), label=lambda item: TEXT)
+
+
 def own_data(data: DataSettings, data_root: str | None) -> OwnData | None:
     """How the user's own file is read; None of other data. Raises UserError if it can't be."""
-    if not data.own:
+    if not data.own or data.load.get("path") is None:
         return None
     with with_data_root(data_root):
+        if data.documents:
+            return _of_texts(data.load["path"], data.load["columns"])[1]
         return _of_file(data.load["path"], data.load["columns"], data.load.get("held_out_by"))[2]
 
 
-def _of_file(
-    path: str | None, columns: Mapping[str, str | None], held_out_by: str | None
-) -> tuple[str, MappedRows, OwnData]:
+def _of_texts(path: str, columns: Mapping[str, str | None]) -> tuple[list[Item], OwnData]:
+    """The documents of a file or folder that hold something, and how it was read."""
+    content = _content(path)
+    there = list(dict.fromkeys(name for row in content.rows for name in row))
+    column = columns.get(TEXT) or TEXT
+    if column not in there and column == TEXT and len(there) == 1:
+        column = there[0]
+    if column not in there:
+        raise UserError(
+            f"{path} has no column {column!r}; it has: {', '.join(there) or 'none'}; write data.columns.text=COLUMN."
+        )
+    media.refuse(content.rows, [column], path)
+    texts = [text_of(row.get(column)) for row in content.rows]
+    documents = [{TEXT: text} for text in texts if text.strip()]
+    own = OwnData(
+        name=path,
+        format=f"text ({', '.join(content.notes)})" if content.notes else "text",
+        conversations=False,
+        pairs=False,
+        documents=True,
+        records=len(texts),
+        unused=[name for name in there if name != column] + content.unread,
+        without_answer=len(texts) - len(documents),
+    )
+    return documents, own
+
+
+def _of_file(path: str, columns: Mapping[str, str | None], held_out_by: str | None) -> tuple[str, MappedRows, OwnData]:
     """The name of a file, its items, and how it was read."""
-    if path is None:
-        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(SUFFIXES)}.")
     content = _content(path)
     rows = content.rows
     form = formats.recognised(rows, columns, path)
+    media.refuse(rows, form.source_columns, path)
     unused = formats.unused(rows, form, held_out_by)
     rows = form.rows(rows)
     there = list(dict.fromkeys(name for row in rows for name in row))
@@ -257,15 +308,17 @@ def _held_out(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str,
     return _parted([(part(text), item) for text, item in items], shares)
 
 
-def _stratified(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str, list[Item]]:
+def _stratified(
+    items: list[tuple[str, Item]], shares: HeldOutShares, label: Callable[[Item], str] = label_of
+) -> dict[str, list[Item]]:
     """As `_held_out`, but of each label: the questions with the lowest hashes. Of two or more one is in the test, of
     three or more one in the validation. Of a question with several labels the first in alphabetical order counts."""
     labels: dict[str, str] = {}
     for text, item in items:
-        labels[text] = min(labels.get(text, label_of(item)), label_of(item))
+        labels[text] = min(labels.get(text, label(item)), label(item))
     part = dict.fromkeys(labels, "train")
-    for label in dict.fromkeys(labels.values()):
-        texts = sorted((text for text, own in labels.items() if own == label), key=_place)
+    for each in dict.fromkeys(labels.values()):
+        texts = sorted((text for text, own in labels.items() if own == each), key=_place)
         validation = round(shares.validation * len(texts)) or int(len(texts) > 2)
         test = (round(shares.test * len(texts)) or int(len(texts) > 1)) if shares.test else 0
         part |= dict.fromkeys(texts[:validation], "validation")

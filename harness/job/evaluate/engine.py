@@ -58,7 +58,6 @@ class Engine(TokenisedOnce):
         super().__init__(*args, **kwargs)
         self.batch = batch_size if isinstance(batch_size, AnswerBatch) else AnswerBatch(batch_size, self.device)
         self.used: dict[str, str] = {}
-        self.truncated = 0  # requests that lost their beginning
         kind = "cuda" if self.device.type == "cuda" else "cpu"
         self.room, self.unread = ROW[kind], UNREAD[kind]
         self.row_model = RowModel(self.model, self.device, self.mixed_precision_dtype)
@@ -74,9 +73,8 @@ class Engine(TokenisedOnce):
     ) -> list[LogLikelihood]:
         """Sums of log-probabilities in nats, and whether greedy decoding gives the same text."""
         sequences = RequestedSequences(requests, self.max_length)
-        self._count_cut(
-            [len(context) + len(continuation) for _, context, continuation in requests], self.max_length + 1
-        )
+        lengths = [len(context) + len(continuation) for _, context, continuation in requests]
+        self.cut.count(lengths, self.max_length + 1)
         if not self._permitted("shared_prefix", self._obstacle(sequences.tokens)):
             self._fit_unshared([context + continuation for _, context, continuation in requests])
             return self.batch.run(partial(super()._loglikelihood_tokens, requests, disable_tqdm, override_bs))
@@ -103,12 +101,6 @@ class Engine(TokenisedOnce):
             logger.warning(f"Memory ran out; log-likelihoods are computed in rows of {self.room} tokens.")
         return several
 
-    def _count_cut(self, lengths: list[int], most: int) -> None:
-        """Count the requests that are longer than the `most` tokens that the model has room for."""
-        if cut := sum(length > most for length in lengths):
-            self.truncated += cut
-            logger.warning(f"{cut} requests were truncated on the left to {most} tokens, which the model has room for.")
-
     # Greedy answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -126,14 +118,13 @@ class Engine(TokenisedOnce):
         kwargs = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
         until = handle_stop_sequences(kwargs.pop("until", None), self.tok_decode(self.eot_token_id, False))
         limit = kwargs.pop("max_gen_toks")
-        prompts: list[Tokens] = []
+        prompts = self.prompts([request.args[0] for request in requests])
+        self.cut.count(map(len, prompts), self.max_length - limit)
         if not (obstacle := not_plain(self, kwargs, limit)):
-            prompts = self.prompts([request.args[0] for request in requests])
-            self._count_cut(list(map(len, prompts)), self.max_length - limit)
             prompts = [prompt[limit - self.max_length :] for prompt in prompts]
             obstacle = self._obstacle(prompts, limit)
         if not self._permitted("continuous_batching", obstacle):
-            self._fit_unshared(prompts or [self.tok_encode(request.args[0]) for request in requests], limit)
+            self._fit_unshared(prompts, limit)
             return self.batch.run(partial(super().generate_until, requests, disable_tqdm))
         if self.batch.chooses:
             self.batch.fit(self._cached_bytes(max(prompts, key=len), limit), len(prompts))

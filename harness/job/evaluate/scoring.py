@@ -26,7 +26,6 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM, CacheHook
 from lm_eval.api.task import Task
 from lm_eval.filters import build_filter_ensemble
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from peft import PeftModel
 from torch import nn
@@ -35,13 +34,14 @@ from transformers import PreTrainedTokenizerBase
 from harness.errors import UserError
 from harness.job.data import sources
 from harness.job.data.labels import Labels
-from harness.job.evaluate import linear_weights, request_cache
+from harness.job.evaluate import linear_weights, request_cache, windows
 from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.answer_engines import ElsewhereWriter
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
 from harness.job.evaluate.held_out import classes
 from harness.job.evaluate.held_out.task import HeldOutTask
+from harness.job.evaluate.plain_model import PlainModel
 from harness.job.evaluate.task_index import IncludedTasks, index_of, ours, runs_code
 from harness.job.models import hub
 from harness.job.models.structure import inner, prompted
@@ -96,8 +96,20 @@ class Tasks:
             sizes = {leaf: len(task.eval_docs) for leaf, task in loaded["tasks"].items()}
             if twice := sorted(sample.keys() & sizes):
                 raise UserError(f"eval.tasks must not overlap: {name} contains {twice[0]}, as does an earlier task.")
-            sample |= stratified(sizes, settings.limit, settings.seed)
+            indices = stratified(sizes, settings.limit, settings.seed)
+            sample |= {leaf: self._by_label(leaf, items, settings.seed) for leaf, items in indices.items()}
         return sample
+
+    def _by_label(self, leaf: str, items: list[int], seed: int | None) -> list[int]:
+        """As many items of `leaf` as `items`: of labels each has its share."""
+        task = self.leaves[leaf]
+        if not isinstance(task, HeldOutTask) or task.labels is None or len(items) == len(task.eval_docs):
+            return items
+        of: dict[str, list[int]] = {}
+        for item, doc in enumerate(task.eval_docs):
+            of.setdefault(doc["answer"], []).append(item)
+        places = stratified({label: len(members) for label, members in of.items()}, len(items), seed)
+        return sorted(of[label][at] for label, each in places.items() for at in each)
 
     def _settle(self, settings: EvalSettings) -> None:
         """Set number and seed of the tasks' few-shot examples, and `put`."""
@@ -226,7 +238,7 @@ def filtered_too(task: Task, name: str, pattern: str) -> None:
 
 def _means(task: Task) -> set[str]:
     """The metrics of `task` that are means over items; others (perplexity, F1, BLEU) are of all items at once."""
-    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+    if task.OUTPUT_TYPE == windows.KIND and not isinstance(task, HeldOutTask):
         return set()
     return {metric for metric, aggregation in task.aggregation().items() if aggregation is mean}
 
@@ -291,10 +303,10 @@ def score(
     with other items, or null: `cluster_of`), question (with the options by number, if there are some).
 
     tell_batch: called with the number of sequences that are answered at a time, and again if it becomes smaller.
-    speedups: False for lm-eval's own `HFLM`. autocast: the dtype of linear layers; a model that is not peft's is left
-    with its linear layers in it. answered_so_far: called after each answer with the number of requests that are
-    answered, and of all. writer: writes the answers of tasks that ask for them, with `model` as it lies on disk.
-    tell_truncated: called with the number of requests that were cut, if that is counted.
+    speedups: False for lm-eval's own way (`PlainModel`). autocast: the dtype of linear layers; a model that is not
+    peft's is left with its linear layers in it. answered_so_far: called after each answer with the number of
+    requests that are answered, and of all. writer: writes the answers of tasks that ask for them, with `model` as it
+    lies on disk. tell_truncated: called with the number of requests that were cut.
     """
     model.eval()
     batch = AnswerBatch(batch_size, inner(model).device, tell_batch)
@@ -307,8 +319,7 @@ def score(
             lm, of_writer = writer.beside(lm, None if count is None else count.add)
             used = ChainMap(of_writer, used)
         scores, items = answered(lm, tasks)
-        if isinstance(engine, Engine):
-            tell_truncated(engine.truncated)
+        tell_truncated(engine.cut.requests)
     return scores, items, dict(used)
 
 
@@ -364,12 +375,12 @@ def _engine(
     batch: AnswerBatch,
     autocast: torch.dtype | None,
     speedups: bool,
-) -> Iterator[tuple[HFLM, MutableMapping[str, str]]]:
+) -> Iterator[tuple[Engine | PlainModel, MutableMapping[str, str]]]:
     """The model that answers lm-eval's requests, and its speed-ups, to be read afterwards."""
     asked = {"pretrained": model, "tokenizer": tokenizer, "mixed_precision_dtype": autocast}
     if not speedups:
         batch.use_fixed()
-        yield Engine(**asked, batch_size=batch) if prompted(model) else HFLM(**asked, batch_size=batch.size), {}
+        yield Engine(**asked, batch_size=batch) if prompted(model) else PlainModel(**asked, batch_size=batch.size), {}
         return
     with attention.enabled(model), linear_weights.expanded(model) as used, contextlib.ExitStack() as stack:
         lm = Engine(**asked, batch_size=batch)

@@ -8,17 +8,17 @@ from functools import cached_property
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 
 from harness.job.evaluate import request_cache
 from harness.job.evaluate.request_cache import Pair
 from harness.job.evaluate.rows import Tokens
 from harness.job.evaluate.tokenising import SharedBeginnings, identity
+from harness.job.evaluate.windows import WindowedModel
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
-class TokenisedOnce(HFLM):
+class TokenisedOnce(WindowedModel):
     """`HFLM` with the same tokens in less time."""
 
     def __init__(self, *args: Any, **kwargs: Any):

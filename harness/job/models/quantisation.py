@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-from bitsandbytes.functional import QuantState
+from bitsandbytes.functional import QuantState, name2qmap
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from bitsandbytes.nn.parametrize import Bnb4bitParametrization, replace_parameter_4bit
 from torch import nn
@@ -60,6 +60,8 @@ def pack_experts(net: nn.Module, config: BitsAndBytesConfig) -> None:
                 compress_statistics=config.bnb_4bit_use_double_quant,
                 quant_type=config.bnb_4bit_quant_type,
             )
+    for key in [key for key, table in name2qmap.items() if table.is_meta]:
+        del name2qmap[key]  # a table that bitsandbytes keeps for the process, without the values that others need
 
 
 def packed_experts(net: nn.Module) -> dict[str, nn.Parameter]:

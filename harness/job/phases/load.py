@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from harness.job import pairs, speedups
 from harness.job.data.batching import Batch, Layout
@@ -55,7 +55,7 @@ def load(cell: LocalCell, result: Record) -> tuple[nn.Module, Loaded]:
     result.parameters = parameters = Parameters(structure.count(model), trainable)
     pad, by_token = cell.inputs.tokenizer.pad_token_id, cell.objective.by_token
     switch, compiled = cell.settings.speedups, cell.tuned and cell.settings.train.compile
-    with _valueless() if next(model.parameters()).is_meta else nullcontext():
+    with _valueless(model) if next(model.parameters()).is_meta else nullcontext():
         layout, states = speedups.enable(model, switch, pad, cell.accelerator, by_token, cell.sharded, compiled)
     cell.speedups.update(states)
     config = structure.inner(model).config
@@ -90,9 +90,20 @@ def _without_weights(cell: LocalCell) -> tuple[nn.Module, frozenset[str]]:
     return model, frozenset(adapters)
 
 
-def _valueless() -> FakeTensorMode:
-    """A context in which a model on "meta" computes, though not with values."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+@contextmanager
+def _valueless(model: nn.Module) -> Iterator[None]:
+    """A context in which a `model` on "meta" computes, though not with values.
+
+    torch knows the shapes of the products of experts in groups in bf16 alone, so they are computed one by one here.
+    """
+    net = structure.inner(model)
+    experts = net.get_experts_implementation()
+    net.set_experts_implementation("batched_mm" if structure.stacks(net) else experts)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        net.set_experts_implementation(experts)
 
 
 def adapted_model(
@@ -112,6 +123,8 @@ def _adapted(cell: LocalCell, base: PreTrainedModel, see: Callable[[Any], None])
     model = adapting.adapt(base, cell.cell, partial(cell.inputs.samples, cell.accelerator.device))
     see(list(model.parameters()))
     cell.holders.set_model(model)
+    if (auto_class := loading.auto_class(structure.inner(model).config)) is not AutoModelForCausalLM:
+        cell.model_facts["auto_class"] = auto_class.__name__
     if (experts := targets.left_out(model, cell.cell)) is not None:
         cell.model_facts["left_out"] = experts
     adapters = frozenset(name for name, p in model.named_parameters() if id(p) not in own)

@@ -24,7 +24,7 @@ from accelerate.utils import set_seed
 from hydra.utils import instantiate
 from torch import nn
 from torch.optim import Optimizer
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from harness import env
 from harness.errors import UserError
@@ -105,7 +105,7 @@ def _shallow(planned: PlannedCell, folder: Path) -> Cell:
         raise UserError("calibrate requires train.objective=sft: others train on pairs.")
     config = empty_weights.with_depth(_config(planned), DEPTH)
     set_seed(0)
-    net = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, loading.load_slot(cell)["dtype"]))
+    net = loading.auto_class(config).from_config(config, dtype=getattr(torch, loading.load_slot(cell)["dtype"]))
     with suppress(ValueError):  # of numbers for generation, which are not used
         net.save_pretrained(folder)
     model = replace(cell.settings.model, path=str(folder), revision=None, use_safetensors=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from scipy import special
 
 from harness import units
+from harness.report.answer.words import ScoreWords
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
 from harness.report.select import Choice, Place
@@ -43,7 +44,7 @@ def ahead(contest: Contest, several: bool) -> str:
             [f"{name}: {label} is significantly better than {units.listed(worse)}."] if worse else [f"{name}: {label}."]
         )
     if near:
-        parts.append(f"Equivalent to {label} within ± {100 * MARGIN:g} points: {units.listed(near)}.")
+        parts.append(f"Equivalent to {label} within ± {ScoreWords(contest).points(MARGIN)}: {units.listed(near)}.")
     if label in contest.one_seed:
         parts.append("With one seed, this compares trained models, not methods.")
     return " ".join(parts)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from harness import units
 from harness.record import Record
-from harness.report.answer.advice import headline, listed
+from harness.report.answer.advice import headline
 from harness.report.answer.needed import item_supply
 from harness.report.answer.words import ScoreWords
 from harness.report.headline import FORGOTTEN
@@ -142,18 +142,18 @@ def _sentences(ties: Sequence[RankTies], opening: str) -> str:
 
 def _clause(tied: Sequence[int], worse: Sequence[int], by: str, methods: Sequence[str]) -> str:
     """Ranks 4 to 64 of lora and dora tie on word problems, and rank 1 is worse"""
-    of = f"of {listed(methods)}"
+    of = f"of {units.listed(methods)}"
     if len(tied) == 1:
-        return f"rank {tied[0]} {of} is better than {listed(map(str, worse))} {by}"
+        return f"rank {tied[0]} {of} is better than {units.listed(map(str, worse))} {by}"
     every = sorted([*tied, *worse])
     first, last = every.index(tied[0]), every.index(tied[-1])
     run = len(tied) > 2 and every[first : last + 1] == list(tied)
-    named = f"{tied[0]} to {tied[-1]}" if run else listed(map(str, tied))
+    named = f"{tied[0]} to {tied[-1]}" if run else units.listed(map(str, tied))
     clause = f"ranks {named} {of} tie {by}"
     if not worse:
         return clause
     verb = "rank {} is" if len(worse) == 1 else "ranks {} are"
-    return f"{clause}, and {verb.format(listed(map(str, worse)))} worse"
+    return f"{clause}, and {verb.format(units.listed(map(str, worse)))} worse"
 
 
 def _possible(ties: Sequence[RankTies]) -> Iterator[str]:
@@ -164,4 +164,4 @@ def _possible(ties: Sequence[RankTies]) -> Iterator[str]:
             by_score[each.by].append(each)
     most = [max(each, key=lambda one: one.size).most for each in by_score.values()]
     if most:
-        yield f"Differences of up to {listed(most)} between ranks that tie are possible."
+        yield f"Differences of up to {units.listed(most)} between ranks that tie are possible."

@@ -39,7 +39,7 @@ def run_words(record: Record) -> list[str] | None:
         overrides |= {"data": "reasoning_gym", "data.task": data.task, "++data.options": data.options}
         parts = ("seed", "train", "validation", "test")
         overrides |= {f"data.load.{name}": data.load[name] for name in parts if name in data.load}
-    if str(data.load.get("_target_")).endswith(("from_file", "from_hub")):  # whose files may hold out a share
+    if data.own or str(data.load.get("_target_")).endswith("from_hub"):  # whose files may hold out a share
         overrides["data.test_share"] = data.test_share
     if data.columns:
         overrides |= {f"++data.columns.{field}": column for field, column in data.columns.items()}

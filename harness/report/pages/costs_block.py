@@ -13,7 +13,7 @@ from harness.report.cost_fronts import CostFront, cost_fronts, require_one_devic
 from harness.report.figures.study_results import StudyResults
 from harness.report.headline import LEARNED
 from harness.report.pages.settings_block import short
-from harness.report.score_names import task_label
+from harness.score_names import task_label
 
 
 def costs_block(study: StudyResults, price: float | None) -> dict[str, Any]:

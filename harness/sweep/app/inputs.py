@@ -16,7 +16,6 @@ from harness.settings import DataSettings
 from harness.sweep.app.point import Point
 
 TOKENIZERS = ("tokenizer*.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")  # files, one of which says how
-FROM_FILE = "harness.job.data.sources.from_file"
 
 
 def require(points: Sequence[Point]) -> None:
@@ -33,6 +32,10 @@ def require(points: Sequence[Point]) -> None:
     for file, root in files:
         if file is not None:
             _require_file(file, Path(root or "."))
+    texts = {(point.cell.settings.data.path, point.request.data_root): None for point in points if _of_texts(point)}
+    for file, root in texts:
+        if file is not None:
+            data_files.require_documents(Path(root or ".") / file, file)
 
 
 def _require_results(study: Path, results: str) -> None:
@@ -95,7 +98,12 @@ def _config(path: Path) -> dict[str, object]:
 
 def _own_file(data: DataSettings) -> str | None:
     """The user's file that `data` are read from; null if they are no file's."""
-    return data.path if data.load.get("_target_") == FROM_FILE else None
+    return data.path if data.own else None
+
+
+def _of_texts(point: Point) -> bool:
+    """Whether a cell trains on texts of the user's own, without questions."""
+    return point.cell.settings.data.documents
 
 
 def _require_file(file: str, root: Path) -> None:

@@ -134,6 +134,24 @@ def test_a_file_of_ones_own_is_read_as_asked(run, only, tmp_path):
     assert only("labels").classes["held_out"].labels == ["even", "odd"]
 
 
+@lines(
+    f"run {SMALL} study=texts data=text data.path={{folder}}/texts data.test_share=0.2 data.limit=20 "
+    "train.max_length=64 eval.tasks=[held_out]",
+    f"run {SMALL} study=bodies data=text data.path={{folder}}/bodies.jsonl data.columns.text=body eval.tasks=[]",
+)
+def test_texts_alone_are_trained_on(run, only, tmp_path):
+    texts = [f"Text {i}: " + f"it is {i}, not {i + 1}. " * (1 + i % 30) for i in range(40)]
+    (tmp_path / "texts").mkdir()
+    for i, text in enumerate(texts):
+        (tmp_path / "texts" / f"{i}.txt").write_text(text)
+    (tmp_path / "bodies.jsonl").write_text("".join(json.dumps({"body": text, "id": 1}) + "\n" for text in texts))
+    run()
+    (score,) = only("texts").scores
+    assert (score.metric, score.n, score.higher_is_better) == ("bits_per_byte", 4, False)
+    assert only("texts").lengths.records <= 20
+    assert only("bodies").own_data.unused == ["id"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is not None, reason="reasoning-gym is installed")
 @lines(
     refused(

@@ -89,7 +89,7 @@ def test_files_of_a_folder_that_are_not_read_are_named():
     settings = composed("model=tiny", "data=local", "data.path=folder").settings.data
     assert sources.own_data(settings, None).sentence.endswith("60 records; not used: README.md.")
     Path("other").mkdir()
-    Path("other/README.md").write_text("x")
+    Path("other/page.html").write_text("x")
     with pytest.raises(UserError, match=r"folder data\.path=other has no file with one of the suffixes \.jsonl"):
         files.read("other")
 

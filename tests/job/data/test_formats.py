@@ -146,7 +146,7 @@ def test_fields_of_turns_and_images_are_not_lost_unseen():
     answer = {"role": "assistant", "content": "It."}
     item, _ = read([{"messages": [{"role": "user", "content": [*parts, {"text": str(i)}]}, answer]} for i in range(60)])
     assert turns(item)[0][1].startswith("What is it?")
-    with pytest.raises(UserError, match="must be text; images and sounds are not read"):
+    with pytest.raises(UserError, match="has images in the turns of its column 'messages', in 60 of 60 records"):
         read([{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, answer]}] * 60)
     with pytest.raises(UserError, match="got the role 'narrator'"):
         read([{"messages": [{"role": "narrator", "content": "x"}, answer]}] * 60)
@@ -193,7 +193,7 @@ def test_files_for_kto_are_refused_in_a_sentence(row):
 
 
 def test_texts_alone_are_refused_in_a_sentence():
-    with pytest.raises(UserError, match=r"mine\.jsonl has texts alone; data of questions and answers"):
+    with pytest.raises(UserError, match=r"mine\.jsonl has texts alone; data=text pretrains on them"):
         read([{"text": q} for q, _ in ASKED])
 
 

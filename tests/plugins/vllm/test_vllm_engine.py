@@ -16,7 +16,6 @@ import torch
 from command_line import assert_refused, called
 from job_helpers import TINY, composed, no_peak, run_request, tiny  # noqa: F401
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from pythons import make_python, python_with_vllm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +23,7 @@ from harness import settings
 from harness.errors import UserError
 from harness.job import preflight
 from harness.job.evaluate import rescoring
+from harness.job.evaluate.plain_model import PlainModel
 from harness.job.models import embedded
 from harness.plugins.vllm.job.engine import Vllm, VllmEngine
 from harness.plugins.vllm.job.process import VllmWriter
@@ -158,7 +158,7 @@ def ordinary():
     """lm-eval's own, one answer at a time: no padding, whose rounding could decide between two tokens."""
     folder = embedded.folder("tiny")
     net = AutoModelForCausalLM.from_pretrained(folder).eval()
-    return HFLM(pretrained=net, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=1)
+    return PlainModel(pretrained=net, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=1)
 
 
 def asked(context, **kwargs):

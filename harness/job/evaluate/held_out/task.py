@@ -9,6 +9,7 @@ measured depends on the answers:
   is told the labels;
 - exact: a greedy answer that is the same but for its form (harness/job/evaluate/held_out/matching.py);
 - text: ROUGE-L (Lin 2004) and BLEU (Papineni et al. 2002) of a greedy answer, and the bits per byte of the right one;
+- documents: the bits per byte of whole documents, in windows (harness/job/evaluate/windows.py);
 - verified: a greedy answer that the verifier of its task in reasoning-gym takes for wholly right (solved).
 """
 
@@ -33,17 +34,20 @@ from sacrebleu.metrics import BLEU
 from harness import units
 from harness.errors import UserError
 from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer, text_before
+from harness.job.data.documents import DOCUMENTS, TEXT
 from harness.job.data.generators.reasoning_gym import Verifier
 from harness.job.data.labels import Labels, are_labels, is_short, labels_of
 from harness.job.data.normalising import normalised
 from harness.job.data.preferences import REJECTED
 from harness.job.data.turns import TOOLS, words_of
+from harness.job.evaluate import windows
 from harness.job.evaluate.held_out import classes, matching
 from harness.settings import HELD_OUT, DataSettings
 
 MOST = 0.9  # share of the answers that decides what they all are
 FEWEST_TOKENS, MOST_TOKENS = 16, 512  # room for a written answer
 BYTES = 2  # of the longest answer for each token of room, which is about twice what it takes
+OPENING = 200  # characters of a document that stand for it where people read items
 NAMED = 8  # labels that a sentence names
 SCORED_BY = {
     "choice": "the likeliest option",
@@ -59,7 +63,7 @@ class HeldOutTask(ConfigurableTask):
 
     questions: what each record of the test asks, without the prompt's words. kind: how answers are scored. labels: of
     answers that are classified. bits: whether the bits per byte of the answers are measured as well. runs_code: whether
-    answers are run as code.
+    answers are run as code. window: tokens of a window of a document.
     """
 
     def __init__(
@@ -71,9 +75,10 @@ class HeldOutTask(ConfigurableTask):
         labels: Labels | None,
         bits: bool,
         runs_code: bool = False,
+        window: int | None = None,
     ):
         self.questions, self.kind, self.labels = questions, kind, labels
-        self._docs, self._bits, self.runs_code = docs, bits, runs_code
+        self._docs, self._bits, self.runs_code, self.window = docs, bits, runs_code, window
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -89,6 +94,9 @@ class HeldOutTask(ConfigurableTask):
         """How the answers are scored, and which labels none of them has, a sentence each."""
         if self.kind == "verified":
             return []
+        if self.kind == DOCUMENTS:
+            count = units.plural(len(self._docs["test"]), "document")
+            return [f"{HELD_OUT}: {count}, scored by bits per byte in windows of {self.window} tokens."]
         count = units.plural(len(self._docs["test"]), "answer")
         by = f"{SCORED_BY[self.kind]} (data.answers={self.kind})"
         if self.labels is None:
@@ -129,7 +137,9 @@ class HeldOutTask(ConfigurableTask):
         return write(first + examples + rest, add_generation_prompt=True)
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **form: Any) -> list[Instance] | Instance:
-        """lm-eval's request; for the bits per byte a second one, with the answer."""
+        """lm-eval's request; for the bits per byte a second one, with the answer. Of a document its text and window."""
+        if self.kind == DOCUMENTS:
+            return Instance(windows.KIND, doc, (doc["text"], self.window), 0, metadata=form["metadata"])
         written = super().construct_requests(doc, ctx, **form)
         if not self._bits:
             return written
@@ -152,15 +162,26 @@ def _with_tools(write: Any, tools: list[dict[str, Any]]) -> Callable[..., str]:
 def task(
     data: DataSettings, items: dict[str, list[Item]], num_fewshot: int | None, likelihoods: bool = True
 ) -> HeldOutTask:
-    """The task on the split ``test`` of `items`, with the first of ``train`` as examples.
+    """The task on the split ``test`` of `items`, as `_of_records` or `_of_documents` makes it.
 
-    likelihoods: False for a model that only writes. Raises UserError if there is no such split, if `data.answers` does
-    not fit its records, or if there are too few examples.
+    likelihoods: False for a model that only writes. Raises UserError if there is no such split, and as these do.
     """
     if "test" not in items:
         raise UserError(
             f"eval.tasks={HELD_OUT} requires data.test_share=, the share of the records that is held out for the test."
         )
+    if data.documents:
+        return _of_documents(data, items["test"], num_fewshot, likelihoods)
+    return _of_records(data, items, num_fewshot, likelihoods)
+
+
+def _of_records(
+    data: DataSettings, items: dict[str, list[Item]], num_fewshot: int | None, likelihoods: bool
+) -> HeldOutTask:
+    """The task on the split ``test`` of `items`, with the first of ``train`` as examples.
+
+    Raises UserError if `data.answers` does not fit the records, or if there are too few examples.
+    """
     shots = num_fewshot or 0
     if shots > len(items["train"]):
         raise UserError(f"eval.num_fewshot must be at most {len(items['train'])}, the items to train on, got {shots}.")
@@ -194,6 +215,30 @@ def task(
         _group_doubles(docs["test"], questions)
     runs_code = verifier is not None and verifier.runs_code
     return HeldOutTask(config, docs, questions, kind, labels, kind == "text" and likelihoods, runs_code)
+
+
+def _of_documents(data: DataSettings, items: Sequence[Item], num_fewshot: int | None, likelihoods: bool) -> HeldOutTask:
+    """The task on documents. Raises UserError for examples before them, and for a model that only writes."""
+    if num_fewshot:
+        raise UserError(f"eval.num_fewshot={num_fewshot} can't be combined with data={data.name}, which asks nothing.")
+    if not likelihoods:
+        raise UserError(
+            f"eval.tasks={HELD_OUT} of data={data.name} requires log-probabilities of an endpoint (model.tokenizer=)."
+        )
+    texts = [item[TEXT] for item in items]
+    docs = [{"prompt": text[:OPENING], "answer": "", "text": text} for text in texts]
+    _group_doubles(docs, texts)
+    config = {
+        "task": HELD_OUT,
+        "test_split": "test",
+        "output_type": windows.KIND,
+        "doc_to_text": "prompt",
+        "doc_to_target": "answer",
+        "process_results": document_bits,
+        "metric_list": [_metric("bits_per_byte") | {"higher_is_better": False}],
+        "metadata": {"version": 1.0},
+    }
+    return HeldOutTask(config, {"test": docs}, texts, DOCUMENTS, None, False, window=data.load["window"])
 
 
 def _verifier(data: DataSettings) -> Verifier | None:
@@ -347,6 +392,11 @@ def likeness(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
         log_likelihood, _greedy = results[1]
         found["bits_per_byte"] = -log_likelihood / math.log(2) / len(doc["answer"].encode())
     return found
+
+
+def document_bits(doc: dict[str, Any], results: list[float]) -> dict[str, float]:
+    """Of one document: its loss per byte, so that models with other tokenizers can be compared."""
+    return {"bits_per_byte": -results[0] / math.log(2) / len(doc["text"].encode())}
 
 
 def verification(verifier: Verifier) -> Callable[[dict[str, Any], list[str]], dict[str, float]]:

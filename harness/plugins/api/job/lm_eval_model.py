@@ -15,12 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.instance import Instance
 from lm_eval.models.api_models import TemplateAPI
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.models.utils import postprocess_generated_text
 
 from harness import redact
 from harness.errors import UserError
+from harness.job.evaluate import windows
+from harness.job.evaluate.cut_requests import CutRequests
 from harness.job.models import loading
 from harness.plugins.api.job import endpoint
 from harness.plugins.api.job.client import Stopped
@@ -86,6 +89,7 @@ def _stored(path: Path) -> Iterator[StoredAnswer]:
                 continue
 
 
+Tokenised = tuple[Any, list[int], list[int]]  # text, tokens of the context, and those of the continuation
 Unanswered = tuple[dict[str, Any], int | None, Any]  # payload, length of the context, and message of a request
 
 
@@ -95,7 +99,8 @@ class ApiModel(TemplateAPI):
     told: called with the number of requests that are answered, after each answer, and for all that are stored at once.
     thinking: tokens that the model may think before each answer; then no `stop` is sent, which could end its thinking.
     tell: called with a sentence when the endpoint asks to wait.
-    stored: requests so far whose answers were stored already.
+    stored: requests so far whose answers were stored already. cut: those that lost their beginning before they were
+    sent; what an endpoint cuts is not known.
     """
 
     def __init__(
@@ -113,11 +118,20 @@ class ApiModel(TemplateAPI):
         self.access, self.kept = access, AnswerStore(Path(access.answers))
         self.used: dict[str, None] = {}  # keys of requested answers, in order
         self.stored = 0
+        self.cut = CutRequests()
         self._told, self._thinking = told, thinking
         # Only the key that the settings name; lm-eval would send OPENAI_API_KEY to any endpoint.
         key = os.environ.get(access.key_env) if access.key_env else None
         how = (access.timeout, access.retries, access.backoff, access.per_minute)
         self._endpoint = Endpoint(url, key, *how, tell=tell)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods in nats of whole documents; a token of the room is for the one that an endpoint writes."""
+        return windows.log_likelihoods(self, requests, self.max_length - 1, disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: Sequence[Tokenised], **how: Any) -> list[tuple[float, bool]]:
+        self.cut.count((len(context) + len(rest) for _, context, rest in requests), self.max_length)
+        return super()._loglikelihood_tokens(requests, **how)
 
     @property
     def tries(self) -> int:

@@ -73,6 +73,7 @@ class ApiCell:
         try:
             result.scores, items = scoring.answered(lm, tasks)
             result.classes = scoring.class_counts(tasks, items)
+            result.truncated_requests = lm.cut.requests
         finally:
             self._phases["score"] = Phase(time.monotonic() - clock, Memory())
             result.api = _spent(lm, _is_chat(self.cell.settings))

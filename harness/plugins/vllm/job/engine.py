@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from peft import PeftModel
 from torch import nn
@@ -24,6 +23,7 @@ from harness import record
 from harness.errors import UserError
 from harness.job.evaluate.answer_engines import ScoredModel
 from harness.job.evaluate.decoding import not_plain
+from harness.job.evaluate.windows import WindowedModel
 from harness.job.measure.device_memory import free_share
 from harness.job.models import saved
 from harness.job.models.structure import inner
@@ -83,7 +83,7 @@ class VllmAnswers:
     def usage(self) -> VllmUsage | None:
         return self._writer.usage
 
-    def beside(self, ordinary: HFLM, answered: Callable[[], None] | None) -> tuple[VllmEngine, dict[str, str]]:
+    def beside(self, ordinary: WindowedModel, answered: Callable[[], None] | None) -> tuple[VllmEngine, dict[str, str]]:
         engine = VllmEngine(ordinary, self._writer, answered)
         return engine, engine.used
 
@@ -95,7 +95,7 @@ class VllmEngine(LM):
     instead, if anything was to be generated.
     """
 
-    def __init__(self, ordinary: HFLM, writer: VllmWriter, answered: Callable[[], None] | None = None):
+    def __init__(self, ordinary: WindowedModel, writer: VllmWriter, answered: Callable[[], None] | None = None):
         super().__init__()
         self._ordinary, self._writer, self._answered = ordinary, writer, answered
         self.used: dict[str, str] = {}
@@ -146,10 +146,12 @@ class VllmEngine(LM):
     def _prompt(self, context: str, until: list[str], limit: int) -> Prompt:
         """As the ordinary engine encodes `context`, and ends an answer."""
         lm = self._ordinary
-        ids, _ = lm.tok_batch_encode([context], "left", lm.max_length - limit, lm.truncation)
+        whole, _ = lm.tok_batch_encode([context], "left", None, lm.truncation)
+        ids, room = whole[0].tolist(), lm.max_length - limit
+        lm.cut.count([len(ids)], room)
         eos = lm.model.generation_config.eos_token_id
         ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        return Prompt(ids[0].tolist(), until, ends, limit)
+        return Prompt(ids[-room:], until, ends, limit)
 
     def _decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
         return self._ordinary.tok_decode(tokens, skip_special_tokens)

@@ -1,0 +1,58 @@
+"""Log-likelihoods of whole documents, longer ones in windows, as lm-eval's perplexity tasks have them.
+
+A window has at most as many tokens as the request says, and as the model has room for. Every token of a document is
+predicted once: the first from the token that begins a text (of tokenizers without one: that ends it), the first of each
+further window from the one before it. The last window reaches back into what was predicted before, to be full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from harness.job.evaluate.cut_requests import CutRequests
+
+KIND = "loglikelihood_rolling"  # lm-eval's name of these requests
+Window = tuple[None, list[int], list[int]]
+
+
+def log_likelihoods(lm: TemplateLM, requests: Sequence[Instance], room: int, disable_tqdm: bool) -> list[float]:
+    """The log-likelihood in nats of the text of each request, whose arguments are a text and tokens of a window.
+
+    room: tokens of a window at most, whatever the request says; lm-eval's own requests say nothing.
+    """
+    windows: list[Window] = []
+    ends: list[int] = []  # of each request's windows
+    for request in requests:
+        text, *sizes = request.args
+        tokens = lm.tok_encode(text)
+        cut = get_rolling_token_windows(tokens, lm.prefix_token_id, min([room, *sizes]), context_len=1)
+        windows += [(None, *make_disjoint_window(window)) for window in cut]
+        ends.append(len(windows))
+    answers = [value for value, _greedy in lm._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm)]
+    values = [sum(answers[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+    for request, value in zip(requests, values, strict=True):
+        lm.cache_hook.add_partial(KIND, request.args, value)
+    return values
+
+
+class WindowedModel(HFLM):
+    """`HFLM` with windows of the length that a request says. cut: the requests that lost their beginning."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.cut = CutRequests()
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihoods in nats of whole documents."""
+        # lm-eval's cache takes windows of the same tokens for one, also where one of them predicts fewer of these.
+        self.logits_cache, before = False, self.logits_cache
+        try:
+            return log_likelihoods(self, requests, self.max_length, disable_tqdm)
+        finally:
+            self.logits_cache = before
