@@ -217,7 +217,7 @@ def _notes(plan: Plan, times: Times) -> list[str]:
         counted = _listed(sorted({point.counted for point in possible}, reverse=True))
         precisions = ", ".join(sorted({p.prediction["precision"] for p in possible}))
         notes.append(
-            f"Memory: in {precisions} with {NAMES[plan.kernels]} kernels. A cell fits if {counted} and "
+            f"Memory: live tensors, in {precisions} with {NAMES[plan.kernels]} kernels. A cell fits if {counted} and "
             f"{units.size(BESIDE)} of overhead are within {units.size(plan.budget)}; above {TIGHT:.0%} it is tight. "
             "batch ≤: the largest train.batch_size that fits; for auto, the micro-batch × the accumulation."
         )
