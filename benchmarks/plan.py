@@ -4,6 +4,7 @@
     python benchmarks/plan.py --data-root DIR --write          # PLAN.md, the record and its page; about 3 minutes
     python benchmarks/plan.py published --data-root DIR        # published programs of the data alone
     python benchmarks/plan.py further                          # further rows of the same programs, 3 minutes
+    python benchmarks/plan.py reserved --data-root DIR         # what they reserved, at real depth; about 5 minutes
     python benchmarks/plan.py --render                         # the page of published programs anew, from its records
 
 Below DIR lie `peft_results`, result files of the MetaMathQA suite in huggingface/peft's method_comparison, and
@@ -23,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 import hydra
-from programs import compare, page
+from programs import compare, page, reserved
 from tabulate import tabulate
 
 from harness import units
@@ -37,7 +38,9 @@ from harness.sweep.cells import from_config
 
 PLAN = ROOT / "benchmarks" / "PLAN.md"
 # Records of published programs, by part.
-MEASURED = {part: ROOT / "benchmarks" / "measured" / f"{part}_memory.json" for part in ("published", "further")}
+PEAKS = ("published", "further")
+MEASURED = {part: ROOT / "benchmarks" / "measured" / f"{part}_memory.json" for part in (*PEAKS, "reserved")}
+PARTS = ("own", *MEASURED)
 PAGE = ROOT / "docs" / "plan.md"
 
 # Of each published run: its file, and the settings that make our cell the same.
@@ -166,14 +169,14 @@ def of_programs(path: Path) -> list[dict[str, Any]]:
 
 
 def recorded() -> list[dict[str, Any]]:
-    """The rows of all records."""
-    return [row for path in MEASURED.values() for row in json.loads(path.read_text(encoding="utf-8"))]
+    """The rows of all records of peaks."""
+    return [row for part in PEAKS for row in json.loads(MEASURED[part].read_text(encoding="utf-8"))]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; `arguments` are those of the process if none are given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help="own, published, further (none: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="own, published, further, reserved (none: all)")
     parser.add_argument("--records", type=Path, default=ROOT / "results" / "reference" / "memory", metavar="DIR")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of peft_results and published_memory")
     parser.add_argument("--write", action="store_true", help="renew the committed documents and the record")
@@ -187,26 +190,59 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    parts = options.parts or ["own", *MEASURED]
+    parts = options.parts or [*PARTS]
     for part in parts:
-        if part not in ("own", *MEASURED):
-            raise UserError(f"PART must be own, published or further, got {part}.")
+        if part not in PARTS:
+            raise UserError(f"PART must be one of {', '.join(PARTS)}, got {part}.")
     if options.render:
-        PAGE.write_text(page.page(recorded()), encoding="utf-8")
+        PAGE.write_text(_page(), encoding="utf-8")
         return
     if "own" in parts:
         others = published(options.data_root / "peft_results") if options.data_root else None
         _shown(document(ours(options.records), others), PLAN if options.write else None)
-    if "published" in parts and options.data_root is None:
-        raise UserError("published requires --data-root.")
-    files = {"published": options.data_root and options.data_root / compare.FILE, "further": compare.FURTHER}
-    found = {part: of_programs(path) for part, path in files.items() if part in parts}
-    if found and not options.write:
-        _shown(page.page([row for rows in found.values() for row in rows]), None)
-    elif found:
-        for part, rows in found.items():
-            MEASURED[part].write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _shown(page.page(recorded()), PAGE)
+    for part in ("published", "reserved"):
+        if part in parts and options.data_root is None:
+            raise UserError(f"{part} requires --data-root.")
+    for part in parts:
+        if part in PEAKS:
+            _show_peaks(part, _of_part(part, options.data_root or Path()), options.write)
+        elif part == "reserved":
+            _show_reserved(options.data_root / compare.FILE, options.write)
+
+
+def _show_peaks(part: str, rows: list[dict[str, Any]], write: bool) -> None:
+    """Show the `rows` of the record `part`; with `write`, renew it and the page."""
+    if not write:
+        _shown(page.page(rows), None)
+        return
+    _keep(part, rows)
+    PAGE.write_text(_page(), encoding="utf-8")
+
+
+def _show_reserved(path: Path, write: bool) -> None:
+    """The same of what the programs of the file `path` reserved."""
+    published = [dataclasses.asdict(row) for row in reserved.compare(path)]
+    record = {"published": published, "depths": reserved.depths()}
+    if not write:
+        _shown("\n".join(reserved.section(record)), None)
+        return
+    _keep("reserved", record)
+    PAGE.write_text(_page(), encoding="utf-8")
+
+
+def _keep(part: str, record: Any) -> None:
+    MEASURED[part].write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _of_part(part: str, data_root: Path) -> list[dict[str, Any]]:
+    """The rows of the record `part`, as JSON."""
+    return of_programs(compare.FURTHER if part == "further" else data_root / compare.FILE)
+
+
+def _page() -> str:
+    """The page, of all records."""
+    record = json.loads(MEASURED["reserved"].read_text(encoding="utf-8"))
+    return page.page(recorded(), reserved.section(record))
 
 
 def _shown(text: str, file: Path | None) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 from harness import units
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.protocol import LocalPaths
-from harness.record import Cell, Probe, Record, Train, read_study, train_memory
+from harness.protocol import LocalPaths, PlannedCell
+from harness.record import Calibration, Cell, Probe, Record, Train, read_study, train_memory
 from harness.studies import doctor as facts_of
-from harness.sweep import planner
+from harness.sweep import planner, runner
 from harness.sweep.cells import from_config
 from harness.sweep.estimates.card import Card
 from harness.sweep.estimates.times import Times
@@ -164,7 +164,36 @@ def _step_times(bench: Bench, method: str, record: Record) -> dict[str, Any]:
     if bench.card is None:
         raise Skip(f"plan knows no rates of {name}: no file of conf/device names it")
     points = [(method, record.cell)]
-    plan = planner.make(points, bench.architectures, None, None, "cuda", bench.card, remedies=False)
+    return _compared(
+        bench, record, planner.make(points, bench.architectures, None, None, "cuda", bench.card, remedies=False)
+    )
+
+
+def calibrated_time(bench: Bench) -> Check:
+    """The time of a training step by `plan`, from kernels timed on this device, against the measured."""
+    trained = [(method, record) for method, record in _records(bench) if record.train is not None]
+    if not trained:
+        raise Skip(NO_CELL)
+    architecture = bench.architectures.get(trained[0][1].cell.model)
+    calibration = runner.calibrate(
+        [PlannedCell(record.cell, architecture) for _, record in trained], lambda event: None
+    )
+    table = Rows(strict=True)
+    for method, record in trained:
+        with table.row(method=method) as row:
+            row |= _calibrated_times(bench, method, record, calibration)
+    return _time_check(table)
+
+
+def _calibrated_times(bench: Bench, method: str, record: Record, calibration: Calibration) -> dict[str, Any]:
+    """As `_step_times`, with the kernels of the `calibration`."""
+    points = [(method, record.cell)]
+    plan = planner.make(points, bench.architectures, None, None, remedies=False, calibrations=[calibration])
+    return _compared(bench, record, plan)
+
+
+def _compared(bench: Bench, record: Record, plan: Plan) -> dict[str, Any]:
+    """Seconds of a step by the `plan` of one cell, and in its `record`. Raises Skip if there are none of either."""
     (point,) = plan.points
     if isinstance(point, Impossible):
         raise Skip(point.reason)
@@ -563,6 +592,7 @@ CHECKS = {
     "quickstart": Step(quickstart, 40),
     "savers": Step(savers, 60),
     "time": Step(planned_time, 10),
+    "calibrate": Step(calibrated_time, 60),
     "devices": Step(several_gpus, 60),
     "vllm": Step(vllm, 60),
     "large": Step(large, 180),

@@ -74,7 +74,7 @@ def _compared(row: Row) -> Comparison:
         source=row.source,
         model=row.model,
         method=row.method,
-        settings=_settings(row),
+        settings=settings_of(row),
         hardware=row.hardware,
         peak=row.peak_bytes,
         resident=row.resident_bytes,
@@ -98,7 +98,8 @@ def _compared(row: Row) -> Comparison:
     )
 
 
-def _settings(row: Row) -> str:
+def settings_of(row: Row) -> str:
+    """What the row's document says of its settings, in words."""
     parts = []
     if row.rank is not None or row.targets is not None:
         parts.append(f"rank {row.rank or '?'} on {row.targets or 'all'}")

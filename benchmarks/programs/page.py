@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -34,8 +34,8 @@ SOURCES = {
 }
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """The page in Markdown, of the record's comparisons."""
+def page(rows: list[dict[str, Any]], reserved: Sequence[str] = ()) -> str:
+    """The page in Markdown, of the record's comparisons. reserved: its section on reserved memory."""
     out = ["# The plan against published GPUs", ""]
     out += [
         "`plan` predicts memory by running the training step on tensors without storage. This page holds its",
@@ -56,6 +56,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         *_summary(rows),
         "",
+        *reserved,
     ]
     for source in dict.fromkeys(row["source"] for row in rows):
         name, _, document = source.partition(" ")

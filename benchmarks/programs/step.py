@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.workspaces import WORKSPACES
 from harness.job.methods import optimizers
+from harness.job.predict.caching_allocator import Trace
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.job.predict.extrapolation import Line, mark_layers, peaks_by_window
 from harness.job.predict.fake_tensors import NUMBER, materialise, stepping_twice
@@ -103,9 +104,19 @@ def predict(program: Program[Model]) -> Predicted:
     )
 
 
-def _probe(program: Program[Model], depth: int) -> Line:
+def reserved(program: Program[Model], capacity: int | None) -> int:
+    """Bytes that the allocator reserves at the program's real depth, in segments of fixed sizes, as is torch's default.
+
+    capacity: of the card, as of CachingAllocator.
+    """
+    trace = Trace()
+    _probe(program, program.depth, trace)
+    return trace.reserved(None, capacity) + program.workspaces
+
+
+def _probe(program: Program[Model], depth: int, trace: Trace | None = None) -> Line:
     net = program.build(depth)
-    live = LiveBytes(CPU, WORKSPACES)
+    live = LiveBytes(CPU, WORKSPACES, trace=trace)
     with FakeTensorMode(), CudaKernels(program.autocast):
         materialise(net, CPU)
         ids = torch.zeros(program.rows, program.tokens, dtype=torch.long)

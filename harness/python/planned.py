@@ -34,6 +34,7 @@ COLUMNS += [
     "reason",
     "largest_batch",
     "peak",
+    "reserved",
     "overhead",
     "budget",
 ]
@@ -84,8 +85,10 @@ def frame(plan: Plan, times: Times) -> pd.DataFrame:
     batch_size                          sequences a micro-batch, as it would run
     grad_accum                          micro-batches a step
     max_length                          tokens at which a sequence is cut
-    fits                                whether peak and overhead are within the budget; null if they are not known
-    tight                               whether it fits, but with so little room that fragmentation may decide
+    fits                                whether what is reserved (or, where that is null, the peak) and overhead are
+                                        within the budget; null if they are not known
+    tight                               whether it fits, but with so little room that a step of another shape may
+                                        decide
     limited_by                          text: of a cell that does not fit the kind of memory that takes most; of one
                                         sharded that lacks it elsewhere than in training the phase, or `host`,
                                         a machine's own memory; `settings` of one that can't run; else null
@@ -95,6 +98,8 @@ def frame(plan: Plan, times: Times) -> pd.DataFrame:
     Memory, in bytes:
 
     peak                                live tensors at the peak of a training step
+    reserved                            what CUDA's allocator takes for them, holes included; null if it is not
+                                        predicted: on a CPU, and of a sharded cell
     overhead                            what no tensor shows: CUDA's context, libraries
     budget                              that the two must be within
     peak_KIND                           what of the peak is of this kind: weights, adapters, gradients, optimizer (its
@@ -147,6 +152,7 @@ def _row(plan: Plan, times: Times, point: Planned | Impossible) -> dict[str, Any
         "limited_by": max(KINDS, key=lambda kind: prediction["peak"][kind]) if limit == "train" else limit,
         "largest_batch": prediction["largest_batch"],
         "peak": point.peak,
+        "reserved": point.reserved,
         **{f"peak_{kind}": prediction["peak"][kind] for kind in KINDS},
         "resident": sum(prediction["resident"].values()),
         "trainable": prediction["trainable"],

@@ -33,6 +33,7 @@ COLUMNS = (
     FittedColumn(" / ".join(HELD), 8, right=True),
     FittedColumn("peak", 1, right=True),
     FittedColumn("+ " + " / ".join(PASSING), 9, right=True),
+    FittedColumn("reserved", 3, right=True),
     FittedColumn("FLOPs", 7, right=True),
     FittedColumn("time", 3, right=True),
     FittedColumn("cost", 2, right=True),
@@ -86,7 +87,7 @@ def answer(plan: Plan, times: Times) -> list[str]:
     if not points:
         return []
     if not lacking:
-        most = units.size(max(point.peak for point in points) + BESIDE)
+        most = units.size(max(point.taken for point in points) + BESIDE)
         first = f"{_who_fits(plan)} into {room}; the most is {most}."
         return [first, *_time(plan, times), *unknown_lengths(plan, times)]
     methods = dict.fromkeys(point.cell.method for point in points)
@@ -125,12 +126,12 @@ def bar(plan: Plan, point: Planned, size: int) -> Text:
     """The peak by kind, `size` characters for the largest peak or the budget, which is a line."""
     from rich.text import Text
 
-    scale = max([plan.budget, *(other.peak + BESIDE for other in plan.predicted)]) / size
+    scale = max([plan.budget, *(other.taken + BESIDE for other in plan.predicted)]) / size
     limit = min(size - 1, round(plan.budget / scale))
     cells: list[tuple[str, str]] = []
     reached = 0.0
     for kind, (character, style) in KINDS.items():
-        reached += BESIDE if kind == "overhead" else point.prediction["peak"][kind]
+        reached += point.taken - point.peak + BESIDE if kind == "overhead" else point.prediction["peak"][kind]
         cells += [(character, style)] * (round(reached / scale) - len(cells))
     cells += [(" ", "")] * (size - len(cells))
     cells[limit] = ("|", "bold")
@@ -162,6 +163,7 @@ def _row(plan: Plan, point: Planned, times: Times) -> list[str]:
         " / ".join(_short(p["resident"][kind]) for kind in HELD),
         units.size(point.peak),
         " / ".join(_short(p["peak"][kind]) for kind in PASSING),
+        "–" if point.reserved is None else units.size(point.reserved),
         units.count(p["flops"] + p["reference_flops"]),
         "–" if seconds is None else told_time(seconds, times.range(point)),
         "–" if cost is None else units.dollars(cost),
@@ -216,14 +218,21 @@ def _notes(plan: Plan, times: Times) -> list[str]:
         size = f"{units.plural(sequences, 'sequence')}, {units.plural(tokens, 'token')}"
         notes.append(f"Largest batch: {size} ({source}).")
     if possible:
+        counted = _listed(sorted({point.counted for point in possible}, reverse=True))
         precisions = ", ".join(sorted({p.prediction["precision"] for p in possible}))
         notes.append(
-            f"Memory: live tensors, in {precisions} with {NAMES[plan.kernels]} kernels. A cell fits if they and "
+            f"Memory: live tensors, in {precisions} with {NAMES[plan.kernels]} kernels. A cell fits if {counted} and "
             f"{units.size(BESIDE)} of overhead are within {units.size(plan.budget)}; above {TIGHT:.0%} it is tight. "
             "batch ≤: the largest train.batch_size that fits; for auto, the micro-batch × the accumulation."
         )
         if plan.kernels == "cuda":
             notes.append("Tables show the allocator's peak, which has kernels' workspaces and rounding beside tensors.")
+        if any(point.reserved is not None for point in possible):
+            notes.append(
+                "Reserved: what CUDA's allocator takes for them, holes included, with the expandable segments that "
+                "jobs have; all steps are taken to be as large as the largest. Of a sharded cell it is not predicted: "
+                "live tensors must fit."
+            )
         if (plan.environment.get("versions") or {}).get("liger-kernel"):
             notes.append("The loss is predicted in the harness's own chunks; on CUDA, liger-kernel chooses others.")
         if any(p.cell.settings.train.compile for p in possible):

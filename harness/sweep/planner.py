@@ -33,6 +33,22 @@ class Planned:
         """Peak of live tensors in bytes."""
         return sum(self.prediction["peak"].values())
 
+    @property
+    def reserved(self) -> int | None:
+        """Bytes that CUDA's allocator reserves; None where that is not predicted."""
+        size: int | None = self.prediction.get("reserved")
+        return size
+
+    @property
+    def taken(self) -> int:
+        """Bytes that must be free: those that CUDA's allocator reserves, or else the peak of live tensors."""
+        return self.peak if self.reserved is None else self.reserved
+
+    @property
+    def counted(self) -> str:
+        """What `taken` counts."""
+        return "live tensors" if self.reserved is None else "reserved memory"
+
 
 @dataclass
 class Impossible:
@@ -94,12 +110,12 @@ class Plan:
 
 def phases_of(point: Planned) -> dict[str, int]:
     """Bytes that the phases of `point` take of a device; one that is not sharded takes most in training."""
-    return point.prediction.get("phases") or {"train": point.peak}
+    return point.prediction.get("phases") or {"train": point.taken}
 
 
 def refusal(plan: Plan, point: Planned) -> str:
     """The sentence on a cell that does not fit, for its record."""
-    shortage = plan.shortage(point) or PhaseShortage("train", point.peak, plan.budget)
+    shortage = plan.shortage(point) or PhaseShortage("train", point.taken, plan.budget)
     if shortage.phase == "host":
         return (
             f"Its first machine reads {units.size(shortage.size)} of weights, which exceeds that machine's memory of "
@@ -107,8 +123,8 @@ def refusal(plan: Plan, point: Planned) -> str:
         )
     after = "" if shortage.phase == "train" else f" in the phase {shortage.phase}"
     return (
-        f"Its predicted peak{after}, {units.size(shortage.size)} of tensors and {units.size(BESIDE)} of overhead, "
-        f"exceeds the budget of {units.size(shortage.budget)}."
+        f"Its predicted peak{after}, {units.size(shortage.size)} of {point.counted} and {units.size(BESIDE)} of "
+        f"overhead, exceeds the budget of {units.size(shortage.budget)}."
     )
 
 
@@ -170,7 +186,7 @@ def _refused(cell: Cell | str, card: Card) -> str | None:
 
 def _remedies(plan: Plan, architectures: dict[str, dict[str, Any]], data_root: str | None) -> list[str]:
     """Where nothing fits, what makes the smallest cells fit: smaller micro-batches, recomputed activations."""
-    least = sorted(plan.predicted, key=lambda point: point.peak)[:REMEDIES]
+    least = sorted(plan.predicted, key=lambda point: point.taken)[:REMEDIES]
     smaller = {point.name: _smaller(point) for point in least}
     requests = [PlannedCell(cell, architectures.get(cell.model)) for cells in smaller.values() for cell in cells]
     rates = None if plan.card is None else plan.card.rates
@@ -214,7 +230,7 @@ def _remedy(plan: Plan, name: str, smaller: Sequence[Planned]) -> str:
             settings += [f"train.grad_accum={train.grad_accum}"] if train.grad_accum else []
             settings += ["train.gradient_checkpointing=true"] if train.gradient_checkpointing else []
             return f"{name} fits with {' '.join(settings)}."
-    least = min((point.peak for point in predicted), default=None)
+    least = min((point.taken for point in predicted), default=None)
     takes = "" if least is None else f": one sequence takes {units.size(least + BESIDE)}"
     return (
         f"{name} fits with no batch size{takes}. Take a method with a quantised base (qlora), a smaller model or more "

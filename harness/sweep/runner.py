@@ -50,7 +50,7 @@ from harness.sweep.store import Study, discard
 
 # What no count of tensors sees: CUDA's context and the libraries' workspaces, or the interpreter and its libraries.
 BESIDE = 2**30
-TIGHT = 0.9  # above this share of a budget an allocator's fragmentation decides
+TIGHT = 0.9  # above this share of a budget the allocator's fragments of steps of many shapes decide
 
 OnEvent = Callable[[Progress], None]
 

@@ -56,6 +56,7 @@ BROKEN: dict[str, tuple[Any, str, Any]] = {
     "plain": (Bench, "record", LORA),
     "memory": (checks, "_peaks", PEAKS),
     "time": (checks, "_step_times", TIMES),
+    "calibrate": (checks, "_calibrated_times", TIMES),
     "attention": (checks, "_probed", SimpleNamespace(attention={"varlen bfloat16": 1})),
     "engine": (Bench, "beside", SCORED),
     "throughput": (Bench, "beside", RATES),
@@ -73,6 +74,7 @@ def test_an_exception_in_one_row_never_loses_another(tmp_path, monkeypatch, name
     monkeypatch.setattr(checks, "_records", lambda bench: [(method, LORA) for method in ("lora", "dora", "full")])
     monkeypatch.setattr(checks, "_peaks", lambda *_: dict(PEAKS))
     monkeypatch.setattr(checks, "_step_times", lambda *_: dict(TIMES))
+    monkeypatch.setattr(checks.runner, "calibrate", lambda *_: None)
     monkeypatch.setattr(Bench, "obstacle", lambda self, method: None)
     monkeypatch.setattr(Bench, "build_random", lambda *_: None)
     monkeypatch.setattr(checks, "LARGE_METHODS", ("lora", "dora", "full"))
@@ -133,6 +135,7 @@ def test_a_large_model_that_does_not_fit_says_so_in_its_row(tmp_path, monkeypatc
     monkeypatch.setattr(Bench, "record", lambda *_, **__: LORA)
     monkeypatch.setattr(checks, "_peaks", lambda *_: dict(PEAKS))
     monkeypatch.setattr(checks, "_step_times", lambda *_: dict(TIMES))
+    monkeypatch.setattr(checks.runner, "calibrate", lambda *_: None)
     bench = bench_of("cuda", tmp_path)
     bench.methods = list(why)
     found = checks.run("large", bench)

@@ -79,10 +79,10 @@ class RowModel:
             yield None
 
     def _kernels(self) -> Literal["cpu", "cuda"] | None:
-        """CUDA's compute in 16 bits."""
+        """CUDA's compute in 16 bits, and heads of a limited width."""
         kind = self.model.config._attn_implementation
         if kind == attention.ON_CUDA:
-            return "cuda" if (self.autocast or self.model.dtype) in attention.HALF else None
+            return "cuda" if attention.in_one_kernel(self.model, self.autocast or self.model.dtype) else None
         return "cpu" if kind == attention.NAME and self.device.type == "cpu" else None
 
 

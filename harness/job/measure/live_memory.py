@@ -48,6 +48,23 @@ class OperationTimes(Protocol):
     def lap(self, part: str) -> None: ...
 
 
+class AllocationTrace(Protocol):
+    """What keeps the order of allocations and frees: harness/job/predict/caching_allocator.py.
+
+    number: of a storage, in the order in which they were first seen.
+    """
+
+    def begin(self, number: int, size: int) -> None: ...
+
+    def end(self, number: int) -> None: ...
+
+    def burst(self, size: int) -> None: ...
+
+    def mark(self, window: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass
 class Peak:
     """The peak of a window: live bytes in total and by kind, and how many storages had been seen by then."""
@@ -75,6 +92,7 @@ class LiveBytes(TorchDispatchMode):
     workspaces: by operation, the bytes that its kernel allocates for itself, from the operation's arguments; null for
         CUDA's on a CUDA device, and none elsewhere.
     roofline: adds up the times of the operations; null if they are not asked for.
+    trace: gets all allocations, frees and marks in their order, while the mode is on; null if it is not asked for.
     """
 
     def __init__(
@@ -82,9 +100,10 @@ class LiveBytes(TorchDispatchMode):
         device: torch.device,
         workspaces: dict[Any, Callable[..., int]] | None = None,
         roofline: OperationTimes | None = None,
+        trace: AllocationTrace | None = None,
     ):
         super().__init__()
-        self.roofline, self._counted = roofline, True
+        self.roofline, self._counted, self._trace = roofline, True, trace
         if workspaces is None:
             workspaces = WORKSPACES if device.type == "cuda" else {}
         self._workspaces = workspaces
@@ -118,6 +137,13 @@ class LiveBytes(TorchDispatchMode):
         """Begin `window`, or continue it: from here on peaks belong to it."""
         self._window = self.windows.setdefault(window, Peak())
         self._note()
+        if self._trace is not None:
+            self._trace.mark(window)
+
+    def __exit__(self, *error: Any) -> None:
+        if self._trace is not None:
+            self._trace.close()
+        super().__exit__(*error)
 
     @contextlib.contextmanager
     def replacing(self, operation: torch._ops.OpOverload, function: Callable[..., Any]) -> Iterator[None]:
@@ -213,6 +239,8 @@ class LiveBytes(TorchDispatchMode):
         self._note()
         self.now -= size
         self._now["activations"] -= size
+        if self._trace is not None:
+            self._trace.burst(size)
 
     def _begin(self, key: int, storage: torch.UntypedStorage, kind: Kind) -> None:
         size = storage.nbytes()
@@ -223,6 +251,8 @@ class LiveBytes(TorchDispatchMode):
         self._now[kind] += size
         self.now += size
         self._note()
+        if self._trace is not None:
+            self._trace.begin(self._seen, size)
 
     def _note(self) -> None:
         if self.now > self._window.total:
@@ -244,6 +274,9 @@ class LiveBytes(TorchDispatchMode):
         self._live[key] = (size, kind, born)
         self._now[kind] += size - before
         self.now += size - before
+        if self._trace is not None:
+            self._trace.end(born)
+            self._trace.begin(born, size)
 
     def _relabel(self, key: int, kind: Kind) -> None:
         size, before, born = self._live[key]
@@ -256,7 +289,9 @@ class LiveBytes(TorchDispatchMode):
                 window.kinds[kind] += size
 
     def _end(self, key: int) -> None:
-        size, kind, _ = self._live.pop(key)
+        size, kind, born = self._live.pop(key)
         del self._storages[key]
         self._now[kind] -= size
         self.now -= size
+        if self._trace is not None:
+            self._trace.end(born)

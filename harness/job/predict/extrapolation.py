@@ -8,12 +8,17 @@ from typing import Any
 from torch import nn
 
 from harness.job.measure.live_memory import LiveBytes
+from harness.job.predict.caching_allocator import EXPANDABLE
 from harness.record import Probe
 
 
 @dataclass(frozen=True)
 class Line:
-    """Figures of a probe that are linear in depth and batch: peaks by window and kind, and others by name."""
+    """Figures of a probe that are linear in depth and batch: peaks by window and kind, and others by name.
+
+    Of the others ``unused`` is what CUDA's allocator reserves beside the peak, and ``holes`` the same if it grew by the
+    byte: only that is linear, as it grows by EXPANDABLE's steps. See `_unused`.
+    """
 
     windows: dict[str, dict[str, float]]
     others: dict[str, float]
@@ -25,7 +30,10 @@ class Line:
             return {name: a[name] + (b[name] - a[name]) * (x - x0) / (x1 - x0) for name in a}
 
         windows = {name: at(kinds, other.windows[name]) for name, kinds in self.windows.items()}
-        return Line(windows, at(self.others, other.others))
+        others = at(self.others, other.others)
+        if "unused" in others:
+            others |= _unused(self.others, other.others, (x - x1) / (x1 - x0))
+        return Line(windows, others)
 
     def lacks_backward(self, two: Line) -> bool:
         """Whether a single layer, of which this is, computes less in its backward pass than the last of `two` does.
@@ -43,6 +51,30 @@ class Line:
     def peak(self) -> dict[str, float]:
         """Bytes by kind in the highest window."""
         return max(self.windows.values(), key=lambda kinds: sum(kinds.values()))
+
+    @property
+    def reserved(self) -> float | None:
+        """Bytes that CUDA's allocator reserves: the peak, and what it has beside it; None where it is not predicted."""
+        return self.taken if "unused" in self.others else None
+
+    @property
+    def taken(self) -> float:
+        """Bytes that must be free: what is reserved, or else the peak of live tensors."""
+        return sum(self.peak.values()) + max(0.0, self.others.get("unused", 0.0))
+
+
+def _unused(one: dict[str, float], two: dict[str, float], further: float) -> dict[str, float]:
+    """What is unused ``further`` steps after `two`, each as large as that from `one` to `two`.
+
+    Holes grow as evenly as layers and sequences are alike. Where they don't grow by what is unused, but for a step of
+    the allocator, a single large tensor has found no place: that is not repeated.
+    """
+    growth = two["holes"] - one["holes"]
+    even = abs(two["unused"] - one["unused"] - growth) <= sum(EXPANDABLE)
+    if not even or growth < 0:
+        most = max(one["unused"], two["unused"])
+        return {"unused": most, "holes": most}
+    return {name: two[name] + growth * further for name in ("unused", "holes")}
 
 
 def count_buckets(found: Probe, size: int, live: LiveBytes, accumulated: bool) -> None:

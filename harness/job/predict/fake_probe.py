@@ -23,6 +23,7 @@ from harness.job.measure.workspaces import WORKSPACES
 from harness.job.methods import optimizers
 from harness.job.models import empty_weights, structure
 from harness.job.predict import phases
+from harness.job.predict.caching_allocator import ROUNDING, Trace
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
 from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
@@ -82,7 +83,10 @@ class FakeProbe:
         self._bf16 = self._train.precision == "bf16"
         self._objective = objectives.of(self._train, valued=False)
         self._roofline = device.roofline(self._train.compile)
-        self._live = LiveBytes(device.on, WORKSPACES if device.kernels == "cuda" else None, self._roofline)
+        # A sharded model gathers its weights on a second stream, which has blocks of its own.
+        self._trace = Trace() if device.kernels == "cuda" and not self._train.sharded else None
+        workspaces = WORKSPACES if device.kernels == "cuda" else None
+        self._live = LiveBytes(device.on, workspaces, self._roofline, self._trace)
 
     def line(self, shape: Shape, times: int) -> Line:
         """The figures on micro-batches `times` as large as those of `shape`."""
@@ -112,6 +116,9 @@ class FakeProbe:
         flops = figures.flops_per_token + figures.recomputed_flops_per_token  # recomputation takes time too
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(figures.resident).items()}
         others = resident | whole | {"total": total, "trainable": trainable, "flops_per_token": flops}
+        if self._trace is not None:
+            others["unused"] = self._trace.reserved() - self._live.peak
+            others["holes"] = self._trace.reserved((ROUNDING, ROUNDING)) - self._live.peak
         others |= self._work(sum(batch.padded for batch in micro), len(micro))
         windows = peaks_by_window(
             self._live, self._config.get_text_config().num_hidden_layers, figures.resident.optimizer

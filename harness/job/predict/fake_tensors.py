@@ -51,6 +51,7 @@ class SteppingTwice:
         with self._live.replacing(NUMBER, lambda tensor: 1.0):
             with self._live.uncounted():
                 self._optimizer.step()
+            self._live.mark("optimizer")  # the same window goes on: a trace has the two steps apart
             self._optimizer.step()
 
 

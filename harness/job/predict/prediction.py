@@ -64,7 +64,8 @@ class Predictor:
     def predict(
         self, cell: Cell, architecture: dict[str, Any] | None, budget: int | None = None, safe: int | None = None
     ) -> dict[str, Any]:
-        """What `cell` takes: bytes by kind (peak, resident), weights, FLOPs and tokens, as JSON.
+        """What `cell` takes: bytes by kind (peak, resident), bytes that CUDA's allocator reserves (null: not
+        predicted), weights, FLOPs and tokens, as JSON.
 
         architecture: the model's dimensions, in place of its own config. budget: bytes, for the largest batch that fits
         (null if none does); null: it is not looked for, which takes half the time. safe: bytes, for the micro_batch of
@@ -95,6 +96,7 @@ class Predictor:
         by_phase = self._by_phase(cell, architecture, line, budget) if train.sharded else {}
         return by_phase | {
             "peak": {kind: round(value) for kind, value in line.peak.items()},
+            "reserved": None if line.reserved is None else round(line.reserved),
             "resident": {k.partition(":")[2]: round(v) for k, v in line.others.items() if k.startswith("resident:")},
             "total": round(line.others["total"]),
             "trainable": round(line.others["trainable"]),
@@ -135,11 +137,11 @@ class Predictor:
         layout: batching.Layout,
         architecture: dict[str, Any] | None,
     ) -> int:
-        """The first of `sizes`, which fall, whose peak is within `room` bytes; else the last."""
+        """The first of `sizes`, which fall, that takes at most `room` bytes; else the last."""
 
         def fits(size: int) -> bool:
             shape = self._shape(cell, layout, size)
-            return sum(self._line(cell, shape, 1, layout, architecture).peak.values()) <= room
+            return self._line(cell, shape, 1, layout, architecture).taken <= room
 
         return sizes[min(bisect.bisect_left(sizes, True, key=fits), len(sizes) - 1)]
 
@@ -164,12 +166,12 @@ class Predictor:
         architecture: dict[str, Any] | None,
         budget: int,
     ) -> int | None:
-        """The largest train.batch_size, up to LIMIT, of such sequences or packs whose peak is within `budget`."""
+        """The largest train.batch_size, up to LIMIT, of such sequences or packs that takes at most `budget`."""
         twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings.train.validated()
         rows = train.micro_batch // train.total_devices if train.packing else shape.sequences
 
         def fits(size: int) -> bool:
-            return sum(line.through(twice, 1, 2, size / rows).peak.values()) <= budget
+            return line.through(twice, 1, 2, size / rows).taken <= budget
 
         if not fits(1):
             return None

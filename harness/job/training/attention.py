@@ -31,6 +31,7 @@ from harness.job.models.structure import inner, prompted
 OFF = "off: asked for"  # of a switch, in the record
 PROMPTED = "the method puts tokens of its own before each sequence"
 HALF = (torch.float16, torch.bfloat16)  # what CUDA's kernel for rows computes in
+WIDEST = 256  # channels of a head that it takes at most
 CAUSAL = (-1, 0)  # a window without end to the left
 NAME, ON_CUDA = "end_to_end", "end_to_end_cuda"  # names of the implementations in transformers
 # Torch 2.11 has no such argument, and does not require equal numbers of heads.
@@ -139,6 +140,13 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
         yield True
 
 
+def in_one_kernel(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether CUDA's kernel for rows computes the attention of `model` in `dtype`; else each length takes a call."""
+    text = inner(model).config.get_text_config()
+    widths = (getattr(text, name, None) or 0 for name in ("head_dim", "global_head_dim"))
+    return dtype in HALF and max(*widths, text.hidden_size // text.num_attention_heads) <= WIDEST
+
+
 def within_window(model: nn.Module, tokens: int) -> bool:
     """Whether a sequence of so many tokens fits the sliding window of `model`, if it has one."""
     window = getattr(inner(model).config.get_text_config(), "sliding_window", None)
@@ -199,10 +207,10 @@ def _attend(
     precision: AbstractContextManager[Any] = nullcontext()
     if row.bounds is not None:
         query, key, value = _as_autocast(query, key, value)
-        if not dropout and query.dtype in HALF:
+        if not dropout and query.dtype in HALF and query.shape[-1] <= WIDEST:
             return _flash(row, row.bounds, query, key, value, scaling), None
         if row.shared is not None and row.shared.keys is not None:
-            raise ValueError(f"Keys that sequences share within a row require 16 bits, got {query.dtype}.")
+            raise ValueError(f"Keys that sequences share within a row require 16 bits and heads of at most {WIDEST}.")
     elif query.device.type == "cpu":  # its backward pass is up to three times slower in autocast's bf16
         query, key, value = _finest(query, key, value)
         precision = torch.autocast("cpu", enabled=False)

@@ -142,7 +142,7 @@ def too_large(plan: Plan, without: Sequence[Sequence[Planned | Impossible]]) -> 
     for variants in without:
         predicted = [point for point in variants if isinstance(point, Planned) and "peak" in point.prediction]
         if predicted and not any(map(plan.fits, predicted)):
-            least = min(planned.peak for planned in predicted)
+            least = min(planned.taken for planned in predicted)
             sentences.append(f"{predicted[0].cell.method} does not fit: it takes {units.size(least + BESIDE)} or more.")
     return sentences
 
@@ -154,11 +154,11 @@ def _nothing(plan: Plan) -> UserError:
         return UserError(first.reason if isinstance(first, Impossible) else first.prediction["unknown"])
     if any(map(plan.fits, predicted)):
         return UserError("--advise requires train.max_steps=: how many steps the data gives is not known here.")
-    least = min(predicted, key=lambda point: point.peak)
+    least = min(predicted, key=lambda point: point.taken)
     card = "the budget" if plan.card is None else plan.card.name
     return UserError(
         f"Nothing fits {card} ({units.size(plan.budget)}): with one sequence at a time, "
-        f"{least.cell.method} takes least, {units.size(least.peak + BESIDE)}; take a smaller model or a larger card."
+        f"{least.cell.method} takes least, {units.size(least.taken + BESIDE)}; take a smaller model or a larger card."
     )
 
 

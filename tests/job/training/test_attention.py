@@ -183,9 +183,9 @@ def test_attention_to_two_sets_of_keys_merges_into_attention_to_both():
 QUERY, KEY, VALUE = (6, 17), (2, 17), (2, 17)  # heads, and tokens of sequences of 9, 3 and 5
 
 
-def kernel(dtype: torch.dtype, autocast: bool = False, bounds: bool = True) -> LiveBytes:
+def kernel(dtype: torch.dtype, autocast: bool = False, bounds: bool = True, width: int = 32) -> LiveBytes:
     """What attention over a row of such queries, keys and values, forward and backward, was seen to do."""
-    module, width, lengths = torch.nn.Module(), 32, (9, 3, 5)
+    module, lengths = torch.nn.Module(), (9, 3, 5)
     live = LiveBytes(torch.device("cpu"))
     with FakeTensorMode():
         query, key, value = (
@@ -247,3 +247,11 @@ def test_on_a_gpu_it_is_the_same(dtype):
         found = loop.answer_logits(model, batch)
     near = 1e-4 if dtype is torch.float32 else 3e-2
     assert torch.allclose(found, expected, atol=near * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("width", "ran"), [(256, {"varlen bfloat16": 1}), (264, {"flash_for_cpu bfloat16": 3})])
+def test_heads_too_wide_for_the_kernel_of_rows_take_another(width, ran):
+    """The kernel refuses them in the first step; Gemma's have 256 channels, and some have more."""
+    assert kernel(torch.bfloat16, width=width).attention == ran
+    model = built("llama", num_key_value_heads=2, head_dim=width)
+    assert attention.in_one_kernel(model, torch.bfloat16) is ("varlen bfloat16" in ran)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 
 import pytest
 import torch
 from job_helpers import prepared, tiny
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.job.evaluate import linear_weights
@@ -83,6 +85,31 @@ def test_in_16_bits_gradients_are_added_up_in_32():
     errors = [(taken(kernel, *of, targets, None)[1].float() - exact).abs().max() for kernel in (chunked, by_logits)]
     assert errors[0] < 2 * errors[1]
     assert errors[0] < 0.01 * exact.abs().max()
+
+
+@pytest.mark.parametrize(("dtype", "products"), [(torch.float32, 10), (torch.bfloat16, 3)])
+def test_in_16_bits_the_gradient_of_the_head_takes_few_products(dtype, products):
+    """Each is added to a sum as large as the head, which takes a GPU longer than the product."""
+    weight, hidden, targets, _ = drawn(10, True, False)
+    of = weight.detach().to(dtype).requires_grad_(), hidden.detach().to(dtype).requires_grad_(), targets, None
+    with Counted() as counted:
+        found = taken(lambda *of: loss.chunked(*of, size=4 * VOCABULARY), *of)  # a row a chunk
+    assert counted.shapes[VOCABULARY, WIDTH] == products
+    near(found, taken(by_logits, *of), rel=1e-6 if dtype is torch.float32 else 2**-6)
+
+
+class Counted(TorchDispatchMode):
+    """The number of products by the shape of what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.shapes[tuple(out.shape)] += 1
+        return out
 
 
 def test_no_chunk_outlives_its_turn():
