@@ -218,7 +218,7 @@ def _notes(plan: Plan, times: Times) -> list[str]:
         size = f"{units.plural(sequences, 'sequence')}, {units.plural(tokens, 'token')}"
         notes.append(f"Largest batch: {size} ({source}).")
     if possible:
-        counted = _listed(sorted({point.counted for point in possible}, reverse=True))
+        counted = units.listed(sorted({point.counted for point in possible}, reverse=True))
         precisions = ", ".join(sorted({p.prediction["precision"] for p in possible}))
         notes.append(
             f"Memory: live tensors, in {precisions} with {NAMES[plan.kernels]} kernels. A cell fits if {counted} and "
