@@ -33,7 +33,7 @@ from harness.sweep import app
 from harness.sweep.app.grid import points
 from harness.sweep.cells import from_config
 
-WEIGHTS = {"smollm2-135m-instruct": 134.5e6, "Qwen3-1.7B-Base": 1.72e9}
+WEIGHTS = {"smollm2-135m-instruct": 134.5e6, "qwen2.5-coder-0.5b-instruct-q4_k_m": 630e6, "Qwen3-1.7B-Base": 1.72e9}
 TOKENS = {"wordmath": 80, "wordmath_short": 48, "facts": 30, "facts_short": 30, "gsm8k": 200}  # raw, an example
 TOKENS |= {"chain_sum": 36}  # of two numbers of two digits, the skill of the published studies
 TOKENS |= {"synthetic": 60, "synthetic_mixed": 54}  # assumed, not measured: a model's words are more than a template's

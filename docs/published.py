@@ -49,8 +49,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def compact(records: list[Record], folder: Path) -> list[Table]:
     """The best setting of each method in at most 100 columns: without tries, own knobs, ranks and intervals of speed.
 
-    Its caption leaves out what `best` says of ranks, of one seed and of groups of items, and its last line, on those
-    intervals. Requires a study of one score.
+    Its caption leaves out what `best` says of ranks, of one seed, of groups of items, of memory with those intervals,
+    and of rounded weights. Requires a study of one score.
     """
     full = best(records, folder)
     (score,) = [column for column in full.columns if column.endswith("(%)")]
@@ -65,8 +65,9 @@ def compact(records: list[Record], folder: Path) -> list[Table]:
     places = [full.columns.index(column) for column in short]
     rows = [[cut(row[i]) for i, (_, cut) in zip(places, short.values(), strict=True)] for row in full.rows]
     headers = [header for header, _ in short.values()]
-    said = ("Best: ", "Single seed: ", "Items come in groups ")  # by the README's own words, or of interest elsewhere
-    caption = [line for line in full.caption[:-1] if not line.startswith(said)]
+    # Said by the README's own words, or of interest elsewhere.
+    said = ("Best: ", "Single seed: ", "Items come in groups ", "Memory is ", "The weights of ")
+    caption = [line for line in full.caption if not line.startswith(said)]
     return [replace(full, columns=headers, rows=rows, caption=caption)]
 
 
