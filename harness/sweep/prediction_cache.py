@@ -1,9 +1,9 @@
 """Predictions of a job, kept on disk: a second plan of the same cells needs no job, and so no library of models.
 
 A prediction follows from the cell, the request, the code (of this package, and of what is installed), the machine, and
-files of the model on it. The name of its file is a hash of all that; what changes makes another name. What follows from
-more than that is not kept: predictions of a file of the user's own, of a folder of data sets, of the user's own code,
-and of the memory of a device that is here.
+the files on it of the model and of the hub's data set. The name of its file is a hash of all that; what changes makes
+another name. What follows from more than that is not kept: predictions of a file of the user's own (of data, or a model
+as GGUF), of a folder of data sets, of the user's own code, and of the memory of a device that is here.
 """
 
 from __future__ import annotations
@@ -75,12 +75,14 @@ class PredictionCache:
     def _keeps(self, cell: Cell) -> bool:
         model, data = cell.settings.model, cell.settings.data
         own_code = model.trust_remote_code or not all(map(_is_installed, _targets(plain(cell.settings))))
-        return self._readable and not data.own and not own_code
+        own_file = data.own or str(model.path).endswith(".gguf")
+        return self._readable and not own_file and not own_code
 
     def _path(self, planned: PlannedCell | None) -> Path:
         parts: list[Any] = [self._state, encode(replace(self._request, cells=[] if planned is None else [planned]))]
         if planned is not None:
-            parts.append(_files_of(planned.cell.settings.model.path))
+            settings = planned.cell.settings
+            parts += [_files_of(settings.model.path), _files_of_data(settings.data.load.get("path"))]
         return self._folder / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}.json"
 
     def _read(self, path: Path) -> dict[str, Any] | None:
@@ -152,13 +154,28 @@ def _files_of(model: str | None) -> list[list[Any]]:
     if model is None or model.startswith("embedded:"):
         return []
     folder = Path(model).expanduser()
-    if not folder.is_dir():
-        folder = _hub_cache() / f"models--{model.replace('/', '--')}"
+    return _files_in(folder if folder.is_dir() else _hub_cache() / f"models--{model.replace('/', '--')}")
+
+
+def _files_of_data(name: str | None) -> list[list[Any]]:
+    """Likewise of the data set `name` of the hub: as downloaded, and as the library datasets prepared it."""
+    if name is None:
+        return []
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", _hub_home() / "datasets")).expanduser()
+    downloaded = _hub_cache() / f"datasets--{name.replace('/', '--')}"
+    return _files_in(downloaded) + _files_in(prepared / name.replace("/", "___"))
+
+
+def _files_in(folder: Path) -> list[list[Any]]:
     files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
     return [[str(path), status.st_size, status.st_mtime_ns] for path, status in files]
 
 
 def _hub_cache() -> Path:
+    cache = os.environ.get("HF_HUB_CACHE", os.environ.get("HUGGINGFACE_HUB_CACHE", _hub_home() / "hub"))
+    return Path(cache).expanduser()
+
+
+def _hub_home() -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"
-    home = Path(os.environ.get("HF_HOME", home))
-    return Path(os.environ.get("HF_HUB_CACHE", os.environ.get("HUGGINGFACE_HUB_CACHE", home / "hub"))).expanduser()
+    return Path(os.environ.get("HF_HOME", home)).expanduser()

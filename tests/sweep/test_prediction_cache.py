@@ -82,13 +82,29 @@ def test_files_of_the_model_are_part_of_the_name(asked, tmp_path):
     assert len(asked) == 2
 
 
+@pytest.mark.parametrize("folder", ["hub/datasets--openai--gsm8k", "datasets/openai___gsm8k"])
+def test_files_of_a_data_set_of_the_hub_are_part_of_the_name(asked, monkeypatch, tmp_path, folder):
+    """Lengths are assumed until it is here, and then are known."""
+    for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    one = [PlannedCell(composed("model=tiny", "method=lora", "data=gsm8k"))]
+    for _ in range(2):
+        runner.plan(one, None)
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "main.parquet").write_text("")
+    runner.plan(one, None)
+    assert len(asked) == 2
+
+
 def test_what_follows_from_more_is_not_kept(asked, monkeypatch, tmp_path):
     (tmp_path / "mine.jsonl").write_text(json.dumps({"question": "a", "answer": "b"}))
     own = [PlannedCell(composed("model=tiny", "method=lora", "data=local", f"data.path={tmp_path / 'mine.jsonl'}"))]
     cell = cells("lora")[0].cell
     method = replace(cell.settings.method, init={"_target_": "job_helpers.start"})  # code in no installed package
     theirs = [PlannedCell(replace(cell, settings=replace(cell.settings, method=method)))]
-    for planned, root in ((own, None), (theirs, None), (cells("lora"), str(tmp_path))):
+    gguf = cells("lora", **{"model.path": "owner/name/model.gguf"})
+    for planned, root in ((own, None), (theirs, None), (gguf, None), (cells("lora"), str(tmp_path))):
         before = len(asked)
         runner.plan(planned, root)
         runner.plan(planned, root)
@@ -96,7 +112,7 @@ def test_what_follows_from_more_is_not_kept(asked, monkeypatch, tmp_path):
     monkeypatch.setattr(prediction_cache, "ACCELERATORS", (str(tmp_path),))  # one is here, and its memory decides
     runner.plan(cells("lora"), None)
     runner.plan(cells("lora"), None)
-    assert len(asked) == 8
+    assert len(asked) == 10
 
 
 def test_old_files_go_and_broken_ones_are_written_again(asked, monkeypatch, tmp_path):
