@@ -195,7 +195,7 @@ def run(options: argparse.Namespace) -> None:
         if part not in PARTS:
             raise UserError(f"PART must be one of {', '.join(PARTS)}, got {part}.")
     if options.render:
-        PAGE.write_text(_page(), encoding="utf-8")
+        PAGE.write_text(rendered_page(), encoding="utf-8")
         return
     if "own" in parts:
         others = published(options.data_root / "peft_results") if options.data_root else None
@@ -216,7 +216,7 @@ def _show_peaks(part: str, rows: list[dict[str, Any]], write: bool) -> None:
         _shown(page.page(rows), None)
         return
     _keep(part, rows)
-    PAGE.write_text(_page(), encoding="utf-8")
+    PAGE.write_text(rendered_page(), encoding="utf-8")
 
 
 def _show_reserved(path: Path, write: bool) -> None:
@@ -227,7 +227,7 @@ def _show_reserved(path: Path, write: bool) -> None:
         _shown("\n".join(reserved.section(record)), None)
         return
     _keep("reserved", record)
-    PAGE.write_text(_page(), encoding="utf-8")
+    PAGE.write_text(rendered_page(), encoding="utf-8")
 
 
 def _keep(part: str, record: Any) -> None:
@@ -239,8 +239,8 @@ def _of_part(part: str, data_root: Path) -> list[dict[str, Any]]:
     return of_programs(compare.FURTHER if part == "further" else data_root / compare.FILE)
 
 
-def _page() -> str:
-    """The page, of all records."""
+def rendered_page() -> str:
+    """The page docs/plan.md, of all records."""
     record = json.loads(MEASURED["reserved"].read_text(encoding="utf-8"))
     return page.page(recorded(), reserved.section(record))
 

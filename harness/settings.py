@@ -341,7 +341,12 @@ class Settings:
 
     def train_dict(self) -> dict[str, Any]:
         """The training settings by name, with those of an imported record that have no field here."""
-        return plain(self.train) | self.other.get("train", {})
+        return plain(self.train) | self.imported("train")
+
+    def imported(self, group: str) -> dict[str, Any]:
+        """The settings of the group that an imported record has beyond this schema; none if they are of no use."""
+        settings = self.other.get(group)
+        return settings if isinstance(settings, dict) else {}
 
 
 def _complete(kind: type[T], settings: TrainSettings | EvalSettings | InferSettings, group: str) -> T:

@@ -357,15 +357,19 @@ def _subjects(of_it: list[Comparison], several: bool) -> Table:
 
 def _items(found: Forgetting, study: str, several: bool, examples: int) -> Table:
     rows = []
-    subjects = any(item.subject not in (None, _task(c)) for c in found.comparisons for item in c.changed)
-    for c in found.comparisons:
-        for item in (*c.changed.first("lost", examples), *c.changed.first("won", examples)):
-            row = {"Method": c.label, "Score": named(c.score)}
-            row |= {"Subject": _subject(item.subject)} if subjects else {}
-            row |= {"Item": str(item.item)}
-            row |= {"What": item.kind, "Seeds": f"{item.seeds}/{len(c.cells)}"}
-            row |= {"Target": _short(item.target), "Base": _short(item.base)}
-            rows.append(_where(c.place, several) | row | {"Tuned": _short(" · ".join(dict.fromkeys(item.tuned)))})
+    shown = [
+        (c, item)
+        for c in found.comparisons
+        for item in (*c.changed.first("lost", examples), *c.changed.first("won", examples))
+    ]
+    subjects = any(item.subject not in (None, _task(c)) for c, item in shown)
+    for c, item in shown:
+        row = {"Method": c.label, "Score": named(c.score)}
+        row |= {"Subject": _subject(item.subject)} if subjects else {}
+        row |= {"Item": str(item.item)}
+        row |= {"What": item.kind, "Seeds": f"{item.seeds}/{len(c.cells)}"}
+        row |= {"Target": _short(item.target), "Base": _short(item.base)}
+        rows.append(_where(c.place, several) | row | {"Tuned": _short(" · ".join(dict.fromkeys(item.tuned)))})
     caption = []
     if len(rows) < sum(len(c.changed) for c in found.comparisons):
         caption = [f"Up to {examples} lost and {examples} won of each method and score; --items shows more."]

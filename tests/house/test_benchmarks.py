@@ -21,7 +21,6 @@ sys.path.append(str(ROOT / "benchmarks"))
 import cards
 import plan
 import table as benchmark
-from programs import page
 from published_speed import CHECK, DEVELOP
 
 from harness.record import read_study
@@ -73,7 +72,7 @@ def off(row: dict, which: str) -> float:
 
 
 def test_the_page_of_published_programs_is_its_record():
-    assert (ROOT / "docs" / "plan.md").read_text(encoding="utf-8") == page.page(PUBLISHED + FURTHER)
+    assert (ROOT / "docs" / "plan.md").read_text(encoding="utf-8") == plan.rendered_page()
 
 
 def test_resident_memory_is_within_a_hundredth_of_every_row_that_publishes_it():

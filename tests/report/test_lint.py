@@ -13,7 +13,7 @@ from harness.config import ROOT
 from harness.record import Failure, Gpu, Scoring, SmallerBatches, Source, VllmUsage, item_hashes, read_study, write
 from harness.report.lint import RULES, findings
 from harness.report.tables.table import comparison
-from harness.settings import EvalSettings
+from harness.settings import EvalSettings, plain
 
 REFERENCE = sorted(path for path in (ROOT / "results" / "reference").iterdir() if path.is_dir())
 METHODS = ("base", "full", "lora", "qlora", "dora", "galore")
@@ -862,3 +862,10 @@ def test_models_that_were_asked_in_different_ways():
         f"Models were queried in different ways: log-probabilities in base and {sure}; chat in {chatty}. "
         "Chat scores are not compared with others."
     )
+
+
+def test_an_imported_records_settings_that_are_no_settings_are_left_out():
+    record = make_record("lora")
+    record.cell = replace(record.cell, settings=replace(record.cell.settings, other={"train": "text"}))
+    assert record.cell.settings.train_dict() == plain(record.cell.settings.train)
+    assert not [finding for finding in findings([record, make_record("dora")]) if "text" in finding.sentence]

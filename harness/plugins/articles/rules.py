@@ -187,7 +187,7 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
     adapting = all(any(adapt_settings(r) for r in at.of(method)) for method in (one, other))
     for side, method in zip(sides, (one, other), strict=True):
         for record in at.of(method):
-            train, imported = record.cell.settings.train, record.cell.settings.other.get("train", {})
+            train, imported = record.cell.settings.train, record.cell.settings.imported("train")
             free = [{k: v for k, v in imported.items() if k != "seed"}]
             if adapting:
                 free += [{k: v for k, v in adapt_settings(record).items() if k not in ("use_dora", "lora_alpha")}]
