@@ -357,13 +357,13 @@ def _subjects(of_it: list[Comparison], several: bool) -> Table:
 
 def _items(found: Forgetting, study: str, several: bool, examples: int) -> Table:
     rows = []
-    shown = [
+    pairs = [
         (c, item)
         for c in found.comparisons
         for item in (*c.changed.first("lost", examples), *c.changed.first("won", examples))
     ]
-    subjects = any(item.subject not in (None, _task(c)) for c, item in shown)
-    for c, item in shown:
+    subjects = any(item.subject not in (None, _task(c)) for c, item in pairs)
+    for c, item in pairs:
         row = {"Method": c.label, "Score": named(c.score)}
         row |= {"Subject": _subject(item.subject)} if subjects else {}
         row |= {"Item": str(item.item)}
