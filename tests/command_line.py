@@ -18,6 +18,15 @@ from harness.sweep import runner
 from harness.sweep.fork_server import Server
 
 
+def forbid_jobs(patch: pytest.MonkeyPatch) -> None:
+    """Fail a test in which a job starts."""
+
+    def start(*_: object) -> None:
+        raise AssertionError("a job was started")
+
+    patch.setattr(Server, "start", start)
+
+
 def called(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """What the command line says in `folder`, with these environment `variables`.
 

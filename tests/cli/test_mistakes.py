@@ -7,13 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from command_line import assert_refused
+from command_line import assert_refused, forbid_jobs
 
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.job.data import columns
 from harness.sweep.app.messages import quoted
-from harness.sweep.fork_server import Server
 
 ROWS = "".join(json.dumps({"question": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(40))
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
@@ -23,11 +22,7 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 def no_job(tmp_path, monkeypatch):
     """A folder with the files of the mistakes, in which no job may start."""
     monkeypatch.chdir(tmp_path)
-
-    def start(*_):
-        raise AssertionError("a job was started")
-
-    monkeypatch.setattr(Server, "start", start)
+    forbid_jobs(monkeypatch)
     Path("mine.jsonl").write_text(ROWS)
     Path("folder.jsonl").mkdir()
     Path("afile").touch()

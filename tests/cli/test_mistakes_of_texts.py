@@ -5,21 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_line import assert_refused
+from command_line import assert_refused, forbid_jobs
 
 from harness.__main__ import main
-from harness.sweep.fork_server import Server
 
 
 @pytest.fixture(autouse=True)
 def no_job(tmp_path, monkeypatch):
     """A folder with the files of the mistakes, in which no job may start."""
     monkeypatch.chdir(tmp_path)
-
-    def start(*_):
-        raise AssertionError("a job was started")
-
-    monkeypatch.setattr(Server, "start", start)
+    forbid_jobs(monkeypatch)
     for folder in ("empty", "one", "binary", "pictures", "docs"):
         Path(folder).mkdir()
     Path("one/a.md").write_text("A text.")
