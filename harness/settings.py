@@ -77,9 +77,14 @@ class ModelSettings:
     sha256: str | None = None
 
     @property
+    def is_gguf(self) -> bool:
+        """Whether `path` names a GGUF file, here or on the hub."""
+        return self.path is not None and self.path.endswith(".gguf")
+
+    @property
     def from_gguf(self) -> bool:
         """Whether its weights were dequantised from a GGUF file, as the embedded SmolLM2's are."""
-        return self.path is not None and (self.path.endswith(".gguf") or self.path.startswith("embedded:smollm2"))
+        return self.is_gguf or str(self.path).startswith("embedded:smollm2")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from harness.job.data import synthetic
 from harness.job.measure import device
 from harness.job.models import dequantised, embedded
 from harness.job.models.hub import answers
+from harness.settings import ModelSettings
 
 PATIENCE = 3.0  # seconds to wait for the hub
 
@@ -103,7 +104,7 @@ def _model(path: str, revision: str | None, hub: str) -> Standing:
             if name != "tiny":  # which needs no wheel
                 return "missing", str(error)
         return "ready", "embedded, built at first use"
-    if path.endswith(dequantised.SUFFIX):
+    if ModelSettings(path=path).is_gguf:
         return _gguf(path, revision, hub)
     if Path(path).is_dir():
         return "ready", "a local folder"

@@ -75,7 +75,7 @@ class PredictionCache:
     def _keeps(self, cell: Cell) -> bool:
         model, data = cell.settings.model, cell.settings.data
         own_code = model.trust_remote_code or not all(map(_is_installed, _targets(plain(cell.settings))))
-        own_file = data.own or str(model.path).endswith(".gguf")
+        own_file = data.own or model.is_gguf
         return self._readable and not own_file and not own_code
 
     def _path(self, planned: PlannedCell | None) -> Path:

@@ -17,8 +17,6 @@ from harness.errors import UserError, first_line
 from harness.job.models import embedded, hub
 from harness.settings import ModelSettings
 
-SUFFIX = ".gguf"
-
 
 def folder(model: ModelSettings) -> Path:
     """The folder of the dequantised model, built if it is not cached; takes a minute for 0.5B weights.

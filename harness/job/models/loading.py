@@ -42,7 +42,7 @@ def source(model: ModelSettings) -> str:
     kind, _, name = model.path.partition(":")
     if kind == "embedded":
         return str(embedded.folder(name))
-    if model.path.endswith(dequantised.SUFFIX):
+    if model.is_gguf:
         return str(dequantised.folder(model))
     if not Path(model.path).is_dir():
         hub.settle()
