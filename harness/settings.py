@@ -86,6 +86,17 @@ class ModelSettings:
         """Whether its weights were dequantised from a GGUF file, as the embedded SmolLM2's are."""
         return self.is_gguf or str(self.path).startswith("embedded:smollm2")
 
+    @property
+    def on_hub(self) -> tuple[str, str] | None:
+        """The repository of the hub that `path` may name, and the GGUF file in it (else empty); None if it names none.
+
+        An id is NAME or OWNER/NAME, a file OWNER/NAME/FILE. Whether the hub has it is not asked.
+        """
+        parts = str(self.path).split("/")
+        if parts[0] in ("", ".", "..", "~") or (len(parts) < 3 if self.is_gguf else len(parts) > 2):
+            return None
+        return "/".join(parts[:2]), "/".join(parts[2:])
+
 
 @dataclass(frozen=True)
 class DataSettings:

@@ -39,12 +39,12 @@ def examine(
 ) -> dict[str, Any]:
     """The facts that ``harness doctor`` shows.
 
-    models: settings by name, of which path and revision are used. data: likewise, of which load and path are used.
+    models: settings by name, of which path, revision and sha256 are used. data: likewise, of which load and path are.
     """
     hub = _reach_hub()
     return {
         "hub": {"endpoint": redact.redact(constants.ENDPOINT), "state": hub, "token": get_token() is not None},
-        "models": _at_once({n: partial(_model, m["path"], m.get("revision"), hub) for n, m in models.items()}),
+        "models": _at_once({n: partial(_model, _settings(m), hub) for n, m in models.items()}),
         "data": _at_once({n: partial(_data, d, data_root, hub) for n, d in data.items()}),
         "caches": {"embedded": str(embedded.cache()), "hub": constants.HF_HUB_CACHE},
         "compute": _compute(),
@@ -93,7 +93,13 @@ def _formats(on: torch.device) -> dict[str, str]:
     return found
 
 
-def _model(path: str, revision: str | None, hub: str) -> Standing:
+def _settings(model: dict[str, Any]) -> ModelSettings:
+    """Those of the settings `model` that say where it is."""
+    return ModelSettings(path=model["path"], revision=model.get("revision"), sha256=model.get("sha256"))
+
+
+def _model(model: ModelSettings, hub: str) -> Standing:
+    path = str(model.path)
     kind, _, name = path.partition(":")
     if kind == "embedded":
         if (embedded.cache() / name).is_dir():
@@ -104,22 +110,23 @@ def _model(path: str, revision: str | None, hub: str) -> Standing:
             if name != "tiny":  # which needs no wheel
                 return "missing", str(error)
         return "ready", "embedded, built at first use"
-    if ModelSettings(path=path).is_gguf:
-        return _gguf(path, revision, hub)
+    if model.is_gguf:
+        return _gguf(model, path, hub)
     if Path(path).is_dir():
         return "ready", "a local folder"
-    return ("ready", f"{path}, cached") if _model_is_cached(path, revision) else _at_hub(path, "model", hub)
+    return ("ready", f"{path}, cached") if _model_is_cached(path, model.revision) else _at_hub(path, "model", hub)
 
 
-def _gguf(path: str, revision: str | None, hub: str) -> Standing:
+def _gguf(model: ModelSettings, path: str, hub: str) -> Standing:
     """The state of a model that is a GGUF file, here or on the hub."""
+    if dequantised.cached(model):
+        return "ready", f"{path}, dequantised"
     if (copy := dequantised.copy_here(path)) is not None:
         return "ready", f"{copy}, dequantised at first use"
-    try:
-        repository, file = dequantised.on_hub(path)
-    except UserError as error:
-        return "missing", str(error)
-    if try_to_load_from_cache(repository, file, revision=revision) is not None:
+    if model.on_hub is None:
+        return "missing", dequantised.no_file(path)
+    repository, file = model.on_hub
+    if try_to_load_from_cache(repository, file, revision=model.revision) is not None:
         return "ready", f"{path}, cached"
     return _at_hub(repository, "model", hub)
 

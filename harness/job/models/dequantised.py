@@ -24,15 +24,15 @@ def folder(model: ModelSettings) -> Path:
     Raises UserError if the file is out of reach, has another hash than ``model.sha256``, or is no model that
     transformers reads.
     """
-    if model.sha256 is not None and (cached := embedded.cache() / _name(model.sha256)).is_dir():
-        return cached
+    if model.sha256 is not None and cached(model):
+        return _folder(model.sha256)
     file = _file(model)
     with open(file, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if model.sha256 not in (None, sha256):
         raise UserError(f"{file} must have the SHA-256 of model.sha256, {model.sha256}, got {sha256}.")
     try:
-        return embedded.built(_name(sha256), partial(embedded.dequantise, file))
+        return embedded.built(_folder(sha256).name, partial(embedded.dequantise, file))
     except Exception as error:  # a broken file leads to errors of many kinds
         raise UserError(f"transformers can't read the GGUF file {file} ({first_line(error)}).") from error
 
@@ -46,17 +46,19 @@ def copy_here(path: str) -> Path | None:
     return copy if copy is not None and copy.is_file() else None
 
 
-def on_hub(path: str) -> tuple[str, str]:
-    """The repository, and the file in it, that `path` names. Raises UserError if it names none."""
-    parts = path.split("/")
-    if Path(path).is_absolute() or len(parts) < 3 or parts[0] in ("", ".", "..", "~"):
-        raise UserError(f"There is no file {os.path.abspath(path)}; check model.path.")
-    return "/".join(parts[:2]), "/".join(parts[2:])
+def no_file(path: str) -> str:
+    """The sentence on a `path` that is neither here nor on the hub."""
+    return f"There is no file {os.path.abspath(path)}; check model.path."
 
 
-def _name(sha256: str) -> str:
-    """The name of its folder in the cache."""
-    return f"gguf-{sha256[:16]}"
+def cached(model: ModelSettings) -> bool:
+    """Whether the weights are dequantised already, which ``model.sha256`` tells without the file."""
+    return model.sha256 is not None and _folder(model.sha256).is_dir()
+
+
+def _folder(sha256: str) -> Path:
+    """Its folder in the cache."""
+    return embedded.cache() / f"gguf-{sha256[:16]}"
 
 
 def _file(model: ModelSettings) -> Path:
@@ -64,7 +66,9 @@ def _file(model: ModelSettings) -> Path:
     path = str(model.path)
     if (copy := copy_here(path)) is not None:
         return copy
-    repository, file = on_hub(path)
+    if model.on_hub is None:
+        raise UserError(no_file(path))
+    repository, file = model.on_hub
     hub.settle()
     try:
         return Path(hf_hub_download(repository, file, revision=model.revision))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness import data_files
 from harness.errors import UserError, nearest
-from harness.settings import DataSettings
+from harness.settings import DataSettings, ModelSettings
 from harness.sweep.app.point import Point
 
 TOKENIZERS = ("tokenizer*.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")  # files, one of which says how
@@ -27,7 +27,7 @@ def require(points: Sequence[Point]) -> None:
         _require_results(study, results)
     for model in {point.cell.settings.model.path: None for point in points if point.is_local}:
         if model is not None:
-            _require_model(Path(model))
+            _require_model(ModelSettings(path=model))
     files = {(_own_file(point.cell.settings.data), point.request.data_root): None for point in points}
     for file, root in files:
         if file is not None:
@@ -45,19 +45,21 @@ def _require_results(study: Path, results: str) -> None:
         raise UserError(f"results_dir={results} can't be written: {there} is no folder; name another one.")
 
 
-def _require_model(path: Path) -> None:
-    """Raise UserError for a file, an adapter, a folder that is not there, or one that lacks its config or tokenizer.
+def _require_model(model: ModelSettings) -> None:
+    """Raise UserError for a file, an adapter, or a folder that lacks its config or tokenizer.
 
-    A path of one or two names may be the hub's.
+    So for what is not there and can't be on the hub.
     """
-    if path.suffix == ".gguf":
+    path = Path(str(model.path))
+    if not path.exists() and model.on_hub is None:
+        kind = "file" if model.is_gguf else "folder"
+        raise UserError(f"There is no {kind} {os.path.abspath(path)}; check model.path.")
+    if model.is_gguf:
         _require_gguf(path)
         return
     if path.is_file():
         raise UserError(f"model.path must be a folder, a GGUF file or a hub id, got the file {path}; name its folder.")
     if not path.is_dir():
-        if path.is_absolute() or path.parts[0] in ("..", "~") or len(path.parts) > 2:  # no id of the hub
-            raise UserError(f"There is no folder {os.path.abspath(path)}; check model.path.")
         return
     if not (path / "config.json").is_file():
         if (adapter := path / "adapter_config.json").is_file():
@@ -72,10 +74,8 @@ def _require_model(path: Path) -> None:
 
 
 def _require_gguf(path: Path) -> None:
-    """Raise UserError for a file that is neither there nor may be the hub's (OWNER/NAME/FILE), or of another format."""
+    """Raise UserError for a file of another format; one that is not here is the hub's."""
     if not path.is_file():
-        if path.is_absolute() or path.parts[0] in ("..", "~") or len(path.parts) < 3:
-            raise UserError(f"There is no file {os.path.abspath(path)}; check model.path.")
         return
     with path.open("rb") as stream:
         if stream.read(4) != b"GGUF":

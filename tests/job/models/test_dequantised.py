@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
+from harness.job import machine
 from harness.job.models import dequantised, embedded
-from harness.settings import ModelSettings
+from harness.settings import ModelSettings, plain
 
 CONTENT = b"GGUF, but no model"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -33,15 +34,24 @@ def test_a_copy_stands_for_the_hubs_file(copies):
     assert dequantised.copy_here("owner/name/other.gguf") is None
 
 
-def test_the_hubs_file_is_a_repository_and_a_path_in_it():
-    assert dequantised.on_hub(HUB) == ("owner/name", "file.gguf")
-    assert dequantised.on_hub("owner/name/quants/file.gguf") == ("owner/name", "quants/file.gguf")
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        (HUB, ("owner/name", "file.gguf")),
+        ("owner/name/quants/file.gguf", ("owner/name", "quants/file.gguf")),
+        ("owner/name", ("owner/name", "")),
+        ("name", ("name", "")),
+        ("owner/name/folder", None),
+        *((path, None) for path in ("/nowhere/file.gguf", "file.gguf", "../some/file.gguf", "./name", "~/name")),
+    ],
+)
+def test_the_hubs_name_is_a_repository_and_a_file_in_it(path, named):
+    assert ModelSettings(path=path).on_hub == named
 
 
-@pytest.mark.parametrize("path", ["/nowhere/at/all.gguf", "file.gguf", "../some/file.gguf"])
-def test_a_file_that_is_not_here_and_no_hubs_is_refused(path):
+def test_a_file_that_is_not_here_and_no_hubs_is_refused():
     with pytest.raises(UserError, match="There is no file"):
-        dequantised.on_hub(path)
+        dequantised.folder(ModelSettings(path="../some/file.gguf"))
 
 
 def test_a_file_with_another_hash_is_refused(copies):
@@ -59,5 +69,8 @@ def test_a_model_that_was_built_needs_its_file_no_more(copies, monkeypatch):
     built = embedded.cache() / f"gguf-{SHA256[:16]}"
     built.mkdir(parents=True)
     monkeypatch.delenv("HARNESS_GGUF_DIR")
-    assert dequantised.folder(ModelSettings(path=HUB, sha256=SHA256)) == built
+    model = ModelSettings(path=HUB, sha256=SHA256)
+    assert dequantised.folder(model) == built
+    facts = machine.examine({"own": plain(model)}, {}, None)
+    assert facts["models"]["own"] == ("ready", f"{HUB}, dequantised")
     assert Path(HUB).exists() is False
