@@ -268,7 +268,8 @@ class TrainConfig:
     """Keeps activations in host memory between forward and backward pass: less device memory, but time for the copies.
     Requires CUDA."""
     compile: bool = False
-    """Compiles each decoder layer with torch.compile for training. Validation, inference and scoring run uncompiled."""
+    """Compiles each decoder layer with torch.compile for training, once for all cells with the same layers. Validation,
+    inference and scoring run uncompiled."""
 
 
 @dataclass

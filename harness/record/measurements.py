@@ -206,8 +206,8 @@ class Train:
     """Steps after which the process ended and another one resumed from a checkpoint. Figures of training cover all
     processes. Other phases, `started` and `seconds` are those of the last process."""
     compile_seconds: Sequence[float] = field(default_factory=list)
-    """Seconds of torch.compile in each step, without caches. Empty without compilation. The steady rate leaves such
-    steps out."""
+    """Seconds of torch.compile in each step; fewer where an earlier cell compiled the same layers. Empty without
+    compilation. The steady rate leaves such steps out."""
 
     def steady_steps(self) -> list[int]:
         """Indices of the steps behind the steady rate: none of warm-up or compilation; else the last step.

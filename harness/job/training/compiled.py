@@ -1,14 +1,17 @@
 """Compiles a model's decoder layers by torch.compile, in place, for training only.
 
 Validation, inference and scoring run the layers uncompiled. Attention over rows of several sequences is not compiled,
-nor is gradient checkpointing: it calls what is.
+nor is gradient checkpointing: it calls what is. What was compiled is kept on disk, so that the cells of a study that have the
+same layers compile them once.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +20,11 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from harness.errors import UserError
 from harness.job.measure import device
-from harness.job.models import structure
+from harness.job.models import embedded, structure
 from harness.job.training import attention
 from harness.settings import Settings
 
+KEPT = "compiled"  # the folder of compiled layers in the cache of built models
 GRAPHS = 64  # of one function. torch allows 8, and the linear layers in DoRA's, which come alone, have more shapes.
 
 
@@ -48,8 +52,8 @@ def enable(net: nn.Module) -> Callable[[], None]:
     attention.keep_from_compilation(True)
     undone = ExitStack()
     limits = {"recompile_limit": GRAPHS, "fail_on_recompile_limit_hit": True}
-    caches = {"force_disable_caches": True}  # otherwise compile time depends on earlier cells
-    undone.enter_context(torch.compiler.config.patch(**limits, **caches))  # type: ignore[attr-defined]  # a module
+    undone.enter_context(torch.compiler.config.patch(**limits))  # type: ignore[attr-defined]  # a module
+    undone.enter_context(_kept(embedded.cache() / KEPT))
     for layer in layers:
         undone.callback((_enable_recomputed if getattr(layer, "gradient_checkpointing", False) else _enable)(layer))
 
@@ -59,6 +63,22 @@ def enable(net: nn.Module) -> Callable[[], None]:
         torch.compiler.reset()
 
     return undo
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """A context in which torch keeps in `folder` what it compiles, and takes it from there.
+
+    Torch names each file by all that it depends on: the graph, its settings, torch's version and the CPU or GPU.
+    """
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+        if before is not None:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
 
 
 def _enable(layer: nn.Module) -> Callable[[], None]:

@@ -48,6 +48,17 @@ def test_a_compiled_cell_has_the_losses_of_one_that_is_not(tmp_path):
     assert record.train.tokens_per_second_steady > record.train.tokens_per_second_amortised
 
 
+@pytest.mark.long
+@pytest.mark.slow
+def test_the_second_cell_of_a_study_takes_what_the_first_one_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    settings = ("method=full", "train.max_steps=2", "infer.repeats=0", "eval.tasks=[]", "speedups=off", COMPILE)
+    records = [run_tiny(tmp_path / str(seed), *settings, f"seed={seed}") for seed in (0, 1)]
+    assert all(record.status == "ok" for record in records)
+    first, second = (record.train.compile_seconds[0] for record in records)
+    assert 0 < second < first / 2
+
+
 def counting(monkeypatch, compiler=lambda graph, inputs: graph.forward) -> list[torch.fx.GraphModule]:
     """Compiles by `compiler`, by default to what runs anyway; the list is of all graphs."""
     graphs = []
