@@ -389,7 +389,8 @@ def _engine(
             undo = linear_weights.cast(model, autocast)
             if isinstance(model, PeftModel):
                 stack.callback(undo)
-        yield lm, ChainMap(lm.used, used)
+        packed = stack.enter_context(linear_weights.packed(model))
+        yield lm, ChainMap(lm.used, used, packed)
 
 
 def _row(task: str, leaf: str, entry: dict[str, Any], metric: str, question: str) -> dict[str, Any]:

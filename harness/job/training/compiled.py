@@ -1,8 +1,8 @@
 """Compiles a model's decoder layers by torch.compile, in place, for training only.
 
 Validation, inference and scoring run the layers uncompiled. Attention over rows of several sequences is not compiled,
-nor is gradient checkpointing: it calls what is. What was compiled is kept on disk, so that the cells of a study that have the
-same layers compile them once.
+nor is gradient checkpointing: it calls what is. What was compiled is kept on disk, so that cells with the same layers
+compile them once.
 """
 
 from __future__ import annotations

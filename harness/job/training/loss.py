@@ -108,6 +108,11 @@ class LossHead(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         return super().forward(hidden) if self._instead is None else self._instead(hidden)
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether it returns something else than logits now."""
+        return self._instead is not None
+
     @contextmanager
     def returning(self, instead: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """A context in which the head returns what `instead` makes of its input."""

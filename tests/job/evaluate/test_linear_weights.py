@@ -54,6 +54,37 @@ def test_other_models_have_nothing_to_expand():
         assert told == {}
 
 
+@pytest.mark.skipif(not linear_weights._packs(), reason="oneDNN has no bf16 on this processor")
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "dora"])
+def test_packed_weights_answer_to_the_bit_as_those_that_are_not(method):
+    net = moved(f"method={method}", "train.precision=bf16").net
+    with linear_weights.expanded(net):
+        if linear_weights.only_multiplied(net):
+            linear_weights.cast(net, torch.bfloat16)
+        before = logits(net, torch.bfloat16)
+        layers = [
+            layer for layer in net.modules() if isinstance(layer, nn.Linear) and layer.weight.dtype is torch.bfloat16
+        ]
+        assert bool(layers) == (method != "dora")  # which reads its weights for its norms, too
+        with linear_weights.packed(net) as state:
+            assert state == ({"packed": "on"} if layers else {})
+            assert all("forward" in vars(layer) for layer in layers)
+            assert torch.equal(logits(net, torch.bfloat16), before)
+        assert not any("forward" in vars(layer) for layer in layers)
+        assert torch.equal(logits(net, torch.bfloat16), before)
+
+
+@pytest.mark.skipif(not linear_weights._packs(), reason="oneDNN has no bf16 on this processor")
+def test_weights_are_not_packed_where_the_memory_is_short(monkeypatch):
+    net = moved("method=full").net
+    linear_weights.cast(net, torch.bfloat16)
+    monkeypatch.setattr(linear_weights.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**16))
+    with linear_weights.packed(net) as state:
+        assert state["packed"].startswith("off: ")
+    with linear_weights.packed(moved("method=full").net) as state:  # in fp32
+        assert state == {}
+
+
 def test_cast_weights_answer_as_those_that_autocast_casts_and_can_be_had_back():
     net = moved("method=full").net
     before, own = logits(net, torch.bfloat16), dict(net.named_parameters(remove_duplicate=False))
