@@ -152,7 +152,7 @@ def test_answers_one_by_one_have_the_loss_of_pairs(bench, layout):
 
 
 def test_rewards_are_right_by_their_signs():
-    given = [rewards.ItemRewards((0.5,), (1,)), rewards.ItemRewards((-0.25,), (1,)), rewards.ItemRewards((-1.0,), (-1,))]
+    given = [rewards.ItemRewards((reward,), (sign,)) for reward, sign in ((0.5, 1), (-0.25, 1), (-1.0, -1))]
     means = rewards.means(given)
     assert (means.chosen, means.rejected, means.margin) == (0.125, -1.0, 1.125)
     assert means.accuracy == pytest.approx(2 / 3)

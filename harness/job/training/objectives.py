@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, softplus
 
 from harness.errors import UserError
 from harness.job.data.batching import Batch, Layout
-from harness.job.data.encoding import IGNORED, Compared, Example, Pair
+from harness.job.data.encoding import IGNORED, Compared, Example
 from harness.job.training import attention, loss
 from harness.job.training.loop import ANSWERS, AnyObjective, Objective, answer_logits
 from harness.settings import TrainSettings
@@ -123,7 +123,12 @@ class PairObjective(Objective[Compared, PairBatch]):
         return []
 
     def refer_to(
-        self, base: nn.Module, batches: Iterable[Sequence[Compared]], size: int, layout: Layout, accelerator: Accelerator
+        self,
+        base: nn.Module,
+        batches: Iterable[Sequence[Compared]],
+        size: int,
+        layout: Layout,
+        accelerator: Accelerator,
     ) -> None:
         """Take what the objective needs of `base` on `batches` of pairs drawn together, `size` pairs at a time."""
 
@@ -168,7 +173,12 @@ class Referring(PairObjective):
         return [pair for batch in batches for pair in batch]
 
     def refer_to(
-        self, base: nn.Module, batches: Iterable[Sequence[Compared]], size: int, layout: Layout, accelerator: Accelerator
+        self,
+        base: nn.Module,
+        batches: Iterable[Sequence[Compared]],
+        size: int,
+        layout: Layout,
+        accelerator: Accelerator,
     ) -> None:
         by_size = by_length(self.referred(batches), size)
         sequences = [[each for pair in some for each in pair.sequences] for some in by_size]
@@ -250,8 +260,9 @@ class KahnemanTversky(Referring):
     def unpaired(self, logs: Tensor, batch: PairBatch, divergence: Tensor) -> Tensor:
         """The mean loss of each pair's answers, (pairs,), at the `divergence` in nats of the model from its base."""
         assert isinstance(batch, MismatchedBatch)
-        rewards, at = self.rewards(logs, batch).unbind(1), self.beta * divergence
-        gains = [torch.sigmoid(sign * (reward - at)) for sign, reward in zip(batch.signs.unbind(1), rewards, strict=True)]
+        at, signs = self.beta * divergence, batch.signs.unbind(1)
+        rewards = self.rewards(logs, batch).unbind(1)
+        gains = [torch.sigmoid(sign * (reward - at)) for sign, reward in zip(signs, rewards, strict=True)]
         return reduce(operator.sub, gains, torch.full_like(gains[0], len(gains))) / len(gains)
 
 
