@@ -137,7 +137,7 @@ def _marked(named: dict[str, str], there: Mapping[str, None], rows: Sequence[Row
 
     Raises UserError for pairs of answers, and if there are no marks.
     """
-    single, form = {name: column for name, column in named.items() if name != MARK}, None
+    single = {name: column for name, column in named.items() if name != MARK}
     mark = KTO_TAG if KTO_TAG in there and named[MARK] == OWN[2][MARK] else named[MARK]
     if mark not in there:
         _refuse_pairs(there, what)
@@ -145,9 +145,8 @@ def _marked(named: dict[str, str], there: Mapping[str, None], rows: Sequence[Row
             f"{what} has no column {mark!r}, which says whether an answer is good; write data.columns.mark=COLUMN, or "
             "data=local for answers without marks."
         )
-    if single.items() <= OWN[2].items():
-        form = _single(there, rows, what)
-    form = form or _named(single, there, rows)
+    by_file = _single(there, rows, what) if single.items() <= OWN[2].items() else None
+    form = by_file or _named(single, there, rows)
     return replace(form, name="KTO", columns=form.columns | {MARK: mark}, source_columns=(*form.source_columns, mark))
 
 

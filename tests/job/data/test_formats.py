@@ -251,11 +251,7 @@ def test_a_file_without_marks_is_told_what_to_take():
     with pytest.raises(UserError, match=r"has no column 'label', .* write data\.columns\.mark=COLUMN, or data=local"):
         read([{"prompt": q, "completion": a} for q, a in ASKED], "train.objective=kto", data="local_marked")
     with pytest.raises(UserError, match="has pairs of answers; write data=local_preference"):
-        read(
-            [{"prompt": q, "chosen": a, "rejected": "No."} for q, a in ASKED],
-            *("train.objective=kto",),
-            data="local_marked",
-        )
+        read([{"prompt": q, "chosen": a, "rejected": "No"} for q, a in ASKED], "train.objective=kto", data="local_marked")
 
 
 def test_tables_and_llama_factorys_index_have_marks(tmp_path):
