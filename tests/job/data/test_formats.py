@@ -250,8 +250,9 @@ def test_marks_may_have_columns_of_any_name():
 def test_a_file_without_marks_is_told_what_to_take():
     with pytest.raises(UserError, match=r"has no column 'label', .* write data\.columns\.mark=COLUMN, or data=local"):
         read([{"prompt": q, "completion": a} for q, a in ASKED], "train.objective=kto", data="local_marked")
+    pairs = [{"prompt": q, "chosen": a, "rejected": "No."} for q, a in ASKED]
     with pytest.raises(UserError, match="has pairs of answers; write data=local_preference"):
-        read([{"prompt": q, "chosen": a, "rejected": "No"} for q, a in ASKED], "train.objective=kto", data="local_marked")
+        read(pairs, "train.objective=kto", data="local_marked")
 
 
 def test_tables_and_llama_factorys_index_have_marks(tmp_path):
