@@ -130,7 +130,8 @@ class DataConfig:
     """Prompt of records in which a field of the prompt is empty (null: the same prompt)."""
     columns: dict[str, str | None] = field(default_factory=dict)
     """Column of each prompt field, of the answer and of its options, or of the messages, in your file (data=local); of
-    preference data (data=local_preference) of prompt, chosen and rejected; of documents (data=text) of text."""
+    preference data (data=local_preference) of prompt, chosen and rejected; of single answers with marks
+    (data=local_marked) of question, answer and mark, which is true of good ones; of documents (data=text) of text."""
     test_share: float = setting(0.0, least=0, below=1)
     """Share of the records that is held out for eval.tasks=[held_out], by a hash of the question: a record stays in its
     part as the file grows. Requires data in columns (data=local, or from the hub)."""
@@ -220,7 +221,8 @@ class TrainConfig:
     objective: str = setting("sft", choices=("sft", "dpo", "ipo", "kto", "simpo", "cpo_simpo", "orpo", "orpo_trl"))
     """What training minimises: sft (cross-entropy of the answers), or an objective of pairs of a chosen and a rejected
     answer, as data=ultrafeedback or data=local_preference has them: dpo, ipo, kto, simpo, cpo_simpo, orpo (as its
-    article has it) or orpo_trl (as TRL has it). A sequence of a batch is then a pair."""
+    article has it) or orpo_trl (as TRL has it). A sequence of a batch is then a pair. kto also learns from single
+    answers that are marked as good or bad (data=local_marked)."""
     preference_beta: float = setting(0.1, above=0)
     """Weight of the preference: beta of DPO, KTO and SimPO, IPO's tau, or ORPO's lambda. SimPO's article takes 2 and
     more. Requires an objective of pairs."""

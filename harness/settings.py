@@ -133,6 +133,11 @@ class DataSettings:
         return str(self.load.get("_target_")).endswith(".sources.from_documents")
 
     @property
+    def marked(self) -> bool:
+        """Whether the data are single answers, each marked as good or bad."""
+        return bool(self.load.get("mark") or (self.load.get("columns") or {}).get("mark"))
+
+    @property
     def tested(self) -> bool:
         """Whether a part is held out for the task `held_out`: a share of the records, or problems of their own."""
         return self.test_share > 0 or self.task is not None
@@ -226,12 +231,12 @@ class TrainSettings:
 
     @property
     def paired(self) -> bool:
-        """Whether the objective is one of pairs, of a chosen and a rejected answer each."""
+        """Whether the objective compares answers: pairs of a chosen and a rejected one, or single ones with marks."""
         return self.objective != "sft"
 
     @property
     def refers(self) -> bool:
-        """Whether the objective compares the model with its base, which takes a pass of the base over all pairs."""
+        """Whether the objective compares the model with its base, which takes a pass of the base over all answers."""
         return self.objective in REFERRING
 
     @property

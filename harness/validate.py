@@ -130,6 +130,11 @@ def _check_objective(config: DictConfig) -> None:
         raise UserError(
             f"train.preference_margin={train.preference_margin:g} requires train.objective=simpo or cpo_simpo."
         )
+    if config.model.base_url is None and train.objective != "kto" and _has(config.data, "mark"):
+        raise UserError(
+            f"data={config.data.name} has single answers, marked as good or bad, and requires train.objective=kto, got "
+            f"{train.objective}."
+        )
     if train.objective != default.objective:
         _check_pairs(config)
 
@@ -138,10 +143,12 @@ def _check_pairs(config: DictConfig) -> None:
     """Raise UserError for what an objective of pairs can't be combined with."""
     train, data, default = config.train, config.data, TrainConfig()
     objective = f"train.objective={train.objective}"
-    if config.model.base_url is None and not data.load.get("rejected", data.columns.get("rejected")):
+    single = train.objective == "kto"
+    if config.model.base_url is None and not (_has(data, "rejected") or (single and _has(data, "mark"))):
+        marked = ", or single ones that are marked (data=local_marked)" if single else ""
         raise UserError(
             f"{objective} requires pairs of a chosen and a rejected answer, such as data=ultrafeedback or "
-            f"data=local_preference, got data={data.name}."
+            f"data=local_preference{marked}, got data={data.name}."
         )
     refused = {
         f"train.loss_on={train.loss_on}": train.loss_on != default.loss_on and "its loss compares answers",
@@ -159,6 +166,11 @@ def _check_pairs(config: DictConfig) -> None:
     for setting, reason in refused.items():
         if reason:
             raise UserError(f"{objective} can't be combined with {setting}: {reason}.")
+
+
+def _has(data: DictConfig, field: str) -> bool:
+    """Whether the records of `data` have a column of `field`."""
+    return bool(data.load.get(field, data.columns.get(field)))
 
 
 def _check_optimizer(config: DictConfig) -> None:

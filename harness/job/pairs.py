@@ -1,4 +1,4 @@
-"""What a cell does beside that is trained on pairs of answers: load → refer → adapt → … → reward → score."""
+"""What a cell does beside that is trained on answers that are compared: load → refer → adapt → … → reward → score."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from harness.job.data.batching import Layout
-from harness.job.data.encoding import Drawn, Pair
+from harness.job.data.encoding import Compared, Drawn
 from harness.job.evaluate.held_out import rewards
 from harness.job.local_cell import LocalCell
 from harness.job.training import attention, loop
@@ -23,7 +23,7 @@ def refer_to(cell: LocalCell, objective: PairObjective, base: nn.Module) -> None
     everything: list[Sequence[Drawn]] = [micro for step in cell.inputs.steps for micro in step]
     everything += loop.parts(cell.inputs.held_out, cell.batch_size)
     everything += loop.parts(cell.inputs.rewarded, cell.batch_size)
-    batches = [[pair for pair in batch if isinstance(pair, Pair)] for batch in everything]  # as all are
+    batches = [[item for item in batch if isinstance(item, Compared)] for batch in everything]  # as all are
     layout, _ = attention.layout(base, cell.settings.speedups, cell.inputs.tokenizer.pad_token_id)
     with cell.meter.window("refer"):
         objective.refer_to(base, batches, cell.batch_size, layout, cell.accelerator)
@@ -31,26 +31,32 @@ def refer_to(cell: LocalCell, objective: PairObjective, base: nn.Module) -> None
 
 def given_rewards(
     cell: LocalCell, objective: PairObjective, model: nn.Module, layout: Layout
-) -> list[tuple[float, float]]:
-    """The rewards of the test part's pairs, if there is one. Ask before scoring leaves `model` in another dtype."""
+) -> list[rewards.ItemRewards]:
+    """The rewards of the test part's items, if there is one. Ask before scoring leaves `model` in another dtype."""
     if not cell.inputs.rewarded:
         return []
     with cell.entered("reward"):
         batches = objective.batches(layout, cell.inputs.rewarded, cell.batch_size)
-        return rewards.of(model, batches, objective, cell.accelerator)
+        return rewards.of_items(cell.inputs.rewarded, rewards.of(model, batches, objective, cell.accelerator))
 
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, batches: list[PairBatch], objective: PairObjective, accelerator: Accelerator
+    model: nn.Module,
+    items: Sequence[Drawn],
+    batches: list[PairBatch],
+    objective: PairObjective,
+    accelerator: Accelerator,
 ) -> HeldOutLoss:
-    """The mean loss of the pairs of `batches`, in nats, and their rewards."""
+    """The mean loss of `items`, which `batches` have in their order, in nats, and their rewards."""
     model.eval()
-    total, of_pairs = 0.0, []
+    total, of_answers = 0.0, []
     for batch in batches:
         batch = batch.to(accelerator.device)
         with accelerator.autocast():
             summed, logs = objective.summed_with_logs(model, batch)
         total += float(summed)
-        of_pairs += objective.rewards(logs, batch).tolist()
-    return HeldOutLoss(total / sum(map(objective.weight, batches)), rewards.means(of_pairs))
+        of_answers += objective.rewards(logs, batch).tolist()
+    compared = [item for item in items if isinstance(item, Compared)]  # as all are
+    means = rewards.means(rewards.of_items(compared, of_answers))
+    return HeldOutLoss(total / sum(map(objective.weight, batches)), means)

@@ -37,8 +37,8 @@ class PreparedInputs:
     """The inputs of a cell.
 
     steps: what each optimizer step's micro-batches have drawn; none for an untuned model. held_out: examples for the
-    validation loss, or pairs. rewarded: of a cell that is trained on pairs, those that `tasks` asks of its own test
-    part. fingerprints: of data and model. contamination: of each task by the training examples. own_data: how
+    validation loss, or what is compared. rewarded: of a cell that compares answers, those that `tasks` asks of its own
+    test part. fingerprints: of data and model. contamination: of each task by the training examples. own_data: how
     the user's own file was read (null: of other data). lengths: of the training's records (null: of an untuned model).
     notes: a sentence on the user's own file, and on records that are too long.
     """
@@ -47,7 +47,7 @@ class PreparedInputs:
     tasks: scoring.Tasks
     steps: list[list[list[encoding.Drawn]]]
     held_out: list[encoding.Drawn]
-    rewarded: list[encoding.Pair]
+    rewarded: list[encoding.Compared]
     fingerprints: dict[str, str]
     contamination: dict[str, Contamination]
     own_data: OwnData | None
@@ -62,7 +62,7 @@ class PreparedInputs:
 
     @property
     def answers(self) -> HeldOut | None:
-        """The size of the answers behind the validation loss; None of pairs, whose loss is not theirs alone."""
+        """The size of the answers behind the validation loss; None of answers that are compared."""
         examples = [drawn for drawn in self.held_out if isinstance(drawn, encoding.Example)]
         if len(examples) < len(self.held_out):
             return None
@@ -70,10 +70,10 @@ class PreparedInputs:
         return HeldOut(tokens, encoding.answer_bytes(self.tokenizer, examples))
 
     def samples(self, device: torch.device, size: int) -> Iterator[batching.Batch]:
-        """Training examples in their order, padded, `size` a batch; of pairs the chosen answers."""
+        """Training examples in their order, padded, `size` a batch; of answers that are compared the good ones."""
         layout = batching.Layout(flat=False, pad=self.tokenizer.pad_token_id)
         examples: list[encoding.Drawn] = [
-            drawn.sequences[0] for step in self.steps for micro in step for drawn in micro
+            example for step in self.steps for micro in step for drawn in micro for example in drawn.right
         ]
         for i in range(0, len(examples), size):
             yield layout.batch(examples[i : i + size]).to(device)
@@ -160,7 +160,7 @@ def _made(
         tasks,
         steps,
         encode(fitted.validation),
-        [drawn for drawn in rewarded if isinstance(drawn, encoding.Pair)],  # as all are
+        [drawn for drawn in rewarded if isinstance(drawn, encoding.Compared)],  # as all are
         {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)}
         | sources.file_fingerprint(settings.data, root[0]),
         {name: contamination.trained_on(items, questions, texts) for name, items in tasks.texts().items()}

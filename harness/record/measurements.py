@@ -116,7 +116,8 @@ class LossPoint:
     tokens: int
     """Raw training tokens up to this step."""
     loss: float
-    """Mean over the step's supervised tokens, in nats per token; of an objective of pairs over the pairs, in nats."""
+    """Mean over the step's supervised tokens, in nats per token; of an objective of pairs over the pairs, or over
+    single answers, in nats."""
     lr: float
     """Learning rate."""
     grad_norm: float | None
@@ -125,16 +126,17 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class PairRewards:
-    """The implicit rewards that an objective of pairs gives the answers of the held-out pairs, means over pairs."""
+    """The implicit rewards that an objective gives the answers of held-out pairs, or held-out single answers: means."""
 
-    chosen: float
-    """Reward of the chosen answer."""
-    rejected: float
-    """Reward of the rejected answer."""
-    margin: float
-    """Reward of the chosen answer less that of the rejected one."""
+    chosen: float | None
+    """Reward of the chosen answer; of a good single one. null without a good one."""
+    rejected: float | None
+    """Reward of the rejected answer; of a bad single one. null without a bad one."""
+    margin: float | None
+    """`chosen` less `rejected`. null if one of them is."""
     accuracy: float
-    """Share of pairs whose chosen answer has the larger reward."""
+    """Share of pairs whose chosen answer has the larger reward; of single answers, of those whose reward is positive if
+    they are good, and negative if they are bad."""
 
 
 @dataclass
@@ -146,7 +148,8 @@ class ValidationPoint:
     tokens: int
     """Raw training tokens before it."""
     loss: float
-    """Mean over held-out answers, in nats per token; of an objective of pairs over the pairs, in nats."""
+    """Mean over held-out answers, in nats per token; of an objective of pairs over the pairs, or over single answers,
+    in nats."""
     rewards: PairRewards | None = None
     """Of an objective of pairs. null of others, and in records from before they were kept."""
 

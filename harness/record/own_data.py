@@ -41,6 +41,8 @@ class OwnData:
     """All records of the file."""
     documents: bool = False
     """Whether its records are texts without a question."""
+    good: int | None = None
+    """Answers that are marked as good, of those that were not left out. null where answers have no marks."""
     extras: list[str] = field(default_factory=list)
     """What records have beside questions, answers and turns, and what training sees: system prompts, tools, …"""
     unused: list[str] = field(default_factory=list)
@@ -55,6 +57,8 @@ class OwnData:
     def sentence(self) -> str:
         """What it was read as, what was kept, and what was not, in one line."""
         kind = "document" if self.documents else "conversation" if self.conversations else "record"
+        kind = kind if self.good is None else "answer"
+        good = "" if self.good is None else f", {self.good:,} of them good"
         extras = (
             f", {' and '.join(filter(None, (', '.join(self.extras[:-1]), self.extras[-1])))} kept"
             if self.extras
@@ -64,4 +68,4 @@ class OwnData:
         empty = {lack: self.without_answer, "a question": self.without_question}
         out = "".join(f"; left out: {count:,} without {what}" for what, count in empty.items() if count)
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
-        return f"{self.name} is read as {self.format}: {units.plural(self.records, kind)}{extras}{out}{unused}."
+        return f"{self.name} is read as {self.format}: {units.plural(self.records, kind)}{good}{extras}{out}{unused}."

@@ -15,7 +15,7 @@ import torch
 
 from harness.errors import UserError
 from harness.job.data.columns import Item
-from harness.job.data.encoding import IGNORED, Drawn, Encoder, Example, Pair
+from harness.job.data.encoding import IGNORED, Compared, Drawn, Encoder, Example
 from harness.settings import TrainSettings, TunedTrain
 
 
@@ -84,8 +84,8 @@ def _step_limit(train: TunedTrain) -> int:
 
 
 def _whole(drawn: Drawn) -> Example:
-    """`drawn` with loss on every token. Raises UserError for a pair, whose answers are compared."""
-    if isinstance(drawn, Pair):
+    """`drawn` with loss on every token. Raises UserError for answers that are compared."""
+    if isinstance(drawn, Compared):
         raise UserError("train.loss_on=all requires train.objective=sft; other objectives compare answers.")
     return drawn.whole()
 

@@ -2,8 +2,8 @@
 
 An item is ``{"question": str, "answer": str}``, with all fields that its prompt uses and ``"options": [str, …]`` where
 it has some, or a conversation: ``{"messages": [{"role": "user", "content": str}, {"role": "assistant", …}, …]}``, with
-``"tools"`` where it has some: harness/job/data/turns.py. Of preference data it has ``"rejected"`` besides:
-harness/job/data/preferences.py.
+``"tools"`` where it has some: harness/job/data/turns.py. Of preference data it has ``"rejected"`` or ``"mark"``
+besides: harness/job/data/preferences.py.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 from harness.errors import UserError
 from harness.job.data import options
 from harness.job.data.formats import CHATS, PAIRS
-from harness.job.data.preferences import CHOSEN, REJECTED, paired
+from harness.job.data.preferences import CHOSEN, MARK, REJECTED, check_marks, mark_of, paired
 from harness.job.data.turns import CALLS, CHAT, Turn, answers, text_of, turns_of, with_beside, words_of
 
 Item = dict[str, Any]
 OPTIONS = "options"
-UNASKED = ("answer", OPTIONS, REJECTED)  # fields of an item that are no part of its question
+UNASKED = ("answer", OPTIONS, REJECTED, MARK)  # fields of an item that are no part of its question
 MOST_EMPTY = 1 / 3  # of the records of a file, from which on data.drop_empty=true is asked for
 
 
@@ -68,7 +68,8 @@ def mapped_rows(
     columns: the column of each field; `there` are the columns that exist. key: the column to hold out by (null: all
     fields except answers and options; of a conversation the turns before its last answer). what: the data's name
     for messages. asking: whether items that ask nothing are left out too. Raises UserError if a column is missing, if
-    no item has an answer (two, where one is rejected), or if an answer is no option.
+    no item has an answer (two, where one is rejected), if an answer is no option or has no mark where each has one, or
+    if all marks are the same.
     """
     empty = UserError(f"{what} has no records.")
     if not there:
@@ -94,6 +95,8 @@ def mapped_rows(
     if OPTIONS in columns:
         meant = options.meant([(item["answer"], item[OPTIONS]) for _, item in items], what)
         items = [(text, item | {"answer": answer}) for (text, item), answer in zip(items, meant, strict=True)]
+    if MARK in columns:
+        check_marks((item[MARK] for _, item in items), what)
     return MappedRows(items, count - len(items) - silent, silent)
 
 
@@ -144,7 +147,7 @@ def _reader(columns: dict[str, str], what: str) -> Callable[[dict[str, Any]], It
         return talk if any(map(answers, turns)) else None
 
     def answer(row: dict[str, Any]) -> Item | None:
-        item = {field: text_of(row.get(column)) for field, column in columns.items() if field != OPTIONS}
+        item = {field: text_of(row.get(column)) for field, column in columns.items() if field not in (OPTIONS, MARK)}
         if not item["answer"].strip():
             return None
         return item | ({OPTIONS: options.listed(row.get(columns[OPTIONS]), what)} if OPTIONS in columns else {})
@@ -158,7 +161,20 @@ def _reader(columns: dict[str, str], what: str) -> Callable[[dict[str, Any]], It
         raise UserError("data.columns.options can't be combined with data.columns.messages.")
     if CHAT not in columns and "answer" not in columns:
         raise UserError(f"data.columns.answer must be a column of {what}, got null.")
-    return conversation if CHAT in columns else answer
+    single = conversation if CHAT in columns else answer
+    return _marked(single, columns[MARK], what) if MARK in columns else single
+
+
+def _marked(
+    single: Callable[[dict[str, Any]], Item | None], column: str, what: str
+) -> Callable[[dict[str, Any]], Item | None]:
+    """The function that makes a row's item as `single` does, with the mark in `column`."""
+
+    def marked(row: dict[str, Any]) -> Item | None:
+        item = single(row)
+        return None if item is None else item | {MARK: mark_of(row.get(column), column, what)}
+
+    return marked
 
 
 def _key(item: Item) -> str:

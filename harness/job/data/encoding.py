@@ -2,11 +2,12 @@
 
 Items are as in harness.job.data.columns. The default prompt is that of lm-eval's gsm8k task. The loss is on the answer
 alone, including the end-of-text token after it, so that a tuned model stops. In a conversation the loss is on all turns
-of the assistant; of a pair of answers (harness/job/data/preferences.py) on the last turn, in which they differ.
+of the assistant; of answers that are compared (harness/job/data/preferences.py) on the last turn, which is the answer.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from harness.errors import UserError
 from harness.job.data import chat
 from harness.job.data.columns import CHAT, Item, answering, asked
 from harness.job.data.documents import BLOCK
-from harness.job.data.preferences import REJECTED
+from harness.job.data.preferences import GOOD, MARK, REJECTED
 from harness.job.data.turns import TOOLS
 from harness.settings import DataSettings
 
@@ -43,6 +44,11 @@ class Example:
         """What the model reads: itself."""
         return (self,)
 
+    @property
+    def right(self) -> tuple[Example, ...]:
+        """Those of `sequences` with an answer to be learned."""
+        return (self,)
+
     def whole(self) -> Example:
         """This example with loss on every token."""
         return Example(self.ids, prompt=0)
@@ -54,8 +60,36 @@ class Example:
         return [place for place in range(max(self.prompt, 1), len(self.ids)) if place not in silent]
 
 
+class Compared(ABC):
+    """Tokenised answers to one prompt, of which it is known whether each is good."""
+
+    @property
+    @abstractmethod
+    def sequences(self) -> tuple[Example, ...]:
+        """What the model reads: each answer after the prompt."""
+
+    @property
+    @abstractmethod
+    def signs(self) -> tuple[int, ...]:
+        """Of each of `sequences` 1 if its answer is good, else -1."""
+
+    @abstractmethod
+    def with_sequences(self, sequences: Iterable[Example]) -> Compared:
+        """Answers of the same signs with other `sequences`."""
+
+    @property
+    def right(self) -> tuple[Example, ...]:
+        """Those of `sequences` with a good answer."""
+        return tuple(each for each, sign in zip(self.sequences, self.signs, strict=True) if sign > 0)
+
+    @property
+    def ids(self) -> list[int]:
+        """The token ids of all sequences."""
+        return [token for each in self.sequences for token in each.ids]
+
+
 @dataclass(frozen=True)
-class Pair:
+class Pair(Compared):
     """Two tokenised answers to one prompt, of which the first was preferred."""
 
     chosen: Example
@@ -63,16 +97,36 @@ class Pair:
 
     @property
     def sequences(self) -> tuple[Example, ...]:
-        """What the model reads: the chosen answer, then the rejected one, each after the prompt."""
         return self.chosen, self.rejected
 
     @property
-    def ids(self) -> list[int]:
-        """The token ids of both sequences."""
-        return self.chosen.ids + self.rejected.ids
+    def signs(self) -> tuple[int, ...]:
+        return 1, -1
+
+    def with_sequences(self, sequences: Iterable[Example]) -> Pair:
+        return Pair(*sequences)
 
 
-Drawn = Example | Pair  # one item of a batch
+@dataclass(frozen=True)
+class MarkedAnswer(Compared):
+    """A single tokenised answer, marked as good or bad."""
+
+    answer: Example
+    good: bool
+
+    @property
+    def sequences(self) -> tuple[Example, ...]:
+        return (self.answer,)
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        return (1 if self.good else -1,)
+
+    def with_sequences(self, sequences: Iterable[Example]) -> MarkedAnswer:
+        return MarkedAnswer(*sequences, good=self.good)
+
+
+Drawn = Example | Compared  # one item of a batch
 Encoder = Callable[[list[Item]], list[Drawn]]
 
 
@@ -92,7 +146,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor, **keywo
 def encoder(tokenizer: PreTrainedTokenizerBase, data: DataSettings, max_length: int, pairs: bool = False) -> Encoder:
     """A function that tokenises items by the settings `data`; it raises UserError as `encode_all`.
 
-    pairs: whether the rejected answers are tokenised too.
+    pairs: whether answers are tokenised to be compared: the rejected ones too, and with their marks.
     """
     return lambda items: encode_all(tokenizer, items, data.template, max_length, data.prompt_if_empty, pairs)
 
@@ -125,12 +179,15 @@ def encode(
     return Example(ids[:max_length], len(before), cut=max(len(ids) - max_length, 0))
 
 
-def encode_pair(
+def encode_compared(
     tokenizer: PreTrainedTokenizerBase, item: Item, prompt: str, max_length: int, bare: str | None = None
-) -> Pair:
-    """Tokenise both answers of `item` as `encode` does, with loss on the last turn of a conversation alone."""
-    both = item, answering(item, item[REJECTED])
-    return Pair(*(encode(tokenizer, each, prompt, max_length, bare, last=True) for each in both))
+) -> Compared:
+    """Tokenise each answer of `item` as `encode` does, with loss on the last turn of a conversation alone."""
+    answer = encode(tokenizer, item, prompt, max_length, bare, last=True)
+    if MARK in item:
+        return MarkedAnswer(answer, item[MARK] == GOOD)
+    other = answering(item, item[REJECTED])
+    return Pair(answer, encode(tokenizer, other, prompt, max_length, bare, last=True))
 
 
 def encode_all(
@@ -146,7 +203,7 @@ def encode_all(
         raise UserError("The data set is empty.")
     if CHAT in items[0]:
         chat.require(tokenizer)
-    one = encode_pair if pairs else encode
+    one = encode_compared if pairs else encode
     examples = [one(tokenizer, item, prompt, max_length, bare) for item in items]
     unanswered = sum(not all(sequence.supervised for sequence in example.sequences) for example in examples)
     if unanswered:

@@ -6,11 +6,11 @@ What is recognised becomes rows in the harness's own columns, so that harness/jo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.errors import UserError
-from harness.job.data.preferences import CHOSEN, PROMPT, REJECTED
+from harness.job.data.preferences import CHOSEN, MARK, PROMPT, REJECTED
 from harness.job.data.turns import CHAT, SYSTEM, TOOLS, Turn, text_of, turns_of, unread
 
 Row = dict[str, Any]
@@ -26,7 +26,9 @@ PAIRS = (  # columns of a question and its answer, as Alpaca's files and TRL's h
 OWN = (  # columns that conf/data has for files, which a file of another trainer has not
     {"question": "question", "answer": "answer"},
     {PROMPT: PROMPT, CHOSEN: CHOSEN, REJECTED: REJECTED},
+    {"question": "prompt", "answer": "completion", MARK: "label"},
 )
+KTO_TAG = "kto_tag"  # LLaMA-Factory's column of marks
 OPENAI_PAIR = ("input", "preferred_output", "non_preferred_output")
 
 
@@ -55,14 +57,18 @@ class FileFormat:
 def recognised(rows: Sequence[Row], columns: Mapping[str, str | None], what: str) -> FileFormat:
     """How to read `rows`: by the `columns` that the settings name, or if these are not there, by the file's own.
 
-    what: the file's name for messages. Raises UserError for a format that no objective here learns from, and for pairs
-    of answers where single ones are asked for.
+    what: the file's name for messages. Raises UserError for marked answers, or pairs of answers, where others are asked
+    for.
     """
     there = {name: None for row in rows for name in row}
     named = {name: column for name, column in columns.items() if column is not None}
+    if MARK in named:
+        return _marked(named, there, rows, what)
+    _refuse_marked(named, there, rows, what)
     if named not in OWN or (all(column in there for column in named.values()) and not _turned(named, rows)):
         return _named(named, there, rows)
-    _refuse(rows, there, pairs=CHOSEN in named, what=what)
+    if CHOSEN not in named:
+        _refuse_pairs(there, what)
     if len(there) == 1 and all(isinstance(row.get(column), str | None) for row in rows for column in there):
         raise UserError(f"{what} has texts alone; data=text pretrains on them, data=local requires answers.")
     other = _pair(there, rows, what) if CHOSEN in named else _single(there, rows, what)
@@ -102,17 +108,46 @@ def _chat_name(rows: Sequence[Row], column: str) -> str:
     return "ShareGPT" if turned else "OpenAI messages"
 
 
-def _refuse(rows: Sequence[Row], there: Mapping[str, None], pairs: bool, what: str) -> None:
-    """Raise UserError for KTO's files, and for pairs where single answers are asked for, or the other way round."""
-    marked = "label" in there and all(isinstance(row.get("label"), bool) for row in rows)
-    answers = any(name in there for name in ("completion", *CHATS))
-    if mark := "kto_tag" if "kto_tag" in there else "label" if marked and answers else None:
+def _refuse_marked(named: Mapping[str, str], there: Mapping[str, None], rows: Sequence[Row], what: str) -> None:
+    """Raise UserError for KTO's files, whose bad answers are none to learn, unless `named` has the column of marks."""
+    marked = any(name in there for name in ("completion", *CHATS)) and _all_bool(rows, "label")
+    mark = KTO_TAG if KTO_TAG in there else "label" if marked else None
+    if mark is not None and mark not in named.values():
         raise UserError(
-            f"{what} is read as KTO: its column {mark} says whether a single answer is good, and train.objective=kto "
-            "learns from pairs alone. Keep the good answers for data=local, or take pairs (data=local_preference)."
+            f"{what} is read as KTO: its column {mark} says whether a single answer is good; write data=local_marked "
+            "and train.objective=kto."
         )
-    if not pairs and ({CHOSEN, REJECTED} <= there.keys() or set(OPENAI_PAIR) <= there.keys()):
+
+
+def _all_bool(rows: Sequence[Row], column: str) -> bool:
+    return all(isinstance(row.get(column), bool) for row in rows)
+
+
+def _refuse_pairs(there: Mapping[str, None], what: str) -> None:
+    """Raise UserError for pairs of answers."""
+    if {CHOSEN, REJECTED} <= there.keys() or set(OPENAI_PAIR) <= there.keys():
         raise UserError(f"{what} has pairs of answers; write data=local_preference, and train.objective=dpo or orpo.")
+
+
+# Single answers, each marked as good or bad
+
+
+def _marked(named: dict[str, str], there: Mapping[str, None], rows: Sequence[Row], what: str) -> FileFormat:
+    """As single answers, with their marks: those of LLaMA-Factory's column, unless the settings name another one.
+
+    Raises UserError for pairs of answers, and if there are no marks.
+    """
+    single = {name: column for name, column in named.items() if name != MARK}
+    mark = KTO_TAG if KTO_TAG in there and named[MARK] == OWN[2][MARK] else named[MARK]
+    if mark not in there:
+        _refuse_pairs(there, what)
+        raise UserError(
+            f"{what} has no column {mark!r}, which says whether an answer is good; write data.columns.mark=COLUMN, or "
+            "data=local for answers without marks."
+        )
+    by_file = _single(there, rows, what) if single.items() <= OWN[2].items() else None
+    form = by_file or _named(single, there, rows)
+    return replace(form, name="KTO", columns=form.columns | {MARK: mark}, source_columns=(*form.source_columns, mark))
 
 
 # Single answers

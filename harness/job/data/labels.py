@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.errors import UserError
 from harness.job.data.columns import OPTIONS, Item, answer_of
-from harness.job.data.preferences import REJECTED
+from harness.job.data.preferences import MARK, REJECTED
 
 MOST_LABELS = 20  # that are recognised as such
 RECORDS_EACH = 10  # that a label has on average, at least
@@ -34,11 +34,11 @@ def is_short(answer: str) -> bool:
 def are_labels(items: Sequence[Item], answers: str) -> bool:
     """Whether the answers of `items`, all records of a file, are labels. answers: the setting data.answers.
 
-    Raises UserError for data.answers=classify of data that have options or pairs, or a single label.
+    Raises UserError for data.answers=classify of data that have options, pairs or marks, or a single label.
     """
     if answers not in ("auto", "classify") or not items:
         return False
-    others = [field for field in (OPTIONS, REJECTED) if field in items[0]]
+    others = [field for field in (OPTIONS, REJECTED, MARK) if field in items[0]]
     labels = {label_of(item) for item in items}
     if answers == "classify":
         if others:

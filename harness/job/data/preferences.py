@@ -1,11 +1,14 @@
-"""Preference data: two answers to one prompt, of which one was preferred.
+"""Preference data: two answers to one prompt, of which one was preferred, or single answers, each marked good or bad.
 
-An item is one of the preferred answer (harness/job/data/columns.py) with the other under ``"rejected"``: text in place
-of the answer, or of the last turn of a conversation. So everything that reads items reads the preferred answers.
+An item of two is one of the preferred answer (harness/job/data/columns.py) with the other under ``"rejected"``: text in
+place of the answer, or of the last turn of a conversation. So everything that reads items reads the preferred answers.
+
+A single answer is an item with ``"mark"``: good or bad. What shows or scores right answers leaves the bad ones out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from harness.errors import UserError
@@ -13,6 +16,8 @@ from harness.job.data.turns import CALLS, SYSTEM, TOOLS, Turn, text_of, turns_of
 
 CHOSEN, REJECTED = "chosen", "rejected"  # columns of the answers; the second is also an item's field
 PROMPT = "prompt"  # the column of what a conversation begins with, where answers do not repeat it
+MARK, GOOD, BAD = "mark", "good", "bad"  # an item's field, and what it holds
+MARKS = {True: GOOD, False: BAD, "true": GOOD, "false": BAD}  # by what a file's column holds
 
 
 def paired(row: dict[str, Any], columns: dict[str, str], what: str) -> dict[str, Any] | None:
@@ -39,6 +44,22 @@ def paired(row: dict[str, Any], columns: dict[str, str], what: str) -> dict[str,
         raise UserError(f"The last turns of {what} must be text; preferred calls of tools are not compared.")
     talk = with_beside(turns, row, columns, what) | {REJECTED: others[-1]["content"]}
     return talk if _differ(turns[-1]["content"], talk[REJECTED]) else None
+
+
+def mark_of(value: Any, column: str, what: str) -> str:
+    """Whether an answer is good or bad, by the `value` in its `column`. Raises UserError for neither."""
+    value = value.strip().lower() if isinstance(value, str) else value
+    if not isinstance(value, bool | str) or value not in MARKS:
+        raise UserError(f"Each answer of {what} must be marked true or false in its column {column!r}, got {value!r}.")
+    return MARKS[value]
+
+
+def check_marks(marks: Iterable[str], what: str) -> None:
+    """Raise UserError if all `marks` are the same."""
+    if len(kinds := {*marks}) == 1:
+        raise UserError(
+            f"All answers of {what} are marked as {kinds.pop()}; train.objective=kto requires good and bad ones."
+        )
 
 
 def _whole(prompt: Any, turns: list[Turn]) -> list[Turn]:

@@ -36,7 +36,7 @@ from harness.job.data.documents import TEXT
 from harness.job.data.files import FileRows, read
 from harness.job.data.labels import are_labels, label_of
 from harness.job.data.normalising import normalised
-from harness.job.data.preferences import REJECTED
+from harness.job.data.preferences import GOOD, MARK, REJECTED
 from harness.job.data.turns import CALLS, CHAT, SYSTEM, TOOLS, text_of
 from harness.job.models import hub
 from harness.record import OwnData
@@ -265,6 +265,7 @@ def _of_file(path: str, columns: Mapping[str, str | None], held_out_by: str | No
         format=f"{form.name} ({', '.join(content.notes)})" if content.notes else form.name,
         conversations=CHAT in items[0],
         pairs=REJECTED in items[0],
+        good=sum(item[MARK] == GOOD for item in items) if MARK in items[0] else None,
         records=len(rows),
         extras=[*form.extras, *(kind for kind in _extras(items) if kind not in form.extras)],
         unused=unused + content.unread,

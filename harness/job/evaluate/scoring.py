@@ -255,7 +255,7 @@ def _asked(task: Task, doc: dict[str, Any]) -> str:
     return text if isinstance(text, str) else "\n".join(map(str, task.doc_to_choice(doc)))
 
 
-def _question(task: Task, doc: dict[str, Any]) -> str:
+def question_of(task: Task, doc: dict[str, Any]) -> str:
     """An item's question as people read it, with the options that predictions and targets number."""
     text = _asked(task, doc)
     if task.OUTPUT_TYPE != "multiple_choice" or not isinstance(task.doc_to_text(doc), str):
@@ -334,11 +334,11 @@ def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
         for leaf, task in loaded["tasks"].items():
             means, entries = _means(task), result["samples"].get(leaf, [])
             for entry in entries:
-                question = _question(task, entry["doc"])
+                question = question_of(task, entry["doc"])
                 rows += [_row(name, leaf, entry, metric, question) for metric in entry["metrics"] if metric in means]
             if isinstance(task, HeldOutTask) and task.labels is not None:
                 rows += _class_rows(name, leaf, task, task.labels, entries)
-    items = pd.DataFrame(rows)
+    items = pd.DataFrame(rows, columns=None if rows else ["task", "metric", "filter"])  # none of bad answers alone
     scores = [
         _score(name, metric, kind, group, tasks.by_name[name])
         for (name, metric, kind), group in items.groupby(["task", "metric", "filter"], sort=False)
@@ -417,7 +417,7 @@ def _class_rows(
     predictions = [classes.prediction(entry["filtered_resps"], labels.texts) for entry in entries]
     values = classes.macro_f1(targets, predictions)
     return [
-        _row(name, leaf, entry | {classes.MACRO_F1: value}, classes.MACRO_F1, _question(task, entry["doc"]))
+        _row(name, leaf, entry | {classes.MACRO_F1: value}, classes.MACRO_F1, question_of(task, entry["doc"]))
         | {"prediction": prediction, "target": target}
         for entry, value, prediction, target in zip(entries, values, predictions, targets, strict=True)
     ]

@@ -21,9 +21,9 @@ from harness.record import Record
 
 
 def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recording) -> None:
-    """Score `model` on the tasks, if there are some; of a cell that is trained on pairs, on rewards too."""
+    """Score `model` on the tasks, if there are some; of a cell that compares answers, on rewards too."""
     tasks, result = cell.inputs.tasks, recording.result
-    given: list[tuple[float, float]] = []
+    given: list[rewards.ItemRewards] = []
     if isinstance(cell.objective, PairObjective):
         given = pairs.given_rewards(cell, cell.objective, model, loaded.layout)
     if not tasks.leaves:
@@ -45,7 +45,7 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
             tell_truncated=partial(setattr, result, "truncated_requests"),
         )
     if given:
-        result.scores, items = rewards.beside(result.scores, items, given)
+        result.scores, items = rewards.beside(result.scores, items, given, tasks)
     result.classes = scoring.class_counts(tasks, items)
     recording.keep_items(items)
     result.items, result.vllm = record.item_hashes(tasks.sample), None if writer is None else writer.usage

@@ -97,7 +97,7 @@ def validate(cell: LocalCell, model: nn.Module, loaded: Loaded) -> HeldOutLoss:
     """The validation loss, which a tracker is told."""
     if isinstance(cell.objective, PairObjective):
         batches = [batch for batch in loaded.validation if isinstance(batch, PairBatch)]  # as all are
-        held_out = pairs.validate(model, batches, cell.objective, cell.accelerator)
+        held_out = pairs.validate(model, cell.inputs.held_out, batches, cell.objective, cell.accelerator)
     else:
         held_out = HeldOutLoss(loop.answer_loss(model, loaded.validation, cell.accelerator, cell.objective))
     cell.reporter.track({"validation/loss": held_out.loss})

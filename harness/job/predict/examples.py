@@ -29,11 +29,12 @@ CHATML = (  # in place of a model's own template
 class DrawnExamples:
     """The micro-batches of each step as the cell asks for them; of an untuned one, of its validation.
 
-    referred: all pairs whose log-probabilities under the base its objective asks for, some of them several times.
+    referred: all that is compared whose log-probabilities under the base its objective asks for, some of it several
+    times.
     """
 
     steps: list[list[list[encoding.Drawn]]]
-    referred: list[encoding.Pair]
+    referred: list[encoding.Compared]
 
 
 def draw(cell: Cell, data_root: str | None) -> DrawnExamples | None:
@@ -76,7 +77,7 @@ def _drawn(cell: Cell, data: DataSettings, data_root: str | None, tokenizer: Pre
     scored = [held_out, encode(tested) if tested else []]
     trained = [micro for step in steps for micro in step]
     together = [*trained, *(part for pairs in scored for part in loop.parts(pairs, train.micro_batch))]
-    batches = [[pair for pair in batch if isinstance(pair, encoding.Pair)] for batch in together]
+    batches = [[item for item in batch if isinstance(item, encoding.Compared)] for batch in together]
     return DrawnExamples(steps, objectives.pairwise(train, valued=False).referred(batches))
 
 

@@ -153,7 +153,8 @@ class Predictor:
             return 0.0
         settings = cell.settings
         method = replace(settings.method, adapt=None, init=None, optim=None)
-        train = replace(settings.train, gradient_checkpointing=False, objective="dpo")  # kto reads more in a step
+        objective = "sft" if shape.marked else "dpo"  # kto reads more in a step
+        train = replace(settings.train, gradient_checkpointing=False, objective=objective)
         base = replace(cell, rank=None, settings=replace(settings, method=method, train=train))
         return self._line(base, shape, 1, layout, architecture).others["flops_per_token"] * shape.reference
 
@@ -188,7 +189,7 @@ class Predictor:
         settings, train = cell.settings, cell.settings.train
         taken = [without_rates(plain(settings.method)), plain(settings.model), architecture, train.precision]
         taken += [_share(train), train.activation_offload, train.gradient_checkpointing, train.objective, train.compile]
-        key = json.dumps([taken, shape.micro, times, dataclasses.asdict(layout)], sort_keys=True)
+        key = json.dumps([taken, shape.micro, shape.marked, times, dataclasses.asdict(layout)], sort_keys=True)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
             if alike and (line := self._extended(cell, config, shape, times, layout)) is not None:
@@ -262,7 +263,7 @@ class Predictor:
         return None if drawn is None else self._shape_of(drawn, cell, layout, size)
 
     def _assumed_shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape:
-        assumed = assumed_shape(cell.settings.train.validated(), size)
+        assumed = assumed_shape(cell.settings.train.validated(), size, _marked(cell.settings))
         key = json.dumps(["characters", *_drawn_by(cell)])
         if key not in self._drawn:
             self._drawn[key] = examples.draw_by_characters(cell, self._data_root)
@@ -285,7 +286,8 @@ class Predictor:
             raw=sum(len(example.ids) for batch in batches for example in batch),
             padded=sum(layout.tokens(batch) for batch in batches),
             real=True,
-            paired=train.paired,
+            paired=train.paired and not _marked(settings),
+            marked=_marked(settings),
             reference=sum(map(layout.tokens, objectives.by_length(schedule.referred, size))),
         )
 
@@ -295,6 +297,11 @@ class Predictor:
         if key not in self._drawn:
             self._drawn[key] = examples.draw(cell, self._data_root)
         return self._drawn[key]
+
+
+def _marked(settings: Settings) -> bool:
+    """Whether training compares single answers with marks."""
+    return settings.train.paired and settings.data.marked
 
 
 def _work(line: Line, shape: Shape, devices: int) -> dict[str, float] | None:

@@ -1,4 +1,5 @@
-"""Objectives of pairs of answers to one prompt, of which one was preferred: DPO, IPO, KTO, SimPO and ORPO.
+"""Objectives of pairs of answers to one prompt, of which one was preferred: DPO, IPO, KTO, SimPO and ORPO. KTO learns
+from single answers that are marked as good or bad, too: an item is then one answer where it is else a pair.
 
 A batch holds both sequences of each pair, so a step is one forward and one backward pass. The model that DPO, IPO and
 KTO refer to is the base as it was loaded. Its log-probabilities are taken once, before the method changes the model: so
@@ -11,12 +12,13 @@ Where TRL's trainers have an objective too, the numbers are theirs (tests/job/tr
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Self
 
 import torch
@@ -26,7 +28,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, softplus
 
 from harness.errors import UserError
 from harness.job.data.batching import Batch, Layout
-from harness.job.data.encoding import IGNORED, Example, Pair
+from harness.job.data.encoding import IGNORED, Compared, Example
 from harness.job.training import attention, loss
 from harness.job.training.loop import ANSWERS, AnyObjective, Objective, answer_logits
 from harness.settings import TrainSettings
@@ -36,10 +38,11 @@ CERTAIN = -1e-7  # log-probability above which the odds would be infinite
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """Pairs as a batch: of each the chosen sequence, then the rejected one.
+    """Pairs as a batch: of each the chosen sequence, then the rejected one; or single answers.
 
-    kept: of each sequence, how many of the positions `keep` are its own. answers: (pairs, 2) tokens of the answers.
-    reference: (pairs, 2) log-probabilities in nats of the answers under the base; (0, 2) where none are needed.
+    kept: of each sequence, how many of the positions `keep` are its own. answers: (pairs, 2) or (answers, 1) tokens of
+    the answers. reference: of that shape, log-probabilities in nats of the answers under the base; (0, 2) where none
+    are needed.
     """
 
     kept: tuple[int, ...]
@@ -47,8 +50,9 @@ class PairBatch(Batch):
     reference: Tensor
 
     def log_probabilities(self, losses: Tensor) -> Tensor:
-        """The log-probabilities of the answers, (pairs, 2), of the `losses` at all positions `keep` of all rows."""
-        return -torch.stack([part.sum() for part in losses.split(self.kept)]).view(-1, 2)
+        """The log-probabilities of the answers, in the shape of `answers`, of the `losses` at all positions `keep` of
+        all rows."""
+        return -torch.stack([part.sum() for part in losses.split(self.kept)]).view(self.answers.shape)
 
 
 @dataclass(frozen=True)
@@ -63,20 +67,24 @@ class WholePairBatch(PairBatch):
 
 @dataclass(frozen=True)
 class MismatchedBatch(PairBatch):
-    """Pairs, and beside them as many pairs of `mismatched` prompts and answers, from which KTO estimates its KL."""
+    """Pairs or single answers, and as many of `mismatched` prompts and answers, from which KTO estimates its KL.
+
+    signs: in the shape of `answers`, 1 of each good answer and -1 of each bad one.
+    """
 
     mismatched: PairBatch
+    signs: Tensor
 
     def to(self, device: torch.device) -> Self:
         return replace(super().to(device), mismatched=self.mismatched.to(device))
 
 
-class PairObjective(Objective[Pair, PairBatch]):
-    """An objective of pairs, a mean over them.
+class PairObjective(Objective[Compared, PairBatch]):
+    """An objective of pairs, a mean over them, or over single answers.
 
     beta: the weight of the preference. margin: SimPO's gamma. max_length: tokens at which a sequence is cut; None for
-    no limit. reference: by a pair's identity, log-probabilities in nats of both of its answers under the base;
-    `refer_to` fills it.
+    no limit. reference: by a sequence's identity, the log-probability in nats of its answer under the base; `refer_to`
+    fills it.
     """
 
     by_token = True
@@ -84,16 +92,16 @@ class PairObjective(Objective[Pair, PairBatch]):
     def __init__(
         self,
         beta: float,
-        reference: dict[int, tuple[float, float]],
+        reference: dict[int, float],
         margin: float = 0.0,
         max_length: int | None = None,
     ):
         self.beta, self.reference, self.margin, self.max_length = beta, reference, margin, max_length
 
-    def batch(self, layout: Layout, drawn: list[Pair]) -> PairBatch:
+    def batch(self, layout: Layout, drawn: list[Compared]) -> PairBatch:
         return self._paired(layout, drawn)
 
-    def _paired(self, layout: Layout, pairs: list[Pair]) -> PairBatch:
+    def _paired(self, layout: Layout, pairs: Sequence[Compared]) -> PairBatch:
         batch, sequences = layout.batch([*pairs]), [each for pair in pairs for each in pair.sequences]
         answers = [len(each.supervised) for each in sequences]
         if batch.lengths is None:
@@ -103,19 +111,24 @@ class PairObjective(Objective[Pair, PairBatch]):
         return PairBatch(
             **vars(batch),
             kept=tuple(kept),
-            answers=torch.tensor(answers).view(-1, 2),
+            answers=torch.tensor(answers).view(len(pairs), -1),
             reference=self._reference(pairs),
         )
 
-    def _reference(self, drawn: list[Pair]) -> Tensor:
+    def _reference(self, drawn: Sequence[Compared]) -> Tensor:
         return torch.empty(0, 2)
 
-    def referred(self, batches: Iterable[Sequence[Pair]]) -> list[Pair]:
+    def referred(self, batches: Iterable[Sequence[Compared]]) -> list[Compared]:
         """The pairs of which the objective asks the base, where `batches` of pairs are drawn together."""
         return []
 
     def refer_to(
-        self, base: nn.Module, batches: Iterable[Sequence[Pair]], size: int, layout: Layout, accelerator: Accelerator
+        self,
+        base: nn.Module,
+        batches: Iterable[Sequence[Compared]],
+        size: int,
+        layout: Layout,
+        accelerator: Accelerator,
     ) -> None:
         """Take what the objective needs of `base` on `batches` of pairs drawn together, `size` pairs at a time."""
 
@@ -123,12 +136,12 @@ class PairObjective(Objective[Pair, PairBatch]):
         return self.summed_with_logs(model, batch)[0]
 
     def summed_with_logs(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """As `summed`, and the log-probabilities of the answers, (pairs, 2)."""
+        """As `summed`, and the log-probabilities of the answers, in the shape of `batch.answers`."""
         logs = log_probabilities(model, batch)
         return self.losses(logs, batch).sum(), logs
 
     def weight(self, batch: PairBatch) -> int:
-        """How many terms the loss of `batch` sums: pairs."""
+        """How many terms the loss of `batch` sums: pairs, or single answers."""
         return len(batch.answers)
 
     @abstractmethod
@@ -137,7 +150,7 @@ class PairObjective(Objective[Pair, PairBatch]):
 
     @abstractmethod
     def rewards(self, logs: Tensor, batch: PairBatch) -> Tensor:
-        """The implicit rewards of the answers, (pairs, 2), of their log-probabilities `logs`."""
+        """The implicit rewards of the answers, in the shape of their log-probabilities `logs`."""
 
 
 class Referring(PairObjective):
@@ -153,26 +166,32 @@ class Referring(PairObjective):
         """Infinite: the loss begins at that of a coin, so no end is told from a guess."""
         return math.inf
 
-    def _reference(self, drawn: list[Pair]) -> Tensor:
-        return torch.tensor([self.reference[id(pair)] for pair in drawn])
+    def _reference(self, drawn: Sequence[Compared]) -> Tensor:
+        return torch.tensor([[self.reference[id(each)] for each in pair.sequences] for pair in drawn])
 
-    def referred(self, batches: Iterable[Sequence[Pair]]) -> list[Pair]:
+    def referred(self, batches: Iterable[Sequence[Compared]]) -> list[Compared]:
         return [pair for batch in batches for pair in batch]
 
     def refer_to(
-        self, base: nn.Module, batches: Iterable[Sequence[Pair]], size: int, layout: Layout, accelerator: Accelerator
+        self,
+        base: nn.Module,
+        batches: Iterable[Sequence[Compared]],
+        size: int,
+        layout: Layout,
+        accelerator: Accelerator,
     ) -> None:
         by_size = by_length(self.referred(batches), size)
-        self.reference |= {id(pair): (0.0, 0.0) for some in by_size for pair in some}  # a batch has a place for them
+        sequences = [[each for pair in some for each in pair.sequences] for some in by_size]
+        self.reference |= {id(each): 0.0 for some in sequences for each in some}  # a batch has a place for them
         base.eval()
         with torch.no_grad(), accelerator.autocast(), ExitStack() as stack:
             if layout.flat:
                 stack.enter_context(attention.enabled(base))
             if not layout.every:  # else speed-ups are off
                 stack.enter_context(loss.enabled(base))
-            for some in by_size:
-                logs = log_probabilities(base, self._paired(layout, some).to(accelerator.device))
-                self.reference |= {id(pair): tuple(both) for pair, both in zip(some, logs.tolist(), strict=True)}
+            for some, answers in zip(by_size, sequences, strict=True):
+                logs = log_probabilities(base, self._paired(layout, some).to(accelerator.device)).flatten()
+                self.reference |= {id(each): log for each, log in zip(answers, logs.tolist(), strict=True)}
 
 
 class DirectPreference(Referring):
@@ -196,33 +215,34 @@ class IdentityPreference(Referring):
 
 
 class KahnemanTversky(Referring):
-    """KTO (Ethayarajh et al. 2024, arXiv:2402.01306, equations 7 and 8), each pair taken as a desirable and an
-    undesirable answer of equal weights; the loss of a pair is the mean of both.
+    """KTO (Ethayarajh et al. 2024, arXiv:2402.01306, equations 7 and 8), with equal weights of desirable and
+    undesirable answers. Each pair is taken as one of both; its loss is their mean.
 
     The KL between model and base, which has no gradient, is estimated as in TRL: over the answers of a micro-batch,
     each after another answer's prompt.
     """
 
     @cached_property
-    def _mismatched(self) -> dict[tuple[int, ...], list[Pair]]:
+    def _mismatched(self) -> dict[tuple[int, ...], list[Compared]]:
         """By the identities of the pairs of a batch."""
         return {}
 
-    def batch(self, layout: Layout, drawn: list[Pair]) -> PairBatch:
-        matched = self._paired(layout, drawn)
-        return MismatchedBatch(**vars(matched), mismatched=self._paired(layout, self.mismatched(drawn)))
+    def batch(self, layout: Layout, drawn: list[Compared]) -> PairBatch:
+        matched, signs = self._paired(layout, drawn), torch.tensor([pair.signs for pair in drawn])
+        return MismatchedBatch(**vars(matched), mismatched=self._paired(layout, self.mismatched(drawn)), signs=signs)
 
-    def referred(self, batches: Iterable[Sequence[Pair]]) -> list[Pair]:
+    def referred(self, batches: Iterable[Sequence[Compared]]) -> list[Compared]:
         return [pair for batch in batches for pair in (*batch, *self.mismatched(batch))]
 
-    def mismatched(self, pairs: Sequence[Pair]) -> list[Pair]:
+    def mismatched(self, pairs: Sequence[Compared]) -> list[Compared]:
         """The answers of `pairs`, drawn together, each after the prompt of the next one; chosen ones first."""
         key = tuple(map(id, pairs))
         if key not in self._mismatched:
-            sequences = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+            sequences = [each for places in zip(*(pair.sequences for pair in pairs), strict=True) for each in places]
             rotated = sequences[-1:] + sequences[:-1]
-            both = [joined(*each, self.max_length) for each in zip(sequences, rotated, strict=True)]
-            self._mismatched[key] = [Pair(*each) for each in zip(both[: len(pairs)], both[len(pairs) :], strict=True)]
+            others = [joined(*each, self.max_length) for each in zip(sequences, rotated, strict=True)]
+            count = len(pairs)
+            self._mismatched[key] = [pair.with_sequences(others[i::count]) for i, pair in enumerate(pairs)]
         return self._mismatched[key]
 
     def summed_with_logs(self, model: nn.Module, batch: PairBatch) -> tuple[Tensor, Tensor]:
@@ -239,9 +259,11 @@ class KahnemanTversky(Referring):
 
     def unpaired(self, logs: Tensor, batch: PairBatch, divergence: Tensor) -> Tensor:
         """The mean loss of each pair's answers, (pairs,), at the `divergence` in nats of the model from its base."""
-        better, worse = self.rewards(logs, batch).unbind(1)
-        at = self.beta * divergence
-        return (2 - torch.sigmoid(better - at) - torch.sigmoid(at - worse)) / 2
+        assert isinstance(batch, MismatchedBatch)
+        at, signs = self.beta * divergence, batch.signs.unbind(1)
+        rewards = self.rewards(logs, batch).unbind(1)
+        gains = [torch.sigmoid(sign * (reward - at)) for sign, reward in zip(signs, rewards, strict=True)]
+        return reduce(operator.sub, gains, torch.full_like(gains[0], len(gains))) / len(gains)
 
 
 class ReferenceFree(PairObjective):
@@ -300,14 +322,15 @@ class OddsRatioOfTrl(OddsRatio):
     tokens of a micro-batch, so that a long pair counts for more than a short one.
     """
 
-    def batch(self, layout: Layout, drawn: list[Pair]) -> PairBatch:
-        whole = self._paired(layout, [Pair(*(each.whole() for each in pair.sequences)) for pair in drawn])
+    def batch(self, layout: Layout, drawn: list[Compared]) -> PairBatch:
+        whole = self._paired(layout, [pair.with_sequences(each.whole() for each in pair.sequences) for pair in drawn])
         sequences = [each for pair in drawn for each in pair.sequences]
         places = [set(each.supervised) for each in sequences]
         in_answer = [
             float(at + 1 in answer) for answer, count in zip(places, whole.kept, strict=True) for at in range(count)
         ]
-        counted = sum(len(pair.chosen.ids) - 1 + len(pair.rejected.supervised) for pair in drawn)
+        pairs = [pair.sequences for pair in drawn]
+        counted = sum(len(chosen.ids) - 1 + len(rejected.supervised) for chosen, rejected in pairs)
         answers = torch.tensor(list(map(len, places))).view(-1, 2)
         fields = vars(whole) | {"answers": answers, "supervised": counted}
         return WholePairBatch(**fields, in_answer=torch.tensor(in_answer))
@@ -341,7 +364,7 @@ def pairwise(train: TrainSettings, valued: bool = True) -> PairObjective:
     """The objective of pairs of the settings `train`. Raises UserError if they have none, or lack its beta."""
     if train.objective not in KINDS or train.preference_beta is None:
         raise UserError(f"train.objective={train.objective} requires train.preference_beta, the preference's weight.")
-    none: dict[int, tuple[float, float]] = {} if valued else defaultdict(lambda: (0.0, 0.0))
+    none: dict[int, float] = {} if valued else defaultdict(float)
     return KINDS[train.objective](train.preference_beta, none, train.preference_margin or 0.0, train.max_length)
 
 
@@ -352,14 +375,14 @@ def joined(before: Example, after: Example, most: int | None) -> Example:
     return Example(ids, before.prompt, tuple((begin + shift, end + shift) for begin, end in after.between))
 
 
-def by_length(pairs: Iterable[Pair], size: int) -> list[list[Pair]]:
+def by_length(pairs: Iterable[Compared], size: int) -> list[list[Compared]]:
     """Each of `pairs` once, the short ones first, in batches of `size`: what the base is asked of."""
     waiting = sorted({id(pair): pair for pair in pairs}.values(), key=lambda pair: len(pair.ids))
     return [waiting[i : i + size] for i in range(0, len(waiting), size)]
 
 
 def log_probabilities(model: nn.Module, batch: PairBatch) -> Tensor:
-    """The log-probabilities in nats of the answers of `batch`, in fp32: (pairs, 2)."""
+    """The log-probabilities in nats of the answers of `batch`, in fp32 and in the shape of `batch.answers`."""
     return batch.log_probabilities(token_losses(model, batch))
 
 

@@ -101,6 +101,18 @@ def test_pairs_are_trained_on_by_their_objective(run, only, tmp_path):
 
 
 @lines(
+    f"run {SMALL} study=marked data=local_marked data_root={{folder}} data.path=marked.jsonl train.objective=kto "
+    "data.columns.mark=liked",
+)
+def test_marked_answers_are_trained_on_by_kto(run, only, tmp_path):
+    rows = [{"prompt": f"Say {i}", "completion": f"It is {i}.", "liked": i % 2 == 0} for i in range(60)]
+    (tmp_path / "marked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run()
+    record = only("marked")
+    assert (record.cell.data, record.own_data.good) == ("marked.jsonl kto=0.1", 30)
+
+
+@lines(
     f"run {SMALL} study=margins data=local_preference data_root={{folder}} data.path=pairs.jsonl "
     "train.objective=simpo train.preference_beta=2 train.preference_margin=0.7",
 )

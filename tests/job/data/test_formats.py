@@ -184,12 +184,89 @@ def test_pairs_of_all_kinds_are_read(row, name):
         read(rows)
 
 
-@pytest.mark.parametrize(
-    "row", [{"prompt": "a", "completion": "b", "label": True}, sharegpt()[0] | {"kto_tag": "true"}]
-)
-def test_files_for_kto_are_refused_in_a_sentence(row):
-    with pytest.raises(UserError, match="is read as KTO: its column"):
-        read([row] * 60)
+MARKED = {
+    "TRL's texts": lambda q, a, good: {"prompt": q, "completion": a, "label": good},
+    "TRL's turns": lambda q, a, good: {
+        "prompt": [{"role": "user", "content": q}],
+        "completion": [{"role": "assistant", "content": a}],
+        "label": good,
+    },
+    "ShareGPT": lambda q, a, good: {
+        "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}],
+        "kto_tag": str(good).lower(),
+    },
+    "OpenAI messages": lambda q, a, good: {
+        "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}],
+        "label": good,
+    },
+    "Alpaca": lambda q, a, good: {"instruction": q, "input": "", "output": a, "kto_tag": good},
+}
+
+
+@pytest.mark.parametrize("row", MARKED.values(), ids=MARKED)
+def test_marked_answers_of_all_kinds_are_read_for_kto_alone(row):
+    rows = [row(q, a, i % 3 > 0) for i, (q, a) in enumerate(ASKED)]
+    item, sentence = read(rows, "train.objective=kto", data="local_marked")
+    pair = (item["question"], item["answer"]) if "question" in item else tuple(text for _, text in turns(item))
+    assert item["mark"] == {True: "good", False: "bad"}[ASKED.index(pair) % 3 > 0]
+    assert sentence == "mine.jsonl is read as KTO: 60 answers, 40 of them good."
+    for data in ("local", "local_preference"):
+        with pytest.raises(UserError, match="is read as KTO: .* write data=local_marked") as told:
+            read(rows, data=data)
+        assert "\n" not in str(told.value)
+
+
+def test_bad_answers_are_refused_whatever_columns_are_named():
+    rows = [MARKED["TRL's texts"](q, a, i % 3 > 0) for i, (q, a) in enumerate(ASKED)]
+    with pytest.raises(UserError, match="is read as KTO"):
+        read(rows, "data.columns.question=prompt", "data.columns.answer=completion")
+
+
+@pytest.mark.parametrize("labels", [("yes", "no"), (1, 0)])
+def test_labels_that_are_no_marks_are_not_taken_for_them(labels):
+    rows = [{"prompt": q, "completion": a, "label": labels[i % 2]} for i, (q, a) in enumerate(ASKED)]
+    assert read(rows)[1] == "mine.jsonl is read as prompt and completion: 60 records; not used: label."
+    with pytest.raises(UserError, match="must be marked true or false in its column 'label', got"):
+        read(rows, "train.objective=kto", data="local_marked")
+
+
+def test_a_mark_may_be_what_is_asked_for():
+    rows = [{"completion": q, "label": i % 3 > 0} for i, (q, _) in enumerate(ASKED)]
+    item, _ = read(rows, "data.columns.question=completion", "data.columns.answer=label")
+    assert item["answer"] in ("True", "False")
+
+
+def test_marks_may_have_columns_of_any_name():
+    rows = [{"q": q, "said": a, "liked": i % 3 > 0} for i, (q, a) in enumerate(ASKED)]
+    named = ("data.columns.question=q", "data.columns.answer=said", "data.columns.mark=liked", "train.objective=kto")
+    item, sentence = read(rows, *named, data="local_marked")
+    assert item.keys() == {"question", "answer", "mark"}
+    assert sentence == "mine.jsonl is read as KTO: 60 answers, 40 of them good."
+    rows = [{"talk": row["conversations"], "liked": i % 3 > 0} for i, row in enumerate(sharegpt())]
+    item, _ = read(rows, "data.columns.messages=talk", *named[2:], data="local_marked")
+    assert [role for role, _ in turns(item)] == ["user", "assistant"]
+
+
+def test_a_file_without_marks_is_told_what_to_take():
+    with pytest.raises(UserError, match=r"has no column 'label', .* write data\.columns\.mark=COLUMN, or data=local"):
+        read([{"prompt": q, "completion": a} for q, a in ASKED], "train.objective=kto", data="local_marked")
+    pairs = [{"prompt": q, "chosen": a, "rejected": "No."} for q, a in ASKED]
+    with pytest.raises(UserError, match="has pairs of answers; write data=local_preference"):
+        read(pairs, "train.objective=kto", data="local_marked")
+
+
+def test_tables_and_llama_factorys_index_have_marks(tmp_path):
+    lines = [f'"{q}","{a}",{i % 3 > 0}' for i, (q, a) in enumerate(ASKED)]
+    Path("mine.csv").write_text("prompt,completion,label\n" + "\n".join(lines))
+    talks = [{"messages": row["conversations"], "label": i % 3 > 0} for i, row in enumerate(sharegpt())]
+    Path("talks.json").write_text(json.dumps(talks))
+    columns = {"messages": "messages", "kto_tag": "label"}
+    entry = {"file_name": "talks.json", "formatting": "sharegpt", "columns": columns}
+    Path("dataset_info.json").write_text(json.dumps({"kto": entry}))
+    for path in ("mine.csv", "dataset_info.json/kto"):
+        marked = composed("model=tiny", "data=local_marked", f"data.path={path}", "train.objective=kto")
+        settings = marked.settings.data
+        assert sources.own_data(settings, None).good == 40
 
 
 def test_texts_alone_are_refused_in_a_sentence():

@@ -1,4 +1,4 @@
-"""Our objectives of pairs against TRL's own trainers, on the same pairs: losses, gradients' norms and rewards.
+"""Our objectives against TRL's own trainers, on the same pairs or marked answers: losses, gradients' norms, rewards.
 
 `make test-trl` runs them with the TRL of a venv of its own.
 """
@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from job_helpers import prepared, tiny
+from job_helpers import composed, prepared, tiny
 
-from harness.job.data import encoding
+from harness.job.data import encoding, sources
 from harness.job.data.batching import Layout
+from harness.job.evaluate.held_out import rewards
 from harness.job.training import loop, objectives
 from harness.settings import REFERRING, TrainSettings
 
@@ -24,13 +27,20 @@ from datasets import Dataset  # noqa: E402
 BETA, MARGIN = 0.3, 0.7
 CLOSE = 1e-5
 pytestmark = [pytest.mark.long, pytest.mark.slow]
-ROWS = [
-    {
+
+
+def row(i: int) -> dict[str, str]:
+    return {
         "prompt": f"Q: {'What is ' * i}{i} + {i}?\nA:",
         "chosen": f" It is {2 * i}." + " I am sure." * i,
         "rejected": f" It is {2 * i + 1}. I think.",
     }
-    for i in range(3)
+
+
+ROWS = [row(i) for i in range(3)]
+MARKED = [
+    {"prompt": row(i)["prompt"], "completion": row(i)[kind], "label": kind == "chosen"}
+    for i, kind in ((3, "chosen"), (2, "chosen"), (0, "rejected"), (1, "chosen"), (1, "rejected"))
 ]
 SHARED = {"bf16": False, "use_cpu": True, "report_to": [], "disable_dropout": True, "max_length": 512}
 
@@ -71,9 +81,9 @@ def begun(bench, pairs) -> list[encoding.Pair]:
 
 
 class Ours:
-    """A step on `pairs` by our objective `name`: its loss, its gradient's norm, and the rewards (pairs, 2)."""
+    """A step on `pairs`, or marked answers, by our objective `name`: its loss, its gradient's norm, and the rewards."""
 
-    def __init__(self, name: str, net: torch.nn.Module, base: torch.nn.Module, pairs: list[encoding.Pair]):
+    def __init__(self, name: str, net: torch.nn.Module, base: torch.nn.Module, pairs: list[encoding.Compared]):
         layout, accelerator = Layout(flat=False, pad=0), Accelerator(cpu=True)
         train = TrainSettings(objective=name, preference_beta=BETA, preference_margin=MARGIN, max_length=512)
         objective = objectives.pairwise(train)
@@ -86,16 +96,16 @@ class Ours:
         self.loss, self.norm = float(loss), float(norm)
         with torch.no_grad():
             self.rewards = objective.rewards(objectives.log_probabilities(net, batch), batch)
+        self.means = rewards.means(rewards.of_items(pairs, self.rewards.tolist()))
 
     @property
     def metrics(self) -> dict[str, float]:
         """The rewards by the names of TRL's metrics."""
-        chosen, rejected = self.rewards.unbind(1)
         return {
-            "rewards/chosen": float(chosen.mean()),
-            "rewards/rejected": float(rejected.mean()),
-            "rewards/margins": float((chosen - rejected).mean()),
-            "rewards/accuracies": float((chosen > rejected).float().mean()),
+            "rewards/chosen": self.means.chosen,
+            "rewards/rejected": self.means.rejected,
+            "rewards/margins": self.means.margin,
+            "rewards/accuracies": self.means.accuracy,
         }
 
 
@@ -144,6 +154,31 @@ def test_kto_is_trls(bench, net, pairs, tmp_path):
     metrics = {key: values[0] for key, values in trainer._metrics["train"].items()}
     assert metrics["kl"] > 0
     check(Ours("kto", net, bench.net, pairs), model, loss, metrics)
+
+
+def test_kto_of_marked_answers_is_trls(bench, net, tmp_path, monkeypatch):
+    """Of one file, in which more answers are good than bad."""
+    monkeypatch.chdir(tmp_path)
+    Path("marked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MARKED))
+    data = composed("data=local_marked", "data.path=marked.jsonl", "train.objective=kto").settings.data
+    _, mapped, _ = sources._of_file("marked.jsonl", data.load["columns"], None)
+    items = [item | {"answer": item["answer"].strip()} for _, item in mapped.items]
+    marked = encoding.encode_all(bench.tokenizer, items, data.template, 512, pairs=True)
+    model = copy.deepcopy(net)
+    arguments = trl.KTOConfig(
+        str(tmp_path), beta=BETA, per_device_train_batch_size=5, gradient_checkpointing=False, **SHARED
+    )
+    trainer = trl.KTOTrainer(
+        *(model, copy.deepcopy(bench.net), arguments),
+        train_dataset=Dataset.from_list(MARKED),
+        processing_class=bench.tokenizer,
+    )
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(5)])
+    assert batch["attention_mask"].sum(1).tolist() == [len(each.ids) for each in marked]
+    loss = trainer.compute_loss(model.train(), batch)
+    metrics = {key: values[0] for key, values in trainer._metrics["train"].items()}
+    assert metrics["kl"] > 0
+    check(Ours("kto", net, bench.net, marked), model, loss, metrics)
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("simpo", 0.0), ("cpo_simpo", 1.0)])

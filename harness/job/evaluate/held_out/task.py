@@ -8,6 +8,7 @@ measured depends on the answers:
 - classify: the likeliest of the labels that the records have (acc), and macro-F1 (f1_macro); a model that only writes
   is told the labels;
 - exact: a greedy answer that is the same but for its form (harness/job/evaluate/held_out/matching.py);
+- marked: the bits per byte of the answers that are marked as good (rewards.py scores the bad ones too);
 - text: ROUGE-L (Lin 2004) and BLEU (Papineni et al. 2002) of a greedy answer, and the bits per byte of the right one;
 - documents: the bits per byte of whole documents, in windows (harness/job/evaluate/windows.py);
 - verified: a greedy answer that the verifier of its task in reasoning-gym takes for wholly right (solved).
@@ -38,12 +39,13 @@ from harness.job.data.documents import DOCUMENTS, TEXT
 from harness.job.data.generators.reasoning_gym import Verifier
 from harness.job.data.labels import Labels, are_labels, is_short, labels_of
 from harness.job.data.normalising import normalised
-from harness.job.data.preferences import REJECTED
+from harness.job.data.preferences import BAD, GOOD, MARK, REJECTED
 from harness.job.data.turns import TOOLS, words_of
 from harness.job.evaluate import windows
 from harness.job.evaluate.held_out import classes, matching
 from harness.settings import HELD_OUT, DataSettings
 
+MARKED = "marked"  # how answers with marks are scored
 MOST = 0.9  # share of the answers that decides what they all are
 FEWEST_TOKENS, MOST_TOKENS = 16, 512  # room for a written answer
 BYTES = 2  # of the longest answer for each token of room, which is about twice what it takes
@@ -98,6 +100,9 @@ class HeldOutTask(ConfigurableTask):
             count = units.plural(len(self._docs["test"]), "document")
             return [f"{HELD_OUT}: {count}, scored by bits per byte in windows of {self.window} tokens."]
         count = units.plural(len(self._docs["test"]), "answer")
+        if self.kind == MARKED:
+            good = sum(doc[MARK] == GOOD for doc in self._docs["test"])
+            return [f"{HELD_OUT}: {count}, {good:,} of them good, which are scored by bits per byte."]
         by = f"{SCORED_BY[self.kind]} (data.answers={self.kind})"
         if self.labels is None:
             return [f"{HELD_OUT}: {count}, scored by {by}."]
@@ -140,11 +145,13 @@ class HeldOutTask(ConfigurableTask):
         """lm-eval's request; for the bits per byte a second one, with the answer. Of a document its text and window."""
         if self.kind == DOCUMENTS:
             return Instance(windows.KIND, doc, (doc["text"], self.window), 0, metadata=form["metadata"])
+        between = "" if form.get("apply_chat_template") else " "
+        answer = (ctx, between + doc["answer"])
+        if self.kind == MARKED:
+            return Instance("loglikelihood", doc, answer, 0, metadata=form["metadata"])
         written = super().construct_requests(doc, ctx, **form)
         if not self._bits:
             return written
-        between = "" if form.get("apply_chat_template") else " "
-        answer = (ctx, between + doc["answer"])
         return [written, Instance("loglikelihood", doc, answer, 1, metadata=form["metadata"])]
 
 
@@ -178,16 +185,19 @@ def task(
 def _of_records(
     data: DataSettings, items: dict[str, list[Item]], num_fewshot: int | None, likelihoods: bool
 ) -> HeldOutTask:
-    """The task on the split ``test`` of `items`, with the first of ``train`` as examples.
+    """The task on the split ``test`` of `items`, with the first of ``train`` as examples, but for bad answers.
 
-    Raises UserError if `data.answers` does not fit the records, or if there are too few examples.
+    Raises UserError if `data.answers` does not fit the records, if there are too few examples, and of marked answers
+    for a model that only writes.
     """
-    shots = num_fewshot or 0
-    if shots > len(items["train"]):
-        raise UserError(f"eval.num_fewshot must be at most {len(items['train'])}, the items to train on, got {shots}.")
-    of = {"test": items["test"], **({"train": items["train"][:shots]} if shots else {})}
+    shots, examples = num_fewshot or 0, [item for item in items["train"] if item.get(MARK) != BAD]
+    if shots > len(examples):
+        raise UserError(f"eval.num_fewshot must be at most {len(examples)}, the items to train on, got {shots}.")
+    of = {"test": items["test"], **({"train": examples[:shots]} if shots else {})}
     verifier = _verifier(data)
     kind = kind_of(data, items) if verifier is None else "verified"
+    if kind == MARKED and not likelihoods:
+        raise _only_writes(data)
     labels = labels_of(items) if kind == "classify" else None
     docs = {split: [_doc(item, data, kind) for item in part] for split, part in of.items()}
     if labels is not None:
@@ -201,7 +211,10 @@ def _of_records(
     if shots:
         config |= {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     options = kind == "choice" or (kind == "classify" and likelihoods)
-    config |= _choice() if options else _written(kind, data, [doc["answer"] for doc in docs["test"]])
+    if kind == MARKED:
+        config |= _marked()
+    else:
+        config |= _choice() if options else _written(kind, data, [doc["answer"] for doc in docs["test"]])
     if labels is not None and not likelihoods:
         config |= {"process_results": classification(labels), "metric_list": [_metric("acc")]}
     if kind == "text" and not likelihoods:
@@ -222,9 +235,7 @@ def _of_documents(data: DataSettings, items: Sequence[Item], num_fewshot: int | 
     if num_fewshot:
         raise UserError(f"eval.num_fewshot={num_fewshot} can't be combined with data={data.name}, which asks nothing.")
     if not likelihoods:
-        raise UserError(
-            f"eval.tasks={HELD_OUT} of data={data.name} requires log-probabilities of an endpoint (model.tokenizer=)."
-        )
+        raise _only_writes(data)
     texts = [item[TEXT] for item in items]
     docs = [{"prompt": text[:OPENING], "answer": "", "text": text} for text in texts]
     _group_doubles(docs, texts)
@@ -241,6 +252,12 @@ def _of_documents(data: DataSettings, items: Sequence[Item], num_fewshot: int | 
     return HeldOutTask(config, {"test": docs}, texts, DOCUMENTS, None, False, window=data.load["window"])
 
 
+def _only_writes(data: DataSettings) -> UserError:
+    return UserError(
+        f"eval.tasks={HELD_OUT} of data={data.name} requires log-probabilities of an endpoint (model.tokenizer=)."
+    )
+
+
 def _verifier(data: DataSettings) -> Verifier | None:
     """What scores the answers to a task of reasoning-gym; None for other data."""
     if data.task is None:
@@ -249,12 +266,17 @@ def _verifier(data: DataSettings) -> Verifier | None:
 
 
 def kind_of(data: DataSettings, parts: dict[str, list[Item]]) -> str:
-    """How the part ``test`` is scored: choice, classify, exact or text.
+    """How the part ``test`` is scored: choice, classify, exact or text; marked if its answers have marks.
 
     `auto` says classify if the answers of all parts are labels, and exact if nearly all of the test are short or a
-    result. Raises UserError for data.answers=choice without options, and as `are_labels`.
+    result. Raises UserError for data.answers=choice without options, for marks with another one than `auto`, and as
+    `are_labels`.
     """
     items = parts["test"]
+    if MARK in items[0]:
+        if data.answers != "auto":
+            raise UserError(f"data.answers={data.answers} can't be combined with data.columns.mark: bad answers count.")
+        return MARKED
     options = not items[0].keys().isdisjoint((OPTIONS, REJECTED))
     if data.answers == "choice" and not options:
         raise UserError("data.answers=choice requires data.columns.options, the column of the options.")
@@ -287,6 +309,8 @@ def _doc(item: Item, data: DataSettings, kind: str) -> dict[str, Any]:
         doc = {"prompt": asked(item, data.template, data.prompt_if_empty), "answer": item["answer"]}
     if kind == "verified":
         doc["question"] = item["question"]
+    if kind == MARKED:
+        doc[MARK] = item[MARK]
     if kind == "choice":
         options = [doc["answer"], item[REJECTED]] if REJECTED in item else item[OPTIONS]
         doc |= {"options": options, "gold": options.index(doc["answer"])}
@@ -321,6 +345,15 @@ def _choice() -> dict[str, Any]:
         "doc_to_choice": "options",
         "doc_to_target": "gold",
         "metric_list": [_metric("acc"), _metric("acc_norm")],
+    }
+
+
+def _marked() -> dict[str, Any]:
+    return {
+        "output_type": "loglikelihood",
+        "doc_to_target": MARK,
+        "process_results": good_bits,
+        "metric_list": [_metric("bits_per_byte") | {"higher_is_better": False}],
     }
 
 
@@ -389,9 +422,18 @@ def likeness(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
     bleu = BLEU_ZH if CJK.search(doc["answer"]) else BLEU_13A
     found["bleu"] = bleu.sentence_score(results[0], [doc["answer"]]).score / 100
     if len(results) == 2:
-        log_likelihood, _greedy = results[1]
-        found["bits_per_byte"] = -log_likelihood / math.log(2) / len(doc["answer"].encode())
+        found["bits_per_byte"] = _answer_bits(doc, results[1])
     return found
+
+
+def good_bits(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """The bits per byte of the answer, if it is a good one."""
+    return {"bits_per_byte": _answer_bits(doc, results[0])} if doc[MARK] == GOOD else {}
+
+
+def _answer_bits(doc: dict[str, Any], result: tuple[float, bool]) -> float:
+    log_likelihood, _greedy = result
+    return -log_likelihood / math.log(2) / len(doc["answer"].encode())
 
 
 def document_bits(doc: dict[str, Any], results: list[float]) -> dict[str, float]:
