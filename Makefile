@@ -7,7 +7,7 @@ QUICKSTART := results/quickstart
 .PHONY: help compare setup test test-all test-bench test-core test-faults test-oldest test-vllm test-trl test-torchao lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
 
 help: ## Explain every target
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 compare: setup ## Set up, compare five methods on a small model, and end with the answer (it took 3 minutes on 2 EPYC cores)
 	@echo "Training SmolLM2-135M with five methods and scoring each: it took 3 minutes on 2 EPYC cores."
@@ -119,7 +119,7 @@ $(TRL)/installed: $(VENV)/tested
 
 # torchao alone is in a venv of its own: where it is installed, transformers imports it in every job.
 TORCHAO := .venv-torchao
-test-torchao: $(VENV)/tested $(TORCHAO)/installed ## Run cells on bases in int8 and fp8 by torchao (about 4 minutes on 2 slow cores)
+test-torchao: $(VENV)/tested $(TORCHAO)/installed ## Run cells on bases in int8 and fp8 by torchao, and their methods compiled and resumed
 	OMP_NUM_THREADS=1 $(TORCHAO)/bin/python -m pytest -rs -m 'not bench' -k 'int8wo or fp8wo or weight_only' \
 	tests/job/models/test_weight_only.py tests/job/methods/test_methods.py tests/job/training/test_compiled.py tests/job/training/test_checkpoints.py tests/job/training/test_uncast_inputs.py
 
