@@ -4,10 +4,10 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-all test-bench test-core test-faults test-oldest test-vllm test-trl lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
+.PHONY: help compare setup test test-all test-bench test-core test-faults test-oldest test-vllm test-trl test-torchao lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
 
 help: ## Explain every target
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 compare: setup ## Set up, compare five methods on a small model, and end with the answer (it took 3 minutes on 2 EPYC cores)
 	@echo "Training SmolLM2-135M with five methods and scoring each: it took 3 minutes on 2 EPYC cores."
@@ -117,6 +117,19 @@ $(TRL)/installed: $(VENV)/tested
 	> "$$($(TRL)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/harness.pth"
 	@touch $@
 
+# torchao alone is in a venv of its own: where it is installed, transformers imports it in every job.
+TORCHAO := .venv-torchao
+test-torchao: $(VENV)/tested $(TORCHAO)/installed ## Run cells on bases in int8 and fp8 by torchao, and their methods compiled and resumed
+	OMP_NUM_THREADS=1 $(TORCHAO)/bin/python -m pytest -rs -m 'not bench' -k 'int8wo or fp8wo or weight_only' \
+	tests/job/models/test_weight_only.py tests/job/methods/test_methods.py tests/job/training/test_compiled.py tests/job/training/test_checkpoints.py tests/job/training/test_uncast_inputs.py
+
+$(TORCHAO)/installed: $(VENV)/tested
+	$(PYTHON) -m venv $(TORCHAO)
+	$(TORCHAO)/bin/pip install --quiet --no-deps torchao==0.18.0
+	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	> "$$($(TORCHAO)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/harness.pth"
+	@touch $@
+
 lint: $(VENV)/tested ## Check the code's style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -214,4 +227,4 @@ profile: $(VENV)/installed ## Where a training step's time goes: make profile ME
 	$(VENV)/bin/python benchmarks/profiling.py --method $(METHOD)
 
 clean: ## Remove .venv, all .venv-NAME, site and sbom.json; records and the model cache stay
-	rm -rf $(VENV) $(FAULTS) $(OLDEST) $(VLLM) $(TRL) $(GPU) $(DOCS) $(LOCK) $(SBOM) site sbom.json
+	rm -rf $(VENV) $(FAULTS) $(OLDEST) $(VLLM) $(TRL) $(TORCHAO) $(GPU) $(DOCS) $(LOCK) $(SBOM) site sbom.json

@@ -29,6 +29,7 @@ BY_MICRO_BATCH = (
     "cpo_simpo",
     "orpo_trl",
 )  # objectives whose loss depends on how a step is cut
+IN_8_BITS = ("int8", "int8wo", "fp8wo")  # formats of a quantised base; all others have 4
 HELD_OUT = "held_out"  # the task that is made of the test part of the cell's own data
 ROOMS = re.compile(r"harness\.(?:\w+\.)+(?=\w+\.\w+$)")  # of a callable's path, the folders between
 
@@ -53,6 +54,11 @@ class MethodSettings:
     def bits(self) -> int | None:
         """Bits of each weight of the quantised base; None if the base is not quantised."""
         return quantised_bits(self.load)
+
+    @property
+    def quantisation(self) -> str | None:
+        """The format that the base is quantised to, as its function in the file is named; None if it is not."""
+        return _quantisation(self.load)
 
     @property
     def paged(self) -> bool:
@@ -433,7 +439,11 @@ def _without_rooms(value: Any, key: str = "") -> Any:
 
 def quantised_bits(load: dict[str, Any]) -> int | None:
     """Of the base's matrices, as a method's slot `load` has them quantised; None where they are not."""
-    quantised = load.get("quantization_config")
-    if not quantised:
+    if (name := _quantisation(load)) is None:
         return None
-    return 8 if str(quantised.get("_target_")).endswith(".int8") else 4
+    return 8 if name in IN_8_BITS else 4
+
+
+def _quantisation(load: dict[str, Any]) -> str | None:
+    config = load.get("quantization_config")
+    return str(config.get("_target_")).rpartition(".")[2] if config else None

@@ -23,13 +23,14 @@ FORGOTTEN = (MMLU, PLAIN_TEXT)
 """Scores of tasks that no data set trains for."""
 
 
-BASES = {None: "base", 4: "base_nf4", 8: "base_int8"}
-"""The untuned models by the bits of their weights; None: not quantised."""
+QUANTISED = ("nf4", "int8", "int8wo", "fp8wo")
+BASES = {None: "base"} | {name: f"base_{name}" for name in QUANTISED}
+"""The untuned models by the format of their weights; None: not quantised."""
 
 
 def base_of(record: Record) -> str:
     """The untuned model that a cell's method starts from, with weights quantised as the method's are."""
-    return BASES.get(record.cell.settings.method.bits, "base")
+    return BASES.get(record.cell.settings.method.quantisation, BASES["nf4"])  # a format of one's own has 4 bits
 
 
 def trained_for(data: str) -> str:

@@ -305,8 +305,8 @@ def test_help_lists_the_commands(capsys, arguments):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("run --help", " base, base_int8, base_nf4, "),
-        ("sweep --help", " base, base_int8, base_nf4, "),
+        ("run --help", " base, base_fp8wo, base_int8, base_int8wo, base_nf4, "),
+        ("sweep --help", " base, base_fp8wo, base_int8, base_int8wo, base_nf4, "),
         ("plan --help", " train.grad_accum=1 (int: micro-batches) "),
         ("run --cfg job", "grad_accum: 1"),
         ("run rank=4 --cfg job train.max_steps=3", "max_steps: 3"),

@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.job.measure import nvml, timing
 from harness.settings import Settings
 
-INT8 = (7, 5)  # the least compute capability that bitsandbytes multiplies in 8 bits on
+INT8 = (7, 5)  # the least compute capability that bitsandbytes multiplies in 8 bits on; torchao's int8 has no such
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -154,7 +154,7 @@ def _check_capability(settings: Settings) -> None:
             f"{setting} requires a GPU of compute capability 8.0 or more, got {torch.cuda.get_device_name()} "
             f"({major}.{minor}); use train.precision=fp32 model.dtype=float32."
         )
-    if settings.method.bits == 8 and torch.version.hip is None and (major, minor) < INT8:
+    if settings.method.quantisation == "int8" and torch.version.hip is None and (major, minor) < INT8:
         raise UserError(
             "A base in 8 bits requires a GPU of compute capability 7.5 or more, got "
             f"{torch.cuda.get_device_name()} ({major}.{minor}); use one in 4 bits, such as method=qlora."

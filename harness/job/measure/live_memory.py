@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from harness.job.measure.flops import ATTENTION, FLOPS
 from harness.job.measure.workspaces import WORKSPACES
@@ -36,6 +36,15 @@ def recomputation() -> Iterator[None]:
         yield
     finally:
         _recomputing.reset(token)
+
+
+def parts_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that `tensor` stores its values in: itself, or the parts that a class of a library keeps."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from parts_of(getattr(tensor, name))
 
 
 class OperationTimes(Protocol):
@@ -220,6 +229,8 @@ class LiveBytes(TorchDispatchMode):
             tensor = tensor._local_tensor
         if tensor.layout is torch.sparse_coo:  # its parts have storages, not itself
             self.see([tensor._indices(), tensor._values()], kind)
+        elif is_traceable_wrapper_subclass(tensor):  # nor do torchao's weights
+            self.see(list(parts_of(tensor)), kind)
         elif tensor.device.type == self._device:
             storage = tensor.untyped_storage()
             key = storage._cdata  # the C++ storage: python wrappers of it come and go

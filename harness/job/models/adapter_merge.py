@@ -16,6 +16,7 @@ from torch import nn
 from harness.job.data.batching import Batch
 from harness.job.data.encoding import IGNORED
 from harness.job.measure.timing import synchronize
+from harness.job.models import weight_only
 from harness.job.models.adapting import forget_adapters
 from harness.job.models.quantisation import unpack_experts
 from harness.job.training import loop
@@ -31,7 +32,7 @@ def quantised(model: nn.Module) -> bool:
 
 def rounding(model: PeftModel) -> str:
     """Why an adapter is not merged into its quantised base, as a sentence."""
-    bits = 8 if getattr(model.get_base_model(), "is_loaded_in_8bit", False) else 4
+    bits = 4 if getattr(model.get_base_model(), "is_loaded_in_4bit", False) else 8
     return f"Merging would round the weights to {bits} bits again."
 
 
@@ -81,7 +82,11 @@ def _dequantised(model: PeftModel) -> PeftModel:
     It is done in place, matrix by matrix, so that there are never two copies of the model.
     """
     adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
-    base = model.unload().dequantize()
+    base = model.unload()
+    if any(weight_only.is_torchao(weight) for weight in base.parameters()):
+        weight_only.dequantise(base)
+    else:
+        base = base.dequantize()
     unpack_experts(base)
     expanded = get_peft_model(base, model.active_peft_config)
     set_peft_model_state_dict(expanded, adapter)

@@ -10,11 +10,12 @@ from hydra.errors import InstantiationException
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, TorchAoConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from harness.errors import UserError, first_line
 from harness.job.methods import optimizers
+from harness.job.models import weight_only
 from harness.job.models.adapting import adapt
 from harness.job.models.loading import auto_class, cap_logits, load_slot, upcast
 from harness.job.models.quantisation import check_packed, leave_for_kernels, pack, pack_experts, packed_experts
@@ -77,6 +78,8 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
                 quantizer.preprocess_model(base, dtype=dtype, device_map={"": "meta"})
                 quantizer.postprocess_model(base)
                 pack(base, dtype)
+                if isinstance(quantization, TorchAoConfig):
+                    weight_only.pack(base, quantizer)
                 pack_experts(base, quantization)
                 check_packed(base)
             if cell.settings.model.upcast:

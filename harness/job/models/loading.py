@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 from transformers import (
@@ -25,7 +26,7 @@ from transformers import (
 
 from harness.errors import UserError, first_line
 from harness.job.methods import optimizers
-from harness.job.models import dequantised, embedded, hub
+from harness.job.models import dequantised, embedded, hub, weight_only
 from harness.job.models.quantisation import leave_for_kernels, never_repack, pack_experts
 from harness.job.models.structure import stacks
 from harness.record import Cell
@@ -106,6 +107,7 @@ def load(cell: Cell, on: torch.device, over: dict[int, int] | None = None) -> Pr
     if "quantization_config" in slot:
         pack_experts(loaded, slot["quantization_config"])
     never_repack(loaded)
+    weight_only.enable(loaded)
     cap_logits(loaded)
     if model.upcast:
         upcast(loaded)
@@ -156,8 +158,14 @@ def load_slot(cell: Cell) -> dict[str, Any]:
     """Keywords of ``from_pretrained``, by the method's `load` slot.
 
     Packed weights that are to be sharded are stored in the dtype of the others, as FSDP2 does not shard integers.
+    Raises UserError if it requires an extra that is not installed.
     """
-    slot = instantiate(cell.settings.method.load, _convert_="all")
+    try:
+        slot = instantiate(cell.settings.method.load, _convert_="all")
+    except InstantiationException as error:  # hydra wraps all that the target raises, also UserError
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
     if cell.settings.train.sharded and "quantization_config" in slot:
         slot["quantization_config"].bnb_4bit_quant_storage = getattr(torch, slot["dtype"])
     return slot

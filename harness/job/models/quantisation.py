@@ -12,11 +12,12 @@ from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from bitsandbytes.nn.parametrize import Bnb4bitParametrization, replace_parameter_4bit
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, TorchAoConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from harness.job.measure import device
 from harness.job.models.structure import mamba_blocks, stacks
+from harness.job.models.weight_only import is_torchao
 
 
 def nf4(compute_dtype: str, double_quant: bool = True) -> BitsAndBytesConfig:
@@ -38,18 +39,22 @@ def int8() -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
-def leave_for_kernels(config: BitsAndBytesConfig, net: nn.Module) -> None:
+def leave_for_kernels(config: BitsAndBytesConfig | TorchAoConfig, net: nn.Module) -> None:
     """Have `config` leave the last layer of each Mamba block of `net` in 16 bits: kernels read its weights."""
     if blocks := mamba_blocks(net):
-        config.llm_int8_skip_modules = [*get_keys_to_not_convert(net), *(f"{name}.out_proj" for name in sorted(blocks))]
+        left = [*get_keys_to_not_convert(net), *(f"{name}.out_proj" for name in sorted(blocks))]
+        if isinstance(config, TorchAoConfig):
+            config.modules_to_not_convert = left
+        else:
+            config.llm_int8_skip_modules = left
 
 
-def pack_experts(net: nn.Module, config: BitsAndBytesConfig) -> None:
+def pack_experts(net: nn.Module, config: BitsAndBytesConfig | TorchAoConfig) -> None:
     """Pack the stacks of experts of `net` in 4 bits as `config` has it, which transformers leaves in 16 bits.
 
-    Each stack is dequantised when its block computes. In 8 bits bitsandbytes has no form of it.
+    Each stack is dequantised when its block computes. In 8 bits there is no form of it.
     """
-    if not config.load_in_4bit:
+    if isinstance(config, TorchAoConfig) or not config.load_in_4bit:
         return
     for name in stacks(net):
         owner, _, own = name.rpartition(".")
@@ -159,7 +164,8 @@ def quant_states(of: torch.Tensor | nn.Module) -> Iterator[QuantState]:
 def check_packed(net: nn.Module) -> None:
     """Raise ValueError if `net`, on "meta", has no packed matrix, or multiplies with one without the layer that
     dequantises it."""
-    if not any(isinstance(module, Linear4bit | Linear8bitLt) for module in net.modules()):
+    packed = (isinstance(module, Linear4bit | Linear8bitLt) for module in net.modules())
+    if not any(packed) and not any(is_torchao(weight) for weight in net.parameters()):
         raise ValueError(
             "no layer of it would be quantised, as transformers quantises layers of torch's own class Linear alone; "
             "use a method that does not quantise them"

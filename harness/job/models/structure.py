@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from harness.job.measure.live_memory import parts_of
+
 
 def stacks(net: nn.Module) -> dict[str, nn.Parameter]:
     """Weights by name that stack the matrices of a mixture's experts: (experts, rows, columns), in no linear layer."""
@@ -93,9 +95,11 @@ def size(weight: nn.Parameter) -> int:
 
 
 def describe(net: nn.Module) -> dict[str, Any]:
-    """For the record's environment. dtypes: bytes of the parameters by dtype (NF4 counts as uint8)."""
+    """For the record's environment. dtypes: bytes of the parameters by dtype (NF4 counts as uint8; torchao's matrices
+    with their scales)."""
     dtypes: dict[str, int] = {}
     for parameter in net.parameters():
-        name = "uint8" if is_packed(parameter) else str(parameter.dtype).removeprefix("torch.")
-        dtypes[name] = dtypes.get(name, 0) + parameter.nbytes
+        for part in parts_of(parameter):
+            name = "uint8" if is_packed(parameter) else str(part.dtype).removeprefix("torch.")
+            dtypes[name] = dtypes.get(name, 0) + part.nbytes
     return {"dtypes": dtypes}

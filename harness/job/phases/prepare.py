@@ -14,6 +14,7 @@ from harness.job.data import batching
 from harness.job.data.encoding import Drawn
 from harness.job.local_cell import LocalCell
 from harness.job.methods import optimizers
+from harness.job.models import weight_only
 from harness.job.phases.load import Loaded, adapter_ids
 from harness.job.training import activation_offload, attention, gradient_checkpointing
 from harness.settings import TunedTrain
@@ -57,6 +58,7 @@ def prepare(cell: LocalCell, model: nn.Module, loaded: Loaded) -> tuple[nn.Modul
         undo.callback(activation_offload.enable(model))
     if settings.total_devices > 1:
         build(model)  # an optimizer may leave some weights as they are, and DDP would wait for their gradients
+        weight_only.keep_from_broadcast(model)
     model = accelerator.prepare_model(model)
     adapters = adapter_ids(cell, accelerator.unwrap_model(model), loaded.adapters)  # sharding replaces parameters
     return model, TrainingPlan(settings, steps, adapters, build, undo)

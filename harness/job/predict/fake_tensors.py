@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.models.empty_weights import NeedsValues
@@ -83,7 +84,7 @@ def materialise(net: nn.Module, on: torch.device) -> None:
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in made:
-            new: Any = torch.empty(tensor.shape, dtype=tensor.dtype, device=on)
+            new: Any = _empty(tensor, on)
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
             if (state := getattr(tensor, "quant_state", None)) is not None:
@@ -98,6 +99,15 @@ def materialise(net: nn.Module, on: torch.device) -> None:
     for module in net.modules():
         for store in _stores(module):
             store.update({k: moved(tensor) for k, tensor in store.items() if isinstance(tensor, torch.Tensor)})
+
+
+def _empty(tensor: torch.Tensor, on: torch.device) -> torch.Tensor:
+    """A tensor like `tensor` on the device `on`; one of torchao's keeps the class that its parts are in."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=on)
+    names, context = tensor.__tensor_flatten__()
+    parts = {name: _empty(getattr(tensor, name), on) for name in names}
+    return type(tensor).__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())
 
 
 def _stores(module: nn.Module) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from harness.errors import UserError
 from harness.job.measure import device
+from harness.job.measure.live_memory import parts_of
 from harness.job.training.adapter_operands import prepared
 from harness.settings import Settings
 
@@ -99,7 +100,8 @@ class _ForwardPass:
     """
 
     def __init__(self, held: list[Tensor], host: torch.device, least: int):
-        self._device, self._weights = held[0].device, {t.untyped_storage()._cdata for t in held}
+        stored = [part for tensor in held for part in parts_of(tensor)]
+        self._device, self._weights = held[0].device, {t.untyped_storage()._cdata for t in stored}
         self._host, self._least = host, least
         self.moved: dict[tuple[int, int], _Storage] = {}
 

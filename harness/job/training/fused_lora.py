@@ -16,6 +16,7 @@ import torch
 from peft.tuners import lora
 from peft.tuners.lora import bnb
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.torchao import TorchaoLoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -124,8 +125,18 @@ class FusedLoraLinear8bit(bnb.Linear8bitLt):
         return _forward(self, x, super().forward, *args, **keywords)
 
 
+class FusedLoraLinearTorchao(TorchaoLoraLinear):
+    """peft's layer over a matrix of torchao."""
+
+    ready: ClassVar[Operands] = {}  # those of Once
+
+    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+        return _forward(self, x, super().forward, *args, **keywords)
+
+
 FUSED: dict[type[LoraLayer], type[LoraLayer]] = {
     lora.Linear: FusedLoraLinear,
     bnb.Linear4bit: FusedLoraLinear4bit,
     bnb.Linear8bitLt: FusedLoraLinear8bit,
+    TorchaoLoraLinear: FusedLoraLinearTorchao,
 }

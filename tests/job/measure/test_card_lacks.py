@@ -95,5 +95,7 @@ def test_8_bits_are_refused_where_there_are_no_such_products(card):
         UserError, match=r"^A base in 8 bits requires .* 7\.5 or more, got Tesla V100-SXM2-16GB \(7\.0\)"
     ):
         device.check_formats(settings)
+    for method in ("lora_int8wo", "lora_fp8wo"):  # their products are in 16 bits or in fp32
+        device.check_formats(tiny(f"method={method}", *IN_FP32).settings)
     card("Tesla T4", 7, 5)
     device.check_formats(settings)

@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from job_helpers import prepared, run_tiny, tiny
 from omegaconf import OmegaConf
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-from smaller import SMALLER
+from smaller import EXTRAS, SMALLER, need_extra
 from torch import Tensor, nn
 
 from harness.config import CONF, SWEEPS
@@ -118,6 +118,7 @@ WHOLE = ("adafactor", "adamw_8bit", "adamw_layer", "apollo", "apollo_mini", "gal
 PARTS = {"bitfit": NORMS}  # of the model's own weights
 ELSEWHERE = {"base", "base_nf4", "base_int8", "full", "lora", "qlora", "lora_8bit", "dora", "dora_fast", "qdora"}
 ELSEWHERE |= {"galore", "galore_rsvd"}
+ELSEWHERE |= {"base_int8wo", "lora_int8wo", "base_fp8wo", "lora_fp8wo"}  # test_weight_only.py
 ELSEWHERE |= {"qlora_paged"}  # test_adamw.py
 ELSEWHERE |= {"full_bf16", "full_kahan", "galore_bf16"}  # test_rounding.py
 UNMERGED = {
@@ -197,7 +198,7 @@ def test_every_method_is_tested_here_or_elsewhere():
 
 def test_the_sweep_of_all_methods_has_all_that_run_anywhere():
     swept = OmegaConf.load(SWEEPS / "methods.yaml").hydra.sweeper.params.method.split(", ")
-    elsewhere = ["apollo", "apollo_mini", "full_bf16", "full_kahan", "galore_bf16", "qlora_paged"]
+    elsewhere = [*EXTRAS, "full_bf16", "full_kahan", "galore_bf16", "qlora_paged"]
     assert sorted([*swept, *elsewhere]) == FILES
 
 
@@ -334,8 +335,7 @@ KEPT = {
 
 @pytest.mark.parametrize("method", WHOLE)
 def test_an_optimizer_moves_all_weights_and_keeps_what_it_says(method):
-    if method.startswith("apollo"):
-        pytest.importorskip("apollo_torch")
+    need_extra(method)
     bench = bench_of(method, "lr=0.003")
     before = snapshot(bench.net)
     losses = learn(bench)

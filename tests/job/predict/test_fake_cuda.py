@@ -6,6 +6,7 @@ import json
 
 import pytest
 from on_fake_cuda import run_there
+from smaller import EXTRAS, lacks_extra
 
 from harness.config import CONF
 
@@ -26,8 +27,7 @@ CELLS = METHODS + SETTINGS
 NO_KERNEL = ("Could not run", "CUDA driver version is insufficient", "Found no NVIDIA driver")
 # Methods whose step can't be taken here, and what says so: one of these.
 NOT_HERE = {
-    "apollo": ("requires the extra `apollo`",),
-    "apollo_mini": ("requires the extra `apollo`",),
+    **{method: (f"requires the extra `{extra}`",) for method, extra in EXTRAS.items() if lacks_extra(method)},
     "frod": NO_KERNEL,
     "shira": NO_KERNEL,
     "waveft": ("nonzero",),  # how many there are is a matter of values

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from job_helpers import no_peak, run_leased, run_request, tiny  # noqa: F401
-from smaller import SMALLER
+from smaller import SMALLER, need_extra
 
 from harness.config import CONF
 from harness.job.models import adapter_merge
@@ -47,7 +47,7 @@ METHODS = {
     "corda": ("method=corda", "method.init.sequences=8"),  # its start is made again, from data
     "accumulated": ("method=lora", "train.grad_accum=2", "train.bucketing=2"),
 }
-UNTUNED = ("base", "base_nf4", "base_int8", "api")
+UNTUNED = ("base", "base_nf4", "base_int8", "base_int8wo", "base_fp8wo", "api")
 PAGED = "qlora_paged"  # memory that no checkpoint is made of
 OTHERS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - METHODS.keys() - {*UNTUNED, PAGED})
 
@@ -117,8 +117,7 @@ def test_a_killed_cell_comes_to_the_same_losses(tmp_path, overrides):
 @pytest.mark.filterwarnings("ignore")  # peft warns of much that is meant
 @pytest.mark.parametrize("method", OTHERS)
 def test_a_killed_cell_of_any_other_method_does_too(tmp_path, method):
-    if method.startswith("apollo"):
-        pytest.importorskip("apollo_torch")
+    need_extra(method)
     test_a_killed_cell_comes_to_the_same_losses(tmp_path, (f"method={method}", *SMALLER.get(method, [])))
 
 

@@ -9,7 +9,7 @@ import torch
 import torch._inductor.config
 from job_helpers import no_peak, prepared, run_tiny, tiny  # noqa: F401
 from records import make_record, measured
-from smaller import SMALLER
+from smaller import SMALLER, need_extra
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
@@ -130,7 +130,7 @@ def test_layers_that_are_computed_again_are_compiled(monkeypatch, settings):
 
 # All methods
 
-UNTUNED = {"api", "base", "base_int8", "base_nf4"}
+UNTUNED = {"api", "base", "base_fp8wo", "base_int8", "base_int8wo", "base_nf4"}
 METHODS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - UNTUNED)
 REFUSED = {"adamss", "cartridge", "prefix_tuning", "tinylora"}
 
@@ -172,8 +172,7 @@ def test_every_method_trains_as_it_does_uncompiled_or_is_refused(monkeypatch, co
 
     Of a method that adapts all matrices in one way, one matrix is adapted, and only its block is compiled.
     """
-    if method.startswith("apollo"):
-        pytest.importorskip("apollo_torch")
+    need_extra(method)
     asked = [f"method={method}", "lr_scale=50", "train.max_steps=2", "speedups=off", *SMALLER.get(method, [])]
     matrices = (tiny(*asked).settings.method.adapt or {}).get("target_modules")
     asked += ["method.adapt.target_modules=[down_proj]"] if matrices == "all-linear" else []

@@ -14,7 +14,7 @@ from job_helpers import composed, encoded, run_tiny, tiny
 from omegaconf import OmegaConf
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from smaller import SMALLER
+from smaller import SMALLER, need_extra
 from torch import Tensor, nn
 
 from harness.config import CONF
@@ -44,6 +44,7 @@ def place(dtype: str) -> SimpleNamespace:
 
 def net_of(method: str, dtype: str, *overrides: str) -> nn.Module:
     """The tiny model by `method`, all that it trains moved away from where it starts."""
+    need_extra(method)
     cell = tiny(f"method={method}", f"model.dtype={dtype}", *SMALLER.get(method, []), *overrides)
     set_seed(0)
     quantised = "quantization_config" in cell.settings.method.load
