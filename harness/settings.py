@@ -352,6 +352,11 @@ class Settings:
         return self.model.base_url is not None
 
     @property
+    def loss_term(self) -> str:
+        """What the loss is a mean over: token, pair or answer."""
+        return "token" if not self.train.paired else "answer" if self.data.marked else "pair"
+
+    @property
     def fast(self) -> bool:
         """Whether the harness's speed-ups are on."""
         return self.speedups != "off"

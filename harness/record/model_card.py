@@ -151,8 +151,7 @@ def _training(record: Record) -> Iterator[tuple[str, str]]:
         yield "steps", str(train.steps)
         yield "tokens", f"{train.tokens.raw:,} raw, {train.tokens.supervised or 0:,} of them in the loss"
     if record.validation:
-        each = "pair" if settings.train.paired else "token"
-        yield "validation loss", f"{record.validation[-1].loss:.4g} nats per {each}"
+        yield "validation loss", f"{record.validation[-1].loss:.4g} nats per {settings.loss_term}"
     yield "precision", str(record.environment.get("precision"))
 
 

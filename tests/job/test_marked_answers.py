@@ -179,7 +179,7 @@ def test_a_cell_is_trained_predicted_and_scored(tmp_path, monkeypatch, method):
     cell = composed(*MARKED, f"method={method}", "eval.limit=12", lr)
     record = run_here(tmp_path / "out", cell)
     assert record.status == "ok", record.failure
-    assert record.own_data.good == 40
+    assert (record.own_data.good, record.cell.settings.loss_term) == (40, "answer")
     tested = splits()["test"]
     items = pd.read_parquet(next((tmp_path / "out").glob("*.items.parquet")))
     bits = items[items.task == "held_out"]

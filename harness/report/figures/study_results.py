@@ -26,8 +26,8 @@ T = TypeVar("T")
 
 
 def loss_unit(rows: Iterable[Row]) -> str:
-    """What the losses of `rows` are in: nats per token, of an objective of pairs per pair; nats where that differs."""
-    units = {"nats per pair" if row.records[0].cell.settings.train.paired else "nats per token" for row in rows}
+    """What the losses of `rows` are in: nats per token, pair or single answer; nats where that differs."""
+    units = {f"nats per {row.records[0].cell.settings.loss_term}" for row in rows}
     return units.pop() if len(units) == 1 else "nats"
 
 
