@@ -28,6 +28,9 @@ def require(points: Sequence[Point]) -> None:
     for model in {point.cell.settings.model.path: None for point in points if point.is_local}:
         if model is not None:
             _require_model(Path(model))
+    for encoder in {point.cell.settings.eval.bertscore: None for point in points}:
+        if encoder is not None:
+            _require_encoder(Path(encoder))
     files = {(_own_file(point.cell.settings.data), point.request.data_root): None for point in points}
     for file, root in files:
         if file is not None:
@@ -55,9 +58,7 @@ def _require_model(path: Path) -> None:
         return
     if path.is_file():
         raise UserError(f"model.path must be a folder, a GGUF file or a hub id, got the file {path}; name its folder.")
-    if not path.is_dir():
-        if path.is_absolute() or path.parts[0] in ("..", "~") or len(path.parts) > 2:  # no id of the hub
-            raise UserError(f"There is no folder {os.path.abspath(path)}; check model.path.")
+    if not _is_folder(path, "model.path"):
         return
     if not (path / "config.json").is_file():
         if (adapter := path / "adapter_config.json").is_file():
@@ -67,8 +68,32 @@ def _require_model(path: Path) -> None:
         raise UserError(
             f"model.path={path} is an encoder-decoder; only models that write from left to right are tuned."
         )
+    _require_tokenizer(path, "model.path")
+
+
+def _require_encoder(path: Path) -> None:
+    """Raise UserError for a folder of BERTScore's model that is not there, or that lacks its config or tokenizer."""
+    if path.is_file():
+        raise UserError(f"eval.bertscore must be a folder or a hub id, got the file {path}; name its folder.")
+    if not _is_folder(path, "eval.bertscore"):
+        return
+    if not (path / "config.json").is_file():
+        raise UserError(f"eval.bertscore={path} has no config.json; name the folder that a model was saved in.")
+    _require_tokenizer(path, "eval.bertscore")
+
+
+def _is_folder(path: Path, setting: str) -> bool:
+    """Whether `path` is a folder; False for what may be the hub's. Raises UserError for what can be neither."""
+    if path.is_dir():
+        return True
+    if path.is_absolute() or path.parts[0] in ("..", "~") or len(path.parts) > 2:  # no id of the hub
+        raise UserError(f"There is no folder {os.path.abspath(path)}; check {setting}.")
+    return False
+
+
+def _require_tokenizer(path: Path, setting: str) -> None:
     if not any(any(path.glob(pattern)) for pattern in TOKENIZERS):
-        raise UserError(f"model.path={path} has no tokenizer; put the model's tokenizer.json and its config there.")
+        raise UserError(f"{setting}={path} has no tokenizer; put the model's tokenizer.json and its config there.")
 
 
 def _require_gguf(path: Path) -> None:
