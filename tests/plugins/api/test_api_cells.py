@@ -449,7 +449,7 @@ def test_a_sweep_above_its_budget_is_refused_before_any_request(inside, tmp_path
     assert refused.returncode == 2
     assert "2 requests, about 8" in refused.stderr
     assert refused.stderr.strip().splitlines()[-1] == (
-        "error: Nothing was requested: the cost may reach $80.00, above --budget 79USD; raise the budget, or evaluate "
+        "error: Nothing was requested: the cost may reach $80.00, above the budget of 79USD; raise it, or evaluate "
         "fewer items with eval.limit=."
     )
     assert wire.asked == []
