@@ -14,14 +14,14 @@ from job_helpers import run_request
 from own_file import cell, tasks
 from tiny_encoder import saved_encoder
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoModel, AutoTokenizer, BertModel, RobertaConfig, RobertaModel, RobertaTokenizer
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel, RobertaTokenizer
 
 from harness import record
 from harness.errors import UserError
 from harness.gate import objection
 from harness.job import preflight
 from harness.job.evaluate import rescoring
-from harness.job.evaluate.held_out.bertscore import NONE, Encoder, layer_of
+from harness.job.evaluate.held_out.bertscore import NONE, Encoder, cut_layers
 from harness.job.models import embedded, hub
 from harness.settings import canonical
 from harness.studies import verify
@@ -86,12 +86,12 @@ def test_values_depend_on_no_other_text(encoder):
 # What they are computed by
 
 
-def test_the_layer_is_that_of_the_package_where_it_knows_the_model(encoder):
-    large = SimpleNamespace(num_hidden_layers=24)
-    assert layer_of("roberta-large", large) == 17
-    assert layer_of("models/FacebookAI/roberta-large", large) == 17
-    assert layer_of("microsoft/deberta-xlarge-mnli", SimpleNamespace(num_hidden_layers=48)) == 40
-    assert layer_of("my/own", large) == 24
+def test_the_layer_is_that_of_the_package_where_it_knows_the_model():
+    layers = {"roberta-large": 17, "FacebookAI/roberta-large": 17, "microsoft/deberta-xlarge-mnli": 40, "my/own": 48}
+    for path, layer in layers.items():
+        config = BertConfig(num_hidden_layers=48)
+        cut_layers(config, path)
+        assert config.num_hidden_layers == layer
 
 
 def test_layers_above_are_not_computed(encoder, tmp_path, capfd):

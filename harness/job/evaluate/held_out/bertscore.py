@@ -91,12 +91,12 @@ class Embedded(NamedTuple):
 class Encoder:
     """The embeddings of one layer of an encoder in fp32: of one that LAYERS knows the layer there, else the last.
 
-    path: a folder or a hub id. Raises UserError if it is out of reach or no encoder, as it will for all texts.
+    path: a folder or a hub id. Raises UserError if it is out of reach, or no encoder.
     """
 
     def __init__(self, path: str, on: torch.device):
         config = _config(path)
-        config.num_hidden_layers = layer_of(path, config)
+        cut_layers(config, path)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             with _without_report():
@@ -153,10 +153,11 @@ def name_of(path: str) -> str:
     return Path(path).name
 
 
-def layer_of(path: str, config: PretrainedConfig) -> int:
-    """The layer, from 1, whose embeddings are compared."""
-    layers: int = config.num_hidden_layers
-    return min(layers, LAYERS.get(name_of(path), layers))
+def cut_layers(config: PretrainedConfig, path: str) -> None:
+    """Leave the layers above the compared one out of the `config` of the encoder at `path`, where LAYERS knows it."""
+    layer = LAYERS.get(name_of(path))
+    if layer is not None:
+        config.num_hidden_layers = min(layer, config.num_hidden_layers)
 
 
 def _matched(ours: Embedded, theirs: Embedded) -> list[Likeness]:
