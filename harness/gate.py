@@ -123,8 +123,9 @@ def _places(settings: Settings) -> Iterator[str]:
     path = settings.model.path or ""
     if re.match(r"\w+://", path):
         yield f"model.path={path} is an address"
-    if Path(path, "config.json").is_file() and (key := _names_code(Path(path, "config.json"), ("auto_map",))):
-        yield f"{path}/config.json names code in its {key}"
+    for model in (path, *filter(None, [settings.eval.bertscore])):
+        if Path(model, "config.json").is_file() and (key := _names_code(Path(model, "config.json"), ("auto_map",))):
+            yield f"{model}/config.json names code in its {key}"
     data = settings.data
     if data.path is not None and ADDRESS.match(data.path):
         yield f"data.path={data.path} is neither below data_root nor beside the working folder"

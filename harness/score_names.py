@@ -22,6 +22,7 @@ METRICS = {
     "loss_increase": "loss increase",
     "rougeL": "ROUGE-L",
     "bleu": "BLEU",
+    "bertscore": "BERTScore F1",
 }
 CHAT = " (chat)"
 """What ends the name of a task that a chat endpoint answered."""

@@ -180,6 +180,7 @@ class EvalSettings:
     fewshot_as_multiturn: bool = False
     system_instruction: str | None = None
     unsafe_code: bool = False
+    bertscore: str | None = None
 
     def local(self) -> LocalEval:
         """These settings, of a model that answers here. Raises UserError if one is null that its answers need."""

@@ -16,7 +16,7 @@ from harness.config import ADAMW, FullConfig, TrainConfig, typed
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME
 from harness.schema import settings_of
-from harness.settings import AUTO, BY_MICRO_BATCH, WITH_MARGIN, quantised_bits
+from harness.settings import AUTO, BY_MICRO_BATCH, HELD_OUT, WITH_MARGIN, quantised_bits
 
 KEEP_BASE = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights that leave the base as it is
 READ_BY = {"path": "local", "columns": "local", "task": "reasoning_gym", "options": "reasoning_gym"}  # fields of data
@@ -42,6 +42,8 @@ def check(config: DictConfig) -> None:
         raise UserError(f"repeat=true requires train.nodes=1, got {config.train.nodes}.")
     if config.eval.fewshot_as_multiturn and not config.eval.chat_template:
         raise UserError("eval.fewshot_as_multiturn=true requires eval.chat_template=true.")
+    if config.eval.bertscore is not None and HELD_OUT not in config.eval.tasks:
+        raise UserError("eval.bertscore requires eval.tasks=[held_out].")
     _check_saving(config)
     _check_places(config)
     _check_data(config)

@@ -225,6 +225,7 @@ def test_a_base_in_a_folder_has_no_kernels_of_others(cell, tmp_path, monkeypatch
     assert gate.objection(record) is None, "without trust_remote_code this has no effect, and many models have it"
     (tmp_path / "base" / "config.json").write_text('{"attn_implementation": "someone/kernel"}')
     assert "base/config.json names code in its attn_implementation" in gate.objection(record)
+    assert "base/config.json names code" in gate.objection(record_of(cell, eval__bertscore="base"))
 
 
 def test_a_command_line_stands_for_its_cell_and_not_for_weights_beside_the_record(saved, tmp_path):

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.job.data import batching, columns, contamination, documents, encoding, lengths, sources
 from harness.job.evaluate import scoring
+from harness.job.evaluate.held_out import bertscore
 from harness.job.evaluate.held_out import task as held_out
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.models import loading
@@ -38,9 +39,9 @@ class PreparedInputs:
 
     steps: what each optimizer step's micro-batches have drawn; none for an untuned model. held_out: examples for the
     validation loss, or what is compared. rewarded: of a cell that compares answers, those that `tasks` asks of its own
-    test part. fingerprints: of data and model. contamination: of each task by the training examples. own_data: how
-    the user's own file was read (null: of other data). lengths: of the training's records (null: of an untuned model).
-    notes: a sentence on the user's own file, and on records that are too long.
+    test part. fingerprints: of data, model and BERTScore's encoder. contamination: of each task by the training
+    examples. own_data: how the user's own file was read (null: of other data). lengths: of the training's records
+    (null: of an untuned model). notes: a sentence on the user's own file, and on records that are too long.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -87,7 +88,9 @@ def of(settings: Settings, data_root: str | None, include_path: str | None = Non
     root = (data_root, sources.data_state(settings.data, data_root))
     key = replace(settings, method=MethodSettings(), infer=InferSettings(), speedups=None)  # these change no input
     include = IncludedTasks.of(include_path)
-    return _made(key, loading.state(settings.model), root, settings.method.tuned, include)
+    inputs = _made(key, loading.state(settings.model), root, settings.method.tuned, include)
+    encoder = encoder_fingerprint(settings.eval)
+    return inputs if encoder is None else replace(inputs, fingerprints=inputs.fingerprints | {"encoder": encoder})
 
 
 def tasks(
@@ -103,8 +106,19 @@ def tasks(
 def own_task(
     settings: EvalSettings, data: DataSettings, data_root: str | None, likelihoods: bool = True
 ) -> held_out.HeldOutTask | None:
-    """The task on the test part of `data`, if `settings` ask for it. likelihoods, and raises: as held_out.task."""
-    return _own(settings, *_tested(settings, data, data_root), likelihoods)
+    """The task on the test part of `data`, if `settings` ask for it. likelihoods, and raises: as held_out.task.
+
+    Raises UserError too if the encoder of its scores can't be loaded, which jobs load only after training.
+    """
+    own = _own(settings, *_tested(settings, data, data_root), likelihoods)
+    if own is not None and own.encoder is not None:
+        bertscore.Encoder(own.encoder, torch.device("cpu"))
+    return own
+
+
+def encoder_fingerprint(settings: EvalSettings) -> str | None:
+    """Identifies the weights of BERTScore's encoder; None if `settings` name none."""
+    return None if settings.bertscore is None else loading.fingerprint(ModelSettings(path=settings.bertscore))
 
 
 def splits(data: DataSettings, data_root: str | None) -> dict[str, list[encoding.Item]]:
@@ -231,7 +245,11 @@ def _tasks(settings: EvalSettings, data: DataSettings, root: Root, include: Incl
 def _own(
     settings: EvalSettings, data: DataSettings, root: Root, likelihoods: bool = True
 ) -> held_out.HeldOutTask | None:
-    return held_out.task(data, _splits(data, root), settings.num_fewshot, likelihoods) if data.load else None
+    return (
+        held_out.task(data, _splits(data, root), settings.num_fewshot, likelihoods, settings.bertscore)
+        if data.load
+        else None
+    )
 
 
 @functools.lru_cache(HELD)

@@ -99,6 +99,7 @@ def check_tasks(request: CheckTasks, send: Send) -> None:
     from harness.job import prepared_inputs
 
     prepared_inputs.tasks(request.settings, request.data, request.data_root, request.local.include_path)
+    prepared_inputs.own_task(request.settings, request.data, request.data_root)  # with the encoder of its scores
 
 
 def rescore(request: Rescore, send: Send) -> None:

@@ -194,7 +194,7 @@ class Record:
     judged: list[Judging] = field(default_factory=list)
     """Comparisons by a judge, whose shares are in `scores`."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Hashes of data and model."""
+    """Hashes of data and model, and of BERTScore's encoder."""
     own_data: OwnData | None = None
     """How the user's own file was read. null of other data, and in records from before it was kept."""
     lengths: Lengths | None = None

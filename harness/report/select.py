@@ -71,13 +71,17 @@ class Choice:
 
 
 class Try(NamedTuple):
-    """The records of one setting: their positions, and of each its seed and its last validation loss (nan without)."""
+    """The records of one setting: their positions, and of each its seed and its last validation loss (nan without).
+
+    failed: the first status that is not ok, if there is one. ran: whether any of its cells was launched.
+    """
 
     setting: str
     rank: int | None
     alpha: float | None
     lr: float | None
     failed: str | None
+    ran: bool
     positions: tuple[int, ...]
     seeds: tuple[int | None, ...]
     losses: tuple[float, ...]
@@ -161,6 +165,7 @@ def _try(setting: str, index: Sequence[int], records: Sequence[Record]) -> Try:
         cell.alpha,
         cell.lr,
         next((record.status for record in members if record.status != "ok"), None),
+        any(record.status != "unfit" for record in members),
         tuple(index),
         tuple(record.cell.seed for record in members),
         tuple(float(record.validation[-1].loss) if record.validation else math.nan for record in members),
@@ -182,7 +187,8 @@ def _choice(place: Place, key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
         finished = [attempt for attempt in finished if len(set(attempt.seeds)) == most]
     best, reason = None, None
     if not finished:
-        reason = "no setting finished with every seed"
+        ran = any(attempt.ran for attempt in tries)
+        reason = "no setting finished with every seed" if ran else "no cell has run"
     elif len(tries) > 1 and any(math.isnan(_mean(attempt.losses)) for attempt in finished):
         reason = UNVALIDATED
     else:

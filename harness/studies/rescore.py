@@ -120,7 +120,7 @@ def score(
 
     def of(recorded: Record, tasks: list[str]) -> EvalSettings:
         own = recorded.cell.settings.eval
-        own_settings = {"batch_size": own.batch_size, "seed": own.seed, "engine": own.engine}
+        own_settings = {name: getattr(own, name) for name in ("batch_size", "seed", "engine", "bertscore")}
         return EvalSettings(**(own_settings | overrides | {"tasks": tasks}))
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C

@@ -72,6 +72,12 @@ def part(kind: type[T], group: dict[str, Any]) -> T:
     return kind(**{field.name: group[field.name] for field in dataclasses.fields(kind) if field.name in group})
 
 
+def evaluation(group: dict[str, Any]) -> EvalSettings:
+    """Those of a resolved group `eval`, as records name them."""
+    encoder = group["bertscore"]
+    return part(EvalSettings, group | {"bertscore": None if encoder is None else relative(encoder)})
+
+
 def _of_weights(resolved: dict[str, Any]) -> Settings:
     """Those of a cell that the core runs. Raises UserError if its model is behind an API."""
     for name in (*OF_API[1:], "key_env"):
@@ -85,7 +91,7 @@ def _of_weights(resolved: dict[str, Any]) -> Settings:
         method=method,
         model=part(ModelSettings, model | {"path": relative(model["path"])}),
         data=part(DataSettings, resolved["data"]),
-        eval=part(EvalSettings, resolved["eval"]),
+        eval=evaluation(resolved["eval"]),
         train=_training(part(TrainSettings, resolved["train"]), method.tuned),
         infer=infer if infer.repeats else InferSettings(),
         speedups=resolved["speedups"],

@@ -75,7 +75,7 @@ def view(plan: Plan, times: Times, width: int) -> list[RenderableType]:
         table, left_out = terminal.fitted(columns, barred, width)
         parts += [table, Text(""), _legend(plan)]
         if left_out:
-            parts.append(Text(f"Not shown at this width: {', '.join(left_out)}.", style="dim"))
+            parts.append(Text(f"Not shown at this width: {'; '.join(left_out)}.", style="dim"))
         parts.append(Text(""))
     return parts + [Text(sentence) for sentence in (*outside(plan), *_notes(plan, times))]
 

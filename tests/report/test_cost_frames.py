@@ -72,5 +72,23 @@ def test_a_plan_keeps_to_a_budget_in_money():
     data = harness.plan(**TINY, budget="500USD", price=3.6, throughput=10.0)
     assert isinstance(data, pd.DataFrame)
     assert 0 < data["dollars"].sum() < 500
-    with pytest.raises(harness.UserError, match=r"^Training 2 cells costs about \$.+, above --budget 0\.01USD\.$"):
+    with pytest.raises(harness.UserError, match=r"^Training 2 cells costs about \$.+, above the budget of 0\.01USD\.$"):
         harness.plan(**TINY, budget="0.01USD", price=3.6, throughput=10.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"throughput": 10.0}, {"price": 2.0}, {"price": 2.0, "throughput": 10.0}])
+def test_a_budget_in_money_is_not_named_as_the_command_line_does(options):
+    with pytest.raises(harness.UserError) as refusal:
+        harness.plan(**TINY, budget="0.001USD", **options)
+    assert "udget of 0.001USD" in str(refusal.value)
+    assert "--" not in str(refusal.value)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_cells_that_run_here_refuses_one_in_words_of_python_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(harness.UserError) as refusal:
+        harness.sweep(**TINY, budget="5USD", study="b")
+    assert "udget of 5USD" in str(refusal.value)
+    assert "--" not in str(refusal.value)

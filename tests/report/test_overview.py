@@ -59,6 +59,15 @@ def test_many_experiments_are_cut_and_the_rest_is_named():
     assert overview.several
 
 
+def test_a_single_method_is_better_than_nothing_and_not_tinted():
+    record = measured(make_record("lora", 8, 16.0, 1e-4, scores=[make_score(0.4)]))
+    (alone,) = overviews(StudyResults([record], None))
+    assert (alone.tint, [row.tied for row in alone.rows]) == ("", [False])
+    base = make_record("base", scores=[make_score(0.1)])
+    (beside,) = overviews(StudyResults([record, base], None))
+    assert len(beside.rows) == 2
+
+
 def test_scores_that_cost_points_are_lost_in_points():
     records = []
     for method, kept in (("base", 0.6), ("lora", 0.5)):

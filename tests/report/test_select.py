@@ -128,6 +128,13 @@ def test_when_all_failed_none_is_chosen():
     assert choice.reason == "no setting finished with every seed"
 
 
+def test_what_never_ran_did_not_fail_to_finish():
+    (choice,) = select([*tried("lora", 1e-4, ("unfit", "unfit")), *tried("lora", 2e-4, ("unfit",))])
+    assert (choice.reason, choice.lost) == ("no cell has run", {"unfit": 2})
+    (choice,) = select([*tried("lora", 1e-4, ("unfit", "failed")), *tried("lora", 2e-4, ("unfit",))])
+    assert choice.reason.startswith("no setting finished")
+
+
 def test_places_are_chosen_for_apart():
     records = [*tried("lora", 1e-4, (1.0,), model="a"), *tried("lora", 2e-4, (2.0,), model="a")]
     records += [*tried("lora", 1e-4, (2.0,), model="b"), *tried("lora", 2e-4, (1.0,), model="b")]

@@ -81,7 +81,7 @@ def test_the_plugin_alone_checks_its_cells_and_admits_them_by_their_cost(afar, p
     assert len(afar.admitted) == 1
     checking.check(points[:1], Options(dollars=7.0))
     assert afar.admitted[1:] == [([(3, {"price": 6})], 7.0)]
-    with pytest.raises(UserError, match=r"^--budget 7USD limits models behind an API alone"):
+    with pytest.raises(UserError, match=r"^A budget of 7USD limits models behind an API alone"):
         checking.check(points, Options(dollars=7.0))
 
 

@@ -68,6 +68,16 @@ def test_a_missing_tokenizer_is_said_first(harness, tickets):
 
 
 @pytest.mark.slow
+def test_advice_says_it_of_the_fastest_before_its_table(harness):
+    run = harness(*PLAN, "method=lora,full", "data=gsm8k", "--advise")
+    assert run.returncode == 0, run.stderr
+    said = " ".join(run.stdout.partition("\nmethod ")[0].split())
+    assert "of gsm8k are not known here" in said
+    assert "training takes " in said
+    assert not said.endswith("in all.")
+
+
+@pytest.mark.slow
 def test_epochs_of_rows_that_are_not_here_have_no_time(harness):
     run = harness(*PLAN, "method=lora", "data=alpaca", "train.max_steps=null", "train.epochs=1")
     assert "train.epochs counts the rows of alpaca, which are not on this machine" in first_lines(run)

@@ -85,6 +85,15 @@ def test_what_tells_rows_apart_and_a_score_of_each_task_are_shown_at_any_width()
     assert "math" not in left_out
 
 
+def test_names_that_have_commas_can_be_told_apart():
+    columns = ["Method", "Setting", *(f"task {i}, accuracy by length (%)" for i in range(4))]
+    rows = [["lora", f"lr={lr}", *[f"{score}.0 (34.1–64.1)"] * 4] for lr, score in (("1e-4", 48), ("2e-4", 50))]
+    shown = terminal.lines(*screen.view([Table("t", columns, rows, [], None)], 60), width=60)
+    left_out = " ".join("\n".join(shown).partition("Not shown at this width: ")[2].split()).partition(". --wide")[0]
+    assert len(left_out.split("; ")) > 1
+    assert set(left_out.split("; ")) <= set(columns)
+
+
 def test_costs_and_whole_settings_are_shown_beside_the_first_score():
     columns = ["Method", "Setting", "Tries", "Peak train memory", "Tokens/s", "skill, solved (%)", "text, bits ↓"]
     rows = [
@@ -184,6 +193,9 @@ def test_bars_of_memory_stand_against_the_budget(tmp_path, width):
     assert "█" not in small[small.index("|") :]
     assert "▪" in large[large.index("|") :]
     assert "5.00 GiB" in "\n".join(shown)
+    if width == 80:
+        left_out = " ".join("\n".join(shown).partition("Not shown at this width: ")[2].split()).partition(".")[0]
+        assert set(left_out.split("; ")) <= {column.header for column in plan_view.COLUMNS}
 
 
 def test_a_plan_begins_with_its_answer(tmp_path):

@@ -64,6 +64,9 @@ def rescore(
     scoring.check_template(settings, tokenizer)
     if loading.fingerprint(recorded.cell.settings.model) != recorded.fingerprints.get("model"):
         raise UserError(f"{recorded.cell.name} is not scored: its base model has changed.")
+    encoder = recorded.fingerprints.get("encoder")
+    if HELD_OUT in settings.tasks and encoder is not None and prepared_inputs.encoder_fingerprint(settings) != encoder:
+        raise UserError(f"{recorded.cell.name} is not scored: the model of its BERTScore has changed.")
     try:
         _score(recorded, path, tasks, tokenizer, settings, report, local)
     except UserError:

@@ -39,10 +39,11 @@ from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.answer_engines import ElsewhereWriter
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.evaluate.engine import Engine
-from harness.job.evaluate.held_out import classes
+from harness.job.evaluate.held_out import bertscore, classes
 from harness.job.evaluate.held_out.task import HeldOutTask
 from harness.job.evaluate.plain_model import PlainModel
 from harness.job.evaluate.task_index import IncludedTasks, index_of, ours, runs_code
+from harness.job.measure import device
 from harness.job.models import hub
 from harness.job.models.structure import inner, prompted
 from harness.job.training import attention
@@ -338,6 +339,8 @@ def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
                 rows += [_row(name, leaf, entry, metric, question) for metric in entry["metrics"] if metric in means]
             if isinstance(task, HeldOutTask) and task.labels is not None:
                 rows += _class_rows(name, leaf, task, task.labels, entries)
+            if isinstance(task, HeldOutTask) and task.encoder is not None:
+                rows += _bertscore_rows(name, leaf, task, task.encoder, entries)
     items = pd.DataFrame(rows, columns=None if rows else ["task", "metric", "filter"])  # none of bad answers alone
     scores = [
         _score(name, metric, kind, group, tasks.by_name[name])
@@ -420,6 +423,20 @@ def _class_rows(
         _row(name, leaf, entry | {classes.MACRO_F1: value}, classes.MACRO_F1, question_of(task, entry["doc"]))
         | {"prediction": prediction, "target": target}
         for entry, value, prediction, target in zip(entries, values, predictions, targets, strict=True)
+    ]
+
+
+def _bertscore_rows(
+    name: str, leaf: str, task: HeldOutTask, encoder: str, entries: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows of BERTScore; their filter is the encoder's name, as values of different ones can't be compared."""
+    answers = [entry["filtered_resps"][0] for entry in entries]
+    right = [entry["doc"]["answer"] for entry in entries]
+    pairs = zip(entries, bertscore.Encoder(encoder, device.here()).compare(answers, right), strict=True)
+    return [
+        _row(name, leaf, entry | {bertscore.METRIC: likeness.f1}, bertscore.METRIC, _question(task, entry["doc"]))
+        | {"filter": bertscore.name_of(encoder)}
+        for entry, likeness in pairs
     ]
 
 

@@ -14,7 +14,7 @@ from harness.plugins.api import costs as api_costs
 from harness.plugins.api.requests import ApiAccess
 from harness.protocol import LocalPaths, RunCell
 from harness.record import Cell, Record
-from harness.settings import HELD_OUT, DataSettings, EvalSettings, MethodSettings, ModelSettings, Settings
+from harness.settings import HELD_OUT, DataSettings, MethodSettings, ModelSettings, Settings
 
 
 class ApiCells:
@@ -25,7 +25,7 @@ class ApiCells:
 
     def composed(self, resolved: Mapping[str, Any]) -> Settings | None:
         """Those settings of a model behind an API that decide its answers."""
-        from harness.sweep.cells import OF_API, part, relative
+        from harness.sweep.cells import OF_API, evaluation, part, relative
 
         if resolved["model"]["base_url"] is None:
             return None
@@ -33,14 +33,14 @@ class ApiCells:
         model["base_url"] = model["base_url"].rstrip("/")
         if model["tokenizer"] is not None:
             model["tokenizer"] = relative(model["tokenizer"])
-        evaluation = {name: value for name, value in resolved["eval"].items() if name not in ("batch_size", "engine")}
-        data = resolved["data"] if HELD_OUT in evaluation["tasks"] else {"name": resolved["data"]["name"]}
+        group = {name: value for name, value in resolved["eval"].items() if name not in ("batch_size", "engine")}
+        data = resolved["data"] if HELD_OUT in group["tasks"] else {"name": resolved["data"]["name"]}
         data = {name: value for name, value in data.items() if name not in ("limit", "noise")}  # of training
         return Settings(
             method=part(MethodSettings, resolved["method"]),
             model=part(ModelSettings, model),
             data=part(DataSettings, data),
-            eval=part(EvalSettings, evaluation),
+            eval=evaluation(group),
         )
 
     def extra(self, config: DictConfig, answers: Path) -> Extra:

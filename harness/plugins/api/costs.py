@@ -49,10 +49,11 @@ def check(estimates: Sequence[CostEstimate], budget: float | None) -> None:
     costs = [cost.dollars for cost in estimates if cost.dollars is not None]
     if len(costs) < len(estimates):
         raise UserError(
-            f"--budget {budget:g}USD requires model.price.read= and model.price.written=, dollars per million tokens."
+            f"A budget of {budget:g}USD requires model.price.read= and model.price.written=, dollars per million "
+            "tokens."
         )
     if sum(costs) > budget:
         raise UserError(
-            f"Nothing was requested: the cost may reach {units.dollars(sum(costs))}, above --budget {budget:g}USD; "
-            "raise the budget, or evaluate fewer items with eval.limit=."
+            f"Nothing was requested: the cost may reach {units.dollars(sum(costs))}, above the budget of "
+            f"{budget:g}USD; raise it, or evaluate fewer items with eval.limit=."
         )

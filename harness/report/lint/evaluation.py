@@ -37,7 +37,7 @@ def evaluation(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
         unequal: list[Sentence] = []
         same = alike(members, eval_of)
-        for name in () if same else ("tasks", "limit", "num_fewshot", "seed", *CHAT):
+        for name in () if same else ("tasks", "limit", "num_fewshot", "seed", "bertscore", *CHAT):
             subject = f"The setting eval.{name} differs{where}"
             unequal += confounded(subject, members, functools.partial(_eval_setting, name=name))
         yield from unequal or _scored(members, where)

@@ -44,7 +44,7 @@ class OverviewCell:
 @dataclass(frozen=True)
 class OverviewRow:
     """setting: its position in `settings_block`; None without one. setting_text: where settings of one method are
-    compared. tied: whether it is taken, or ties with the best."""
+    compared. tied: whether it is taken, or ties with the best; never of the only row."""
 
     method: str
     setting_text: str
@@ -129,7 +129,7 @@ def _overview(study: StudyResults, place: Place, title: str, candidates: Sequenc
             method=each.choice.method,
             setting_text=each.choice.label.removeprefix(each.choice.method).strip(),
             untuned=each.untuned,
-            tied=each.choice.label in best,
+            tied=len(candidates) > 1 and each.choice.label in best,
             setting=at.get(id(each.row)),
             cells=[cells[i] for _, _, cells in present],
         )

@@ -60,7 +60,7 @@ def _view(table: Table, width: int) -> Iterator[RenderableType]:
         grid, left_out = terminal.fitted(columns, [[ENDS.sub(r"(\1)", cell) for cell in row] for row in rows], width)
     yield grid
     if left_out:
-        hidden = f"Not shown at this width: {', '.join(left_out)}. --wide shows all."
+        hidden = f"Not shown at this width: {'; '.join(left_out)}. --wide shows all."
         yield Text("\n".join(textwrap.wrap(hidden, width)), style="dim")
     for sentence in table.caption:
         yield from _sentence(one_line(sentence), width)

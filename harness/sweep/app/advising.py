@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness import record, terminal, units
 from harness.errors import UserError
@@ -172,6 +172,7 @@ def _print(plan: Plan, times: Times, ranking: list[Timed], too_large: list[str],
     fastest = ranking[0]
     start = "run" if config_name == "config" else f"sweep {config_name}"
     command = f"{PROGRAM} {start} {shlex.join(fastest.variant.typed(fastest.planned))}"
+    assumed = plan_view.unknown_lengths(replace(plan, points=[fastest.planned]), times)
     notes = [
         *too_large,
         *dict.fromkeys(plan_view.outside(plan)),
@@ -179,11 +180,13 @@ def _print(plan: Plan, times: Times, ranking: list[Timed], too_large: list[str],
         "All train the same steps on the same sequences. Methods learn differently: this says what is fast, not what "
         "is good.",
     ]
-    lines = [line for note in notes for line in textwrap.wrap(note, min(console.width, 110))]
+    width = min(console.width, 110)
+    lines = [line for note in notes for line in textwrap.wrap(note, width)]
+    first = [Text(line) for note in assumed for line in (*textwrap.wrap(note, width), "")]
     card = "" if plan.card is None else plan.card.name
     answer = f"Fastest that fits {card}, by the estimate: {fastest.planned.cell.method}. To run it:"
     text = [Text(""), Text(answer), Text(""), Text(f"  {command}", no_wrap=True), Text(""), *map(Text, lines)]
-    terminal.show(console, [table, *text])
+    terminal.show(console, [*first, table, *text])
 
 
 def _row(one: Timed, times: Times) -> list[str]:

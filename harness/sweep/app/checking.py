@@ -22,8 +22,8 @@ def check(points: Sequence[Point], options: Options) -> None:
     """
     if options.dollars is not None and any(point.is_local for point in points):
         raise UserError(
-            f"--budget {options.dollars:g}USD limits models behind an API alone; `plan --budget {options.dollars:g}USD "
-            "--price N` says if cells that run here stay within it, at N dollars an hour."
+            f"A budget of {options.dollars:g}USD limits models behind an API alone; `plan` with this budget and a "
+            "price says if cells that run here stay within it."
         )
     inputs.require(points)
     requests = [point.request for point in points]

@@ -28,6 +28,9 @@ def require(points: Sequence[Point]) -> None:
     for model in {point.cell.settings.model.path: None for point in points if point.is_local}:
         if model is not None:
             _require_model(ModelSettings(path=model))
+    for encoder in {point.cell.settings.eval.bertscore: None for point in points}:
+        if encoder is not None:
+            _require_encoder(encoder)
     files = {(_own_file(point.cell.settings.data), point.request.data_root): None for point in points}
     for file, root in files:
         if file is not None:
@@ -69,8 +72,26 @@ def _require_model(model: ModelSettings) -> None:
         raise UserError(
             f"model.path={path} is an encoder-decoder; only models that write from left to right are tuned."
         )
+    _require_tokenizer(path, "model.path")
+
+
+def _require_encoder(encoder: str) -> None:
+    """Raise UserError for a folder of BERTScore's model that is not there, or that lacks its config or tokenizer."""
+    path = Path(encoder)
+    if path.is_file():
+        raise UserError(f"eval.bertscore must be a folder or a hub id, got the file {path}; name its folder.")
+    if not path.exists() and ModelSettings(path=encoder).on_hub is None:
+        raise UserError(f"There is no folder {os.path.abspath(path)}; check eval.bertscore.")
+    if not path.is_dir():
+        return
+    if not (path / "config.json").is_file():
+        raise UserError(f"eval.bertscore={path} has no config.json; name the folder that a model was saved in.")
+    _require_tokenizer(path, "eval.bertscore")
+
+
+def _require_tokenizer(path: Path, setting: str) -> None:
     if not any(any(path.glob(pattern)) for pattern in TOKENIZERS):
-        raise UserError(f"model.path={path} has no tokenizer; put the model's tokenizer.json and its config there.")
+        raise UserError(f"{setting}={path} has no tokenizer; put the model's tokenizer.json and its config there.")
 
 
 def _require_gguf(path: Path) -> None:

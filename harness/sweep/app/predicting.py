@@ -65,17 +65,20 @@ def _require_within(budget: float, plan: planner.Plan, times: Times) -> None:
     """Say what training the cells of `plan` costs. Raises UserError if it is above `budget` dollars, or unknown."""
     trained = [point for point in plan.predicted if point.prediction["trainable"]]
     if times.price is None:
-        raise UserError(f"--budget {budget:g}USD requires a price: --price, dollars for an hour of one device.")
+        raise UserError(f"A budget of {budget:g}USD requires the option price, dollars for an hour of one device.")
     costs = [cost for point in trained if (cost := times.dollars(point)) is not None]
     if lacking := len(trained) - len(costs):
         raise UserError(
-            f"--budget {budget:g}USD requires known times, which {units.plural(lacking, 'cell')} of {len(trained)} "
-            f"lack{'s' * (lacking == 1)}: `harness calibrate` times this device's kernels, --throughput sets a rate."
+            f"A budget of {budget:g}USD requires known times, which {units.plural(lacking, 'cell')} of {len(trained)} "
+            f"lack{'s' * (lacking == 1)}: `harness calibrate` times this device's kernels, the option throughput sets "
+            "a rate."
         )
     sentence = f"Training {units.plural(len(trained), 'cell')} costs about {units.dollars(sum(costs))}"
     if sum(costs) > budget:
-        raise UserError(f"{sentence}, above --budget {budget:g}USD.")
-    print(f"{sentence}, within --budget {budget:g}USD. Loading, validation and scoring come on top.", file=sys.stderr)
+        raise UserError(f"{sentence}, above the budget of {budget:g}USD.")
+    print(
+        f"{sentence}, within the budget of {budget:g}USD. Loading, validation and scoring come on top.", file=sys.stderr
+    )
 
 
 def _print(plan: planner.Plan, times: Times) -> None:

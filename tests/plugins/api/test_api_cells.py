@@ -16,6 +16,7 @@ import scripted
 import torch
 from job_helpers import DATA, composed, needs_data, run_here, run_request
 from serving import NAME, LogProbabilities, Wire, chatty, serve
+from tiny_encoder import saved_encoder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import units
@@ -304,6 +305,7 @@ def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     root = str(tmp_path)
     own = ("data=local", "data.path=mine.jsonl", f"data_root={root}", "eval=local", "eval.tasks=[held_out]")
+    own = (*own, f"eval.bertscore={saved_encoder(tmp_path / 'encoder')}")
     asked, here = cell(served, *own), composed(*HERE, *own, f"eval.limit={ITEMS}")
     paths = [tmp_path / "chat.json", tmp_path / "here.json"]
     extra = {"extra": encode(asking(tmp_path, asked))}
@@ -311,17 +313,18 @@ def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
     other = run_request(here, "test", paths[1], root, lambda event: None)
     assert (one.status, one.failure) == (other.status, other.failure) == ("ok", None)
     assert {(s.task, s.n) for s in one.scores} == {("held_out (chat)", other.scores[0].n)}
-    assert [s.metric for s in one.scores] == ["rougeL", "bleu"]
+    assert [s.metric for s in one.scores] == ["rougeL", "bleu", "bertscore"]
     assert one.items == other.items
     assert asked.settings.data.test_share == 0.1
     with pytest.raises(UserError, match=r"eval\.tasks=held_out requires log-probabilities, which chat endpoints"):
-        estimate(tmp_path, cell(served, *own, "data.columns.options=from"), root)
+        estimate(tmp_path, cell(served, *own[:-1], "data.columns.options=from"), root)
 
 
 def test_a_chat_model_is_told_the_labels_and_its_answers_are_counted(tmp_path, served):
     rows = [{"question": f"Is {i} even?", "answer": ("no", "yes")[i % 2]} for i in range(60)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = ("data=local", "data.path=mine.jsonl", f"data_root={tmp_path}", "eval=local", "eval.tasks=[held_out]")
+    own = (*own, f"eval.bertscore={saved_encoder(tmp_path / 'encoder')}")
     asked = cell(served, *own)
     extra = {"extra": encode(asking(tmp_path, asked))}
     one = run_request(asked, "test", tmp_path / "chat.json", str(tmp_path), lambda event: None, **extra)
@@ -446,7 +449,7 @@ def test_a_sweep_above_its_budget_is_refused_before_any_request(inside, tmp_path
     assert refused.returncode == 2
     assert "2 requests, about 8" in refused.stderr
     assert refused.stderr.strip().splitlines()[-1] == (
-        "error: Nothing was requested: the cost may reach $80.00, above --budget 79USD; raise the budget, or evaluate "
+        "error: Nothing was requested: the cost may reach $80.00, above the budget of 79USD; raise it, or evaluate "
         "fewer items with eval.limit=."
     )
     assert wire.asked == []

@@ -10,6 +10,7 @@ measured depends on the answers:
 - exact: a greedy answer that is the same but for its form (harness/job/evaluate/held_out/matching.py);
 - marked: the bits per byte of the answers that are marked as good (rewards.py scores the bad ones too);
 - text: ROUGE-L (Lin 2004) and BLEU (Papineni et al. 2002) of a greedy answer, and the bits per byte of the right one;
+  with an encoder, BERTScore too (harness/job/evaluate/held_out/bertscore.py), which scoring adds for all answers;
 - documents: the bits per byte of whole documents, in windows (harness/job/evaluate/windows.py);
 - verified: a greedy answer that the verifier of its task in reasoning-gym takes for wholly right (solved).
 """
@@ -42,7 +43,7 @@ from harness.job.data.normalising import normalised
 from harness.job.data.preferences import BAD, GOOD, MARK, REJECTED
 from harness.job.data.turns import TOOLS, words_of
 from harness.job.evaluate import windows
-from harness.job.evaluate.held_out import classes, matching
+from harness.job.evaluate.held_out import bertscore, classes, matching
 from harness.settings import HELD_OUT, DataSettings
 
 MARKED = "marked"  # how answers with marks are scored
@@ -57,6 +58,7 @@ SCORED_BY = {
     "exact": "exact match",
     "text": "ROUGE-L and BLEU, as prose",
 }
+BY_ENCODER = "ROUGE-L, BLEU and BERTScore by {}, as prose"
 LAST_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"  # as in lm-eval's gsm8k
 
 
@@ -65,7 +67,7 @@ class HeldOutTask(ConfigurableTask):
 
     questions: what each record of the test asks, without the prompt's words. kind: how answers are scored. labels: of
     answers that are classified. bits: whether the bits per byte of the answers are measured as well. runs_code: whether
-    answers are run as code. window: tokens of a window of a document.
+    answers are run as code. window: tokens of a window of a document. encoder: folder or hub id of BERTScore's model.
     """
 
     def __init__(
@@ -78,9 +80,10 @@ class HeldOutTask(ConfigurableTask):
         bits: bool,
         runs_code: bool = False,
         window: int | None = None,
+        encoder: str | None = None,
     ):
         self.questions, self.kind, self.labels = questions, kind, labels
-        self._docs, self._bits, self.runs_code, self.window = docs, bits, runs_code, window
+        self._docs, self._bits, self.runs_code, self.window, self.encoder = docs, bits, runs_code, window, encoder
         super().__init__(config=config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
@@ -103,7 +106,8 @@ class HeldOutTask(ConfigurableTask):
         if self.kind == MARKED:
             good = sum(doc[MARK] == GOOD for doc in self._docs["test"])
             return [f"{HELD_OUT}: {count}, {good:,} of them good, which are scored by bits per byte."]
-        by = f"{SCORED_BY[self.kind]} (data.answers={self.kind})"
+        scored_by = SCORED_BY[self.kind] if self.encoder is None else BY_ENCODER.format(bertscore.name_of(self.encoder))
+        by = f"{scored_by} (data.answers={self.kind})"
         if self.labels is None:
             return [f"{HELD_OUT}: {count}, scored by {by}."]
         each = Counter(doc["answer"] for doc in self._docs["test"])
@@ -167,23 +171,32 @@ def _with_tools(write: Any, tools: list[dict[str, Any]]) -> Callable[..., str]:
 
 
 def task(
-    data: DataSettings, items: dict[str, list[Item]], num_fewshot: int | None, likelihoods: bool = True
+    data: DataSettings,
+    items: dict[str, list[Item]],
+    num_fewshot: int | None,
+    likelihoods: bool = True,
+    encoder: str | None = None,
 ) -> HeldOutTask:
     """The task on the split ``test`` of `items`, as `_of_records` or `_of_documents` makes it.
 
-    likelihoods: False for a model that only writes. Raises UserError if there is no such split, and as these do.
+    likelihoods: False for a model that only writes. encoder: of BERTScore; null for none. Raises UserError if there is
+    no such split, for an encoder where answers are no prose, and as these do.
     """
     if "test" not in items:
         raise UserError(
             f"eval.tasks={HELD_OUT} requires data.test_share=, the share of the records that is held out for the test."
         )
     if data.documents:
-        return _of_documents(data, items["test"], num_fewshot, likelihoods)
-    return _of_records(data, items, num_fewshot, likelihoods)
+        task = _of_documents(data, items["test"], num_fewshot, likelihoods)
+    else:
+        task = _of_records(data, items, num_fewshot, likelihoods, encoder)
+    if encoder is not None and task.kind != "text":
+        raise UserError(f"eval.bertscore requires answers in prose, data.answers=text, got {task.kind}.")
+    return task
 
 
 def _of_records(
-    data: DataSettings, items: dict[str, list[Item]], num_fewshot: int | None, likelihoods: bool
+    data: DataSettings, items: dict[str, list[Item]], num_fewshot: int | None, likelihoods: bool, encoder: str | None
 ) -> HeldOutTask:
     """The task on the split ``test`` of `items`, with the first of ``train`` as examples, but for bad answers.
 
@@ -227,7 +240,9 @@ def _of_records(
     if verifier is None:
         _group_doubles(docs["test"], questions)
     runs_code = verifier is not None and verifier.runs_code
-    return HeldOutTask(config, docs, questions, kind, labels, kind == "text" and likelihoods, runs_code)
+    return HeldOutTask(
+        config, docs, questions, kind, labels, kind == "text" and likelihoods, runs_code, encoder=encoder
+    )
 
 
 def _of_documents(data: DataSettings, items: Sequence[Item], num_fewshot: int | None, likelihoods: bool) -> HeldOutTask:
