@@ -10,7 +10,6 @@ process serves one request itself and ends, and the sweep starts another.
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import select
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from harness import boot, plugin
+from harness.job import libraries
 from harness.protocol import BEGUN, Request, decode_request
 
 PATIENCE = 5.0  # seconds that a job has to end after SIGTERM
@@ -71,7 +71,7 @@ def serve(descriptor: int) -> AcceptedJob | None:
         request = _request(streams[0], channel)
         if request is None:
             return None
-        importlib.import_module(request.libraries)
+        libraries.load(request.libraries)
         _prepare(request)
         watch, alive = os.pipe()
         _begin(channel)
@@ -95,7 +95,8 @@ def serve(descriptor: int) -> AcceptedJob | None:
 
 def _without_fork(channel: socket.socket, streams: list[int]) -> AcceptedJob | None:
     """This process as the job itself, where there is an accelerator; None where jobs are forked."""
-    import torch
+    with libraries.uncollected():
+        import torch
 
     if not torch.accelerator.is_available():
         return None

@@ -12,10 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from harness import data_files
 from harness.data_files import TEXTS, WIDE, IndexEntry, suffix_of
 from harness.errors import UserError
@@ -96,6 +92,8 @@ def _of_folder(folder: Path, path: str) -> FileRows:
 
 def _saved(folder: Path, path: str) -> FileRows:
     """The rows of a folder by `save_to_disk`; of several splits those of train."""
+    import datasets  # late, as in sources.py
+
     try:
         saved = datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets raises a dozen kinds
@@ -126,6 +124,8 @@ def _bytes(file: Path) -> bytes:
     if file.suffix == ".gz":
         return gzip.decompress(file.read_bytes())
     if file.suffix == ".zst":
+        import pyarrow as pa
+
         return pa.input_stream(str(file), compression="zstd").read()
     return file.read_bytes()
 
@@ -191,12 +191,18 @@ def _delimiter(text: str, usual: str) -> str:
     return max(sorted(DELIMITERS, key=lambda one: one != usual), key=columns)
 
 
+def _parquet(file: Path) -> FileRows:
+    import pyarrow.parquet as pq
+
+    return FileRows(pq.read_table(file).to_pylist())
+
+
 READERS: dict[str, Callable[[Path], FileRows]] = {
     ".jsonl": _json_lines,
     ".json": lambda file: FileRows(json.loads(_bytes(file).decode("utf-8-sig"))),
     ".csv": lambda file: _table(file, ","),
     ".tsv": lambda file: _table(file, "\t"),
-    ".parquet": lambda file: FileRows(pq.read_table(file).to_pylist()),
+    ".parquet": _parquet,
     **dict.fromkeys(TEXTS, lambda file: FileRows([{"text": _text(file)}])),
 }
 

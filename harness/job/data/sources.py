@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
@@ -61,6 +60,8 @@ def with_data_root(data_root: str | None) -> Iterator[None]:
     if data_root is None:
         yield
         return
+    import datasets  # late: few plans need it, and it takes a tenth of their imports
+
     token, cache = _root.set(data_root), datasets.config.HF_DATASETS_CACHE
     # `datasets` identifies a local folder by its card, and would serve the cached data of another folder of that name.
     datasets.config.HF_DATASETS_CACHE = Path(cache) / f"data_root-{folder_digest(data_root)}"
@@ -154,6 +155,8 @@ def from_hub(
     a column is missing, or if the part for the test is empty.
     """
     require(path)
+    import datasets
+
     if _root.get() is None:
         hub.settle()
     try:
@@ -279,6 +282,8 @@ def _content(path: str) -> FileRows:
     """The rows of a file or folder, or of the split train of a hub data set where nothing of that name is here."""
     if _root.get() is not None or not data_files.names_hub(path, Path(".")):
         return read(path)
+    import datasets
+
     hub.settle()
     try:
         return FileRows(datasets.load_dataset(path, split="train").to_list(), ["split train"])

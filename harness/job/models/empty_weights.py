@@ -48,9 +48,12 @@ def with_depth(config: PretrainedConfig, depth: int) -> PretrainedConfig:
     return config
 
 
-def outline(cell: Cell, config: PretrainedConfig, depth: int) -> nn.Module:
-    """As `shell`, with `depth` layers, unless the layers differ or the method needs more."""
-    if alike(config, cell.settings.model.trust_remote_code):
+def outline(cell: Cell, config: PretrainedConfig, depth: int, few: bool | None = None) -> nn.Module:
+    """As `shell`, with `depth` layers, unless the layers differ or the method needs more.
+
+    few: whether the layers are `alike` (null: it is looked up).
+    """
+    if alike(config, cell.settings.model.trust_remote_code) if few is None else few:
         with suppress(UserError):
             return shell(cell, with_depth(config, depth))[0]
     return shell(cell, config)[0]

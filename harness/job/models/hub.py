@@ -6,13 +6,13 @@ HF_HUB_ETAG_TIMEOUT limits a single try. Their only switch is a constant, which 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from contextlib import suppress
 from typing import Any
 
-import datasets
 from huggingface_hub import constants, get_session
 
 from harness import redact
@@ -20,7 +20,7 @@ from harness.errors import UserError
 
 PATIENCE = 5.0  # seconds to wait for an answer
 AGAIN = 60.0  # seconds until the hub is asked again
-DATASETS_OFFLINE = datasets.config.HF_HUB_OFFLINE  # HF_DATASETS_OFFLINE sets it for data sets alone
+DATASETS_OFFLINE = os.environ.get("HF_DATASETS_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES  # them alone
 _looked: float | None = None  # when the hub was asked last; None if never, as under HF_HUB_OFFLINE
 
 
@@ -40,18 +40,20 @@ def answers(patience: float = PATIENCE) -> bool:
 
 
 def settle() -> None:
-    """Call before asking the hub: if it does not answer, all libraries read its cache alone."""
+    """Call before asking the hub, and after importing `datasets` to ask it for data: if it does not answer, all
+    libraries read its cache alone."""
     global _looked
     if constants.HF_HUB_OFFLINE and _looked is None:
         return
     if _looked is None or time.monotonic() - _looked > AGAIN:
         constants.HF_HUB_OFFLINE = False  # otherwise nothing is asked
         constants.HF_HUB_OFFLINE = not answers()
-        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or DATASETS_OFFLINE
         _looked = time.monotonic()
         if constants.HF_HUB_OFFLINE:
             where = redact.redact(constants.ENDPOINT)
             print(f"The hub ({where}) does not answer; using its cache.", file=sys.stderr, flush=True)
+    if "datasets" in sys.modules:  # few plans need it, and it takes a tenth of their imports
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or DATASETS_OFFLINE
 
 
 def refused(what: str, error: BaseException | None, remedy: str) -> UserError:

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hydra.utils import instantiate
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from transformers import PretrainedConfig
 
@@ -26,7 +25,7 @@ from harness.job.predict import phases
 from harness.job.predict.caching_allocator import ROUNDING, Trace
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
-from harness.job.predict.fake_tensors import materialise, materialise_shares, stepping_twice, valueless
+from harness.job.predict.fake_tensors import FakeTensors, materialise, materialise_shares, stepping_twice, valueless
 from harness.job.predict.roofline import Roofline
 from harness.job.predict.shapes import Shape
 from harness.job.training import (
@@ -75,10 +74,16 @@ class FakeProbe:
     """The probe of `cell` with a model of `config`, as on `device`, in batches of `layout`.
 
     Raises UserError if the cell does not work, and NeedsValues if the method depends on values of weights or gradients.
+
+    fuses_loss: whether the loss is computed in the head of such a model, as a probe of another depth or batch had it;
+    false if none had.
     """
 
-    def __init__(self, cell: Cell, config: PretrainedConfig, layout: Layout, device: PredictedDevice):
+    def __init__(
+        self, cell: Cell, config: PretrainedConfig, layout: Layout, device: PredictedDevice, fuses_loss: bool = False
+    ):
         self._cell, self._config, self._layout, self._device = cell, config, layout, device
+        self.fuses_loss = fuses_loss
         self._settings, self._train = cell.settings, cell.settings.train
         self._bf16 = self._train.precision == "bf16"
         self._objective = objectives.of(self._train, valued=False)
@@ -98,7 +103,7 @@ class FakeProbe:
             accelerator = self._accelerator(rank)
             if self._train.sharded:
                 net = self._shard(net, accelerator)
-            with FakeTensorMode(allow_non_fake_inputs=self._train.sharded), valueless(), self._kernels():
+            with FakeTensors(allow_non_fake_inputs=self._train.sharded), valueless(), self._kernels():
                 self._materialise(net, accelerator)
                 drawn = shape.drawn(self._layout, times)
                 micro = [self._objective.batch(self._layout, examples).to(self._device.on) for examples in drawn]
@@ -158,7 +163,7 @@ class FakeProbe:
     def _shard(self, net: nn.Module, accelerator: Accelerator) -> nn.Module:
         """Shard `net` on "meta", as the ranks' shares must be numbers."""
         if self._settings.fast:
-            with FakeTensorMode(allow_non_fake_inputs=True), accelerator.autocast():
+            with FakeTensors(allow_non_fake_inputs=True), accelerator.autocast():
                 loss.enable(net, self._device.kernels)  # before it is sharded, as in a run
                 uncast_inputs.enable(net)
         shards.forget_scales(net)
@@ -171,7 +176,8 @@ class FakeProbe:
         materialise(net, self._device.on)
         if self._settings.fast:
             with accelerator.autocast():
-                loss.enable(net, self._device.kernels, self._objective.by_token)
+                state = loss.enable(net, self._device.kernels, self._objective.by_token, self.fuses_loss)
+            self.fuses_loss = state.startswith("on")
             uncast_inputs.enable(net)
             fused_lora.enable(net, compiled=self._train.compile)
             fused_dora.enable(net, compiled=self._train.compile, kernels=self._device.kernels)

@@ -60,6 +60,7 @@ class Predictor:
         self._lines: dict[str, Line] = {}
         self._configs: dict[str, tuple[PretrainedConfig, bool]] = {}
         self._layouts: dict[str, batching.Layout] = {}
+        self._fusing_loss: set[str] = set()  # kinds of models, of any depth
 
     def predict(
         self, cell: Cell, architecture: dict[str, Any] | None, budget: int | None = None, safe: int | None = None
@@ -239,13 +240,21 @@ class Predictor:
         asked = [plain(cell.settings.method), plain(cell.settings.model), cell.settings.speedups, architecture]
         key = json.dumps(asked, sort_keys=True)
         if key not in self._layouts:
-            net = empty_weights.outline(cell, self._config(cell, architecture)[0], 1)
+            config, alike = self._config(cell, architecture)
+            net = empty_weights.outline(cell, config, 1, alike)
             self._layouts[key], _ = attention.layout(net, cell.settings.speedups or AUTO, pad=0)
         return self._layouts[key]
 
     def _probe(self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: batching.Layout) -> Line:
         """The probe's figures for a model of `config`, on micro-batches `times` as large as those of `shape`."""
-        return FakeProbe(cell, config, layout, self._device).line(shape, times)
+        settings = cell.settings
+        model = empty_weights.with_depth(config, 1).to_json_string(use_diff=False)
+        kind = json.dumps([plain(settings.model), plain(settings.method), settings.train.precision, model])
+        probe = FakeProbe(cell, config, layout, self._device, kind in self._fusing_loss)
+        line = probe.line(shape, times)
+        if probe.fuses_loss:
+            self._fusing_loss.add(kind)
+        return line
 
     def _shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape:
         """The largest batch that the cell trains on (an untuned cell: validates on), `size` sequences a device.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -60,11 +62,12 @@ def answer(request: PlanCells) -> Iterator[dict[str, Any]]:
         predictor = Predictor(
             request.data_root, "bf16" if bf16 else "fp32", kernels, rates=request.rates, calibration=calibration
         )
+        pickled = pickle.dumps(predictor)
         budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
         room = budget - request.beside, int(request.tight * budget) - request.beside
         with device.seeing(""):  # each would use memory of the GPU
             asked = [
-                pool.submit(_predict, predictor, [cells[i] for i in members], *room) for members in groups.values()
+                pool.submit(_predict_by, pickled, [cells[i] for i in members], *room) for members in groups.values()
             ]
         predictions: dict[int, dict[str, Any]] = {}
         for members, future in zip(groups.values(), asked, strict=True):
@@ -84,6 +87,17 @@ def _calibration(request: PlanCells, here: list[Any], kernels: str) -> Calibrati
 def _end_with_parent() -> None:
     """Have the system end this process when the parent is killed: it would wait for tasks forever."""
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
+
+
+@functools.cache
+def _unpickled(predictor: bytes) -> Predictor:
+    """One in each process, as it keeps what cells share."""
+    return pickle.loads(predictor)
+
+
+def _predict_by(predictor: bytes, cells: list[PlannedCell], budget: int, safe: int) -> list[dict[str, Any]]:
+    """As `_predict`, by a pickled `predictor`."""
+    return _predict(_unpickled(predictor), cells, budget, safe)
 
 
 def _predict(

@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
+from transformers import PreTrainedModel
 
 from harness.job.data.encoding import IGNORED
 from harness.job.measure import live_memory
@@ -27,17 +28,17 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # weight, hi
 CHUNK = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}  # bytes of the logits of a chunk in fp32
 
 
-def enable(model: nn.Module, kernels: str | None = None, by_token: bool = False) -> str:
+def enable(model: nn.Module, kernels: str | None = None, by_token: bool = False, fuses: bool = False) -> str:
     """Compute the loss of `model` chunk by chunk. Returns "on: " and the kernel, or "off: " and the reason.
 
     Call it under the autocast that training uses.
     kernels: for a prediction, the device whose chunk size applies, ``cpu`` or ``cuda``, with our kernel; null to train,
         with the size of the device, or with Liger. by_token: whether losses are wanted token by token, which Liger's
-        kernel does not give.
+        kernel does not give. fuses: whether it was on for a model of this kind, so that no pass has to tell.
     """
     if kernels is not None or by_token:
         kernel = functools.partial(chunked, size=None if kernels is None else CHUNK[kernels], by_token=by_token)
-        return attach(model, kernel, "chunked")
+        return attach(model, kernel, "chunked", fuses)
     if torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
@@ -46,7 +47,7 @@ def enable(model: nn.Module, kernels: str | None = None, by_token: bool = False)
     return attach(model, chunked, "chunked")
 
 
-def attach(model: nn.Module, kernel: Kernel, name: str) -> str:
+def attach(model: nn.Module, kernel: Kernel, name: str, fuses: bool = False) -> str:
     """As `enable`, with `kernel`, if the logits are the unchanged products of a linear head."""
     net = inner(model)
     head = net.get_output_embeddings()
@@ -54,22 +55,27 @@ def attach(model: nn.Module, kernel: Kernel, name: str) -> str:
         return "off: the head has an adapter"
     if type(head) is not nn.Linear:
         return f"off: the head is a {type(head).__name__}"
+    place = next(path for path, module in net.named_modules() if module is head)
+    loss_head = LossHead(head, kernel)
+    net.set_submodule(place, loss_head)
+    if not fuses and _changes_logits(net, loss_head):
+        net.set_submodule(place, head)
+        return "off: the model changes its logits after the head"
+    return f"on: {name}"
+
+
+def _changes_logits(net: PreTrainedModel, head: LossHead) -> bool:
+    """Whether the logits of `net` are not just what its `head` returns."""
     given: list[Tensor] = []
 
     def products(hidden: Tensor) -> Tensor:
         given.append(linear(hidden, head.weight, head.bias).float())
         return given[0]
 
-    place = next(path for path, module in net.named_modules() if module is head)
-    loss_head = LossHead(head, kernel)
-    net.set_submodule(place, loss_head)
     ids = torch.ones(1, 2, dtype=torch.long, device=head.weight.device)
-    with loss_head.returning(products), torch.no_grad():
+    with head.returning(products), torch.no_grad():
         logits = net(input_ids=ids, use_cache=False).logits
-    if len(given) != 1 or logits is not given[0] or logits._version:
-        net.set_submodule(place, head)
-        return "off: the model changes its logits after the head"
-    return f"on: {name}"
+    return len(given) != 1 or logits is not given[0] or logits._version > 0
 
 
 def at_head(model: nn.Module, targets: Tensor) -> AbstractContextManager[bool]:
