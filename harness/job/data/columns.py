@@ -74,9 +74,7 @@ def mapped_rows(
     empty = UserError(f"{what} has no records.")
     if not there:
         raise empty
-    for column in [*columns.values(), *([key] if key else [])]:
-        if column not in there:
-            raise UserError(f"{what} has no column {column!r}; it has: {', '.join(there)}{_as_others_name(there)}.")
+    _require_columns([*columns.values(), *([key] if key else [])], there, what)
     item_of = _reader(columns, what)
     items, count, silent = [], 0, 0
     for row in rows:
@@ -98,6 +96,13 @@ def mapped_rows(
     if MARK in columns:
         check_marks((item[MARK] for _, item in items), what)
     return MappedRows(items, count - len(items) - silent, silent)
+
+
+def _require_columns(columns: Iterable[str], there: Collection[str], what: str) -> None:
+    """Raise UserError for the first of `columns` that is not `there`."""
+    for column in columns:
+        if column not in there:
+            raise UserError(f"{what} has no column {column!r}; it has: {', '.join(there)}{_as_others_name(there)}.")
 
 
 def check_empty(mapped: MappedRows, what: str) -> None:

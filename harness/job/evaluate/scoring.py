@@ -434,7 +434,7 @@ def _bertscore_rows(
     right = [entry["doc"]["answer"] for entry in entries]
     pairs = zip(entries, bertscore.Encoder(encoder, device.here()).compare(answers, right), strict=True)
     return [
-        _row(name, leaf, entry | {bertscore.METRIC: likeness.f1}, bertscore.METRIC, _question(task, entry["doc"]))
+        _row(name, leaf, entry | {bertscore.METRIC: likeness.f1}, bertscore.METRIC, question_of(task, entry["doc"]))
         | {"filter": bertscore.name_of(encoder)}
         for entry, likeness in pairs
     ]

@@ -215,19 +215,9 @@ def _of_records(
     docs = {split: [_doc(item, data, kind) for item in part] for split, part in of.items()}
     if labels is not None:
         _classified([doc for part in docs.values() for doc in part], labels, likelihoods)
-    config: dict[str, Any] = {
-        "task": HELD_OUT,
-        "test_split": "test",
-        "doc_to_text": "prompt",
-        "metadata": {"version": 1.0},
-    }
+    config = _config(kind, data, docs["test"], likelihoods)
     if shots:
         config |= {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
-    options = kind == "choice" or (kind == "classify" and likelihoods)
-    if kind == MARKED:
-        config |= _marked()
-    else:
-        config |= _choice() if options else _written(kind, data, [doc["answer"] for doc in docs["test"]])
     if labels is not None and not likelihoods:
         config |= {"process_results": classification(labels), "metric_list": [_metric("acc")]}
     if kind == "text" and not likelihoods:
@@ -243,6 +233,16 @@ def _of_records(
     return HeldOutTask(
         config, docs, questions, kind, labels, kind == "text" and likelihoods, runs_code, encoder=encoder
     )
+
+
+def _config(kind: str, data: DataSettings, docs: list[dict[str, Any]], likelihoods: bool) -> dict[str, Any]:
+    """lm-eval's config of a task with the records `docs`, whose answers are of `kind`."""
+    shared = {"task": HELD_OUT, "test_split": "test", "doc_to_text": "prompt", "metadata": {"version": 1.0}}
+    if kind == MARKED:
+        return shared | _marked()
+    if kind == "choice" or (kind == "classify" and likelihoods):
+        return shared | _choice()
+    return shared | _written(kind, data, [doc["answer"] for doc in docs])
 
 
 def _of_documents(data: DataSettings, items: Sequence[Item], num_fewshot: int | None, likelihoods: bool) -> HeldOutTask:
