@@ -211,7 +211,7 @@ def test_marked_answers_of_all_kinds_are_read_for_kto_alone(row):
     assert item["mark"] == {True: "good", False: "bad"}[ASKED.index(pair) % 3 > 0]
     assert sentence == "mine.jsonl is read as KTO: 60 answers, 40 of them good."
     for data in ("local", "local_preference"):
-        with pytest.raises(UserError, match="is read as KTO: .* write data=local_marked") as told:
+        with pytest.raises(UserError, match=r"is read as KTO: .* write data=local_marked") as told:
             read(rows, data=data)
         assert "\n" not in str(told.value)
 
