@@ -123,7 +123,8 @@ class MarkedAnswer(Compared):
         return (1 if self.good else -1,)
 
     def with_sequences(self, sequences: Iterable[Example]) -> MarkedAnswer:
-        return MarkedAnswer(*sequences, good=self.good)
+        (answer,) = sequences
+        return MarkedAnswer(answer, self.good)
 
 
 Drawn = Example | Compared  # one item of a batch

@@ -82,7 +82,7 @@ def shell(cell: Cell, config: PretrainedConfig) -> tuple[nn.Module, set[str]]:
                 quantizer.postprocess_model(base)
                 pack(base, dtype)
                 if isinstance(quantization, TorchAoConfig):
-                    weight_only.pack(base, quantizer)
+                    weight_only.pack(base, quantizer, quantization)
                 pack_experts(base, quantization)
                 check_packed(base)
             if cell.settings.model.upcast:

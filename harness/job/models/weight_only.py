@@ -76,7 +76,8 @@ class _ExpandedProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        matrix = _expanded(*ctx.saved_tensors, ctx.dtype)
+        values, scales = ctx.saved_tensors
+        matrix = _expanded(values, scales, ctx.dtype)
         return (gradient.to(ctx.dtype) @ matrix).to(ctx.input_dtype), None, None
 
 
@@ -97,14 +98,14 @@ def enable(net: nn.Module) -> None:
             layer.__class__ = WeightOnlyLinear
 
 
-def pack(net: PreTrainedModel, quantizer: HfQuantizer) -> None:
-    """Quantise the matrices of `net` on "meta", as loading it does."""
+def pack(net: PreTrainedModel, quantizer: HfQuantizer, config: TorchAoConfig) -> None:
+    """Quantise the matrices of `net` on "meta" by `config`, as loading it does."""
     from torchao import quantize_
 
     for name, layer in net.named_modules():
         if isinstance(layer, nn.Linear) and quantizer.param_needs_quantization(net, f"{name}.weight"):
-            quantize_(layer, quantizer.quantization_config.quant_type)
-    net.hf_quantizer = quantizer  # as from_pretrained leaves it; peft asks it
+            quantize_(layer, config.quant_type)
+    vars(net)["hf_quantizer"] = quantizer  # as from_pretrained leaves it; peft asks it
     enable(net)
 
 
@@ -122,5 +123,6 @@ def dequantise(net: PreTrainedModel) -> None:
             layer.weight = nn.Parameter(_expanded(weight.qdata, weight.scale, weight.dtype), requires_grad=False)
             vars(layer).pop("extra_repr", None)  # torchao's, which tells of its class
             if type(layer) is WeightOnlyLinear:
-                layer.__class__ = nn.Linear
-    net.hf_quantizer.remove_quantization_config(net)
+                layer.__class__ = nn.Linear  # type: ignore[assignment]  # a class that adds no attribute
+    quantizer: HfQuantizer = vars(net)["hf_quantizer"]
+    quantizer.remove_quantization_config(net)

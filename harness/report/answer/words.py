@@ -31,12 +31,12 @@ class ScoreWords:
     @property
     def lower(self) -> str:
         """What a worse score is."""
-        return "lower" if self.contest.higher_is_better else "higher"
+        return "lower" if self.contest.higher_is_better else "higher (worse)"
 
     @property
     def higher(self) -> str:
         """What a better score is."""
-        return "higher" if self.contest.higher_is_better else "lower"
+        return "higher" if self.contest.higher_is_better else "lower (better)"
 
     @property
     def highest(self) -> str:
