@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import os
 import random
@@ -27,6 +28,7 @@ from lm_eval.api.model import LM, CacheHook
 from lm_eval.api.task import Task
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import handle_non_serializable, hash_string
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -254,6 +256,11 @@ def _asked(task: Task, doc: dict[str, Any]) -> str:
     """An item's question; all choices, if the text begins with a choice."""
     text = task.doc_to_text(doc)
     return text if isinstance(text, str) else "\n".join(map(str, task.doc_to_choice(doc)))
+
+
+def hash_of(doc: dict[str, Any]) -> str:
+    """The hash of an item as lm-eval has it."""
+    return hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False))
 
 
 def question_of(task: Task, doc: dict[str, Any]) -> str:

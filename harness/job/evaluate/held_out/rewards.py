@@ -8,7 +8,6 @@ harness/job/training/objectives.py says what a reward is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -17,7 +16,6 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from lm_eval.utils import handle_non_serializable, hash_string
 from torch import nn
 
 from harness.job.data.encoding import Compared
@@ -91,7 +89,7 @@ def beside(
         "task": REWARDS,
         "subject": HELD_OUT,
         "item": numbers,
-        "hash": [_hash(doc) for doc in docs],
+        "hash": [scoring.hash_of(doc) for doc in docs],
         "filter": "none",
         "prediction": [" ".join(f"{reward:.4g}" for reward in item.rewards) for item in rewards],
         "target": [str(task.doc_to_target(doc)) for doc in docs],
@@ -117,8 +115,3 @@ def beside(
             )
         )
     return [*scores, *more], pd.concat(frames, ignore_index=True)
-
-
-def _hash(doc: dict[str, Any]) -> str:
-    """The hash of an item as lm-eval has it."""
-    return hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False))
