@@ -184,7 +184,7 @@ class EvalConfig:
     """System prompt before every question (null: none)."""
     unsafe_code: bool = False
     """Allows tasks that run code written by the model (humaneval) on this machine."""
-    bertscore: str | None = setting(None, axis=False)
+    bertscore: str | None = None
     """Folder or hub id of an encoder, such as roberta-large, by which eval.tasks=[held_out] also scores answers in
     prose with BERTScore (null: ROUGE-L and BLEU alone)."""
 

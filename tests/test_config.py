@@ -44,6 +44,11 @@ STABLE = [
 UNCLIPPED = "train.max_grad_norm=null"  # as methods that step in the backward pass want it
 
 
+def data_with_its_objective(data: str) -> list[str]:
+    """Overrides for `data`, with the only objective that learns from them, if it is not the default."""
+    return [f"data={data}", *(["train.objective=kto"] if data == "local_marked" else [])]
+
+
 @pytest.fixture(scope="module")
 def methods(compose):
     """Each method's configuration, composed once: that takes its time."""
@@ -55,7 +60,7 @@ def places(compose):
     """Configurations that have every model, data and eval among them."""
     columns = [MODELS, DATA, EVALS]
     rows = itertools.islice(zip(*map(itertools.cycle, columns), strict=False), max(map(len, columns)))
-    return [compose(f"model={m}", f"data={d}", f"eval={e}", UNCLIPPED) for m, d, e in rows]
+    return [compose(f"model={m}", *data_with_its_objective(d), f"eval={e}", UNCLIPPED) for m, d, e in rows]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -70,7 +75,8 @@ def test_every_method_composes_with_every_model_data_and_eval(methods, places, m
             config.model = copy.copy(place.model)
             config.model.dtype = "bfloat16"
         made = from_config(config)
-        options = (f"{name}={value}" for name, value in sorted(place.data.options.items()))
+        options = [f"{name}={value}" for name, value in sorted(place.data.options.items())]
+        options += ["kto=0.1"] if place.train.objective == "kto" else []
         assert (made.method, made.data) == (method, " ".join([place.data.name, *options]))
         assert made.settings.model.path
         assert made.settings.eval.tasks

@@ -120,7 +120,7 @@ def _model(model: ModelSettings, hub: str) -> Standing:
 def _gguf(model: ModelSettings, path: str, hub: str) -> Standing:
     """The state of a model that is a GGUF file, here or on the hub."""
     if dequantised.cached(model):
-        return "ready", f"{path}, dequantised"
+        return "ready", f"{Path(path).name}, dequantised"
     if (copy := dequantised.copy_here(path)) is not None:
         return "ready", f"{copy}, dequantised at first use"
     if model.on_hub is None:

@@ -72,5 +72,5 @@ def test_a_model_that_was_built_needs_its_file_no_more(copies, monkeypatch):
     model = ModelSettings(path=HUB, sha256=SHA256)
     assert dequantised.folder(model) == built
     facts = machine.examine({"own": plain(model)}, {}, None)
-    assert facts["models"]["own"] == ("ready", f"{HUB}, dequantised")
+    assert facts["models"]["own"] == ("ready", "file.gguf, dequantised")
     assert Path(HUB).exists() is False

@@ -264,7 +264,7 @@ def test_the_steps_of_passes_are_known_where_the_data_is(tmp_path):
     assert (
         predicted(tiny("method=lora", "train.max_steps=null", "train.epochs=1.5"))["shape"]["steps"] == 48
     )  # of 64 items, 2 a step
-    assumed = shapes.assumed_shape(TrainSettings(max_length=64, batch_size=2, epochs=1.5), 2)
+    assumed = shapes.assumed_shape(TrainSettings(max_length=64, batch_size=2, epochs=1.5), 2, marked=False)
     assert (assumed.steps, assumed.raw) == (None, 128)
     write(known("lora", 50.0, {"device": {"type": "cuda", "name": "A"}}), tmp_path / "s" / "one.json")
     speed, planned = times.Times(tmp_path, {"device": {"type": "cuda", "name": "A"}}, "cuda"), point("lora")

@@ -324,7 +324,6 @@ def test_a_chat_model_is_told_the_labels_and_its_answers_are_counted(tmp_path, s
     rows = [{"question": f"Is {i} even?", "answer": ("no", "yes")[i % 2]} for i in range(60)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = ("data=local", "data.path=mine.jsonl", f"data_root={tmp_path}", "eval=local", "eval.tasks=[held_out]")
-    own = (*own, f"eval.bertscore={saved_encoder(tmp_path / 'encoder')}")
     asked = cell(served, *own)
     extra = {"extra": encode(asking(tmp_path, asked))}
     one = run_request(asked, "test", tmp_path / "chat.json", str(tmp_path), lambda event: None, **extra)
