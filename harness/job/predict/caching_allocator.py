@@ -217,6 +217,11 @@ class Trace:
         if not self._closed:
             self.parts[-1].append((number, size))
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest tensor."""
+        return max((size for part in self.parts for _, size in part if size is not None), default=0)
+
     def reserved(self, steps: tuple[int, int] | None = EXPANDABLE, capacity: int | None = None) -> int:
         """The most bytes that the allocator has reserved in the probe and two further steps like its last.
 

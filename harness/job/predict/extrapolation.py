@@ -11,13 +11,15 @@ from harness.job.measure.live_memory import LiveBytes
 from harness.job.predict.caching_allocator import EXPANDABLE
 from harness.record import Probe
 
+SINGLE = 0.9  # of the largest tensor, from which on it is what has found no place
+
 
 @dataclass(frozen=True)
 class Line:
     """Figures of a probe that are linear in depth and batch: peaks by window and kind, and others by name.
 
     Of the others ``unused`` is what CUDA's allocator reserves beside the peak, and ``holes`` the same if it grew by the
-    byte: only that is linear, as it grows by EXPANDABLE's steps. See `_unused`.
+    byte: only that is linear, as it grows by EXPANDABLE's steps. ``single`` is the largest tensor. See `_unused`.
     """
 
     windows: dict[str, dict[str, float]]
@@ -66,12 +68,13 @@ class Line:
 def _unused(one: dict[str, float], two: dict[str, float], further: float) -> dict[str, float]:
     """What is unused ``further`` steps after `two`, each as large as that from `one` to `two`.
 
-    Holes grow as evenly as layers and sequences are alike. Where they don't grow by what is unused, but for a step of
-    the allocator, a single large tensor has found no place: that is not repeated.
+    Holes grow as evenly as layers and sequences are alike. Where they grow by about the largest tensor (such as the
+    embedding's gradient) or more, or not by what is unused, but for a step of the allocator, a single tensor has found
+    no place: that is not repeated.
     """
     growth = two["holes"] - one["holes"]
     even = abs(two["unused"] - one["unused"] - growth) <= sum(EXPANDABLE)
-    if not even or growth < 0:
+    if not even or not 0 <= growth < SINGLE * two["single"]:
         most = max(one["unused"], two["unused"])
         return {"unused": most, "holes": most}
     return {name: two[name] + growth * further for name in ("unused", "holes")}

@@ -122,6 +122,7 @@ class FakeProbe:
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(figures.resident).items()}
         others = resident | whole | {"total": total, "trainable": trainable, "flops_per_token": flops}
         if self._trace is not None:
+            others["single"] = self._trace.largest
             others["unused"] = self._trace.reserved() - self._live.peak
             others["holes"] = self._trace.reserved((ROUNDING, ROUNDING)) - self._live.peak
         others |= self._work(sum(batch.padded for batch in micro), len(micro))

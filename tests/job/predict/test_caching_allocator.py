@@ -2,7 +2,9 @@
 
 import pytest
 from job_helpers import composed, tiny
+from omegaconf import OmegaConf
 
+from harness.config import CONF
 from harness.job.models import empty_weights
 from harness.job.predict.caching_allocator import EXPANDABLE, MIB, CachingAllocator, Trace
 from harness.job.predict.extrapolation import Line
@@ -106,7 +108,8 @@ def test_a_trace_repeats_its_last_step():
 
 
 def line(**others: float) -> Line:
-    return Line({"head": {"activations": 0.0}}, others)
+    """A probe whose largest tensor has 50 MiB."""
+    return Line({"head": {"activations": 0.0}}, {"single": 50.0 * MIB} | others)
 
 
 def test_holes_grow_with_layers():
@@ -118,6 +121,19 @@ def test_a_large_tensor_without_a_place_is_not_repeated_with_each_layer():
     one, two = line(unused=20.0 * MIB, holes=3.0 * MIB), line(unused=20.0 * MIB, holes=900.0 * MIB)
     assert one.through(two, 1, 2, 30).reserved == 20 * MIB
     assert two.through(one, 1, 2, 30).reserved == 20 * MIB
+    three = line(unused=70.0 * MIB, holes=53.0 * MIB)  # by the largest tensor
+    assert one.through(three, 1, 2, 30).reserved == 70 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "galore"])
+def test_a_large_embedding_is_reserved_once_whatever_the_depth_and_the_batch(method):
+    """Its gradient of 1.16 GiB found no place in a second layer's step, and was counted with each of 28."""
+    settings = ("model=qwen3_1_7b", f"method={method}", "train.batch_size=8")
+    architecture = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "qwen3_1_7b.yaml").architecture)
+    figures = Predictor(None, "bf16", "cuda").predict(composed(*settings), architecture, 80 * 2**30)
+    assert 1 < figures["reserved"] / sum(figures["peak"].values()) < 1.2
+    assert figures["largest_batch"] >= 32
 
 
 def test_without_a_trace_nothing_is_said_of_reserved_memory():
