@@ -83,34 +83,44 @@ def _is_reserved(row: Row) -> bool:
     return row.program == "modelscope/ms-swift"
 
 
-METHODS = ("lora", "dora", "qlora", "galore", "full", "full_bf16")  # whose extrapolation is shown
+METHODS = ("lora", "dora", "qlora", "galore", "full", "full_bf16")
+CASES = [("llama_3_2_3b", 4, method) for method in METHODS] + [
+    ("qwen3_1_7b", 8, method) for method in ("galore", "full")
+]
+"""Model, batch and method whose extrapolation is shown; Qwen's embedding is large beside its layers."""
 
 
 def depths() -> list[dict[str, Any]]:
-    """What `plan` predicts from shallow models for Llama-3.2-3B beside the same at its depth, a row a method."""
+    """What `plan` predicts from shallow models beside the same at their depth, a row a case."""
     app.register()
     rows = []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        for method in METHODS:
-            given = [f"method={method}", "rank=16", "train.batch_size=4", "train.max_length=1024"]
-            config = hydra.compose("config", ["model=llama_3_2_3b", "model.dtype=bfloat16", *given])
+        for model, batch, method in CASES:
+            given = [f"method={method}", "rank=16", f"train.batch_size={batch}", "train.max_length=1024"]
+            config = hydra.compose("config", [f"model={model}", "model.dtype=bfloat16", *given])
             cell, architecture = from_config(config), dict(config.model.architecture)
             shallow = Predictor(None, "bf16", "cuda").predict(cell, architecture)
             with mock.patch.object(empty_weights, "alike", return_value=False):  # then all layers are built
                 deep = Predictor(None, "bf16", "cuda").predict(cell, architecture)
-            peak = sum(deep["peak"].values())
-            rows.append({"method": method, "peak": peak, "deep": deep["reserved"], "shallow": shallow["reserved"]})
+            figures = {"peak": sum(deep["peak"].values()), "deep": deep["reserved"], "shallow": shallow["reserved"]}
+            rows.append({"model": model, "batch": batch, "method": method} | figures)
     return rows
 
 
 def _depth_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
-        [row["method"], *(units.size(row[which]) for which in ("peak", "deep", "shallow")), _off(row)] for row in rows
+        [
+            f"{row['model']}, {row['batch']} × 1024 tokens",
+            row["method"],
+            *(units.size(row[which]) for which in ("peak", "deep", "shallow")),
+            _off(row),
+        ]
+        for row in rows
     ]
-    head = ("method", "peak", "reserved, all layers", "reserved, as planned", "difference")
+    head = ("cell", "method", "peak", "reserved, all layers", "reserved, as planned", "difference")
     return [
-        "`plan` extrapolates what is reserved, as it does the peak, from two shallow models. For Llama-3.2-3B with",
-        "4 × 1,024 tokens, in the expandable segments of the harness's jobs:",
+        "`plan` extrapolates what is reserved, as it does the peak, from two shallow models, in the expandable",
+        "segments of the harness's jobs:",
         "",
         tabulate(lines, head, "pipe", disable_numparse=True),
         "",
