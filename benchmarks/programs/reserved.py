@@ -117,12 +117,16 @@ def _depth_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         for row in rows
     ]
+    most = max(1 - row["shallow"] / row["deep"] for row in rows)
     head = ("cell", "method", "peak", "reserved, all layers", "reserved, as planned", "difference")
     return [
         "`plan` extrapolates what is reserved, as it does the peak, from two shallow models, in the expandable",
         "segments of the harness's jobs:",
         "",
         tabulate(lines, head, "pipe", disable_numparse=True),
+        "",
+        f"Where an embedding is large beside the layers, holes grow unevenly, and the plan is up to {most:.0%} too low. "
+        "Leave that much room there.",
         "",
     ]
 
