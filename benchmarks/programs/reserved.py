@@ -125,8 +125,8 @@ def _depth_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         "",
         tabulate(lines, head, "pipe", disable_numparse=True),
         "",
-        f"Where an embedding is large beside the layers, holes grow unevenly, and the plan is up to {most:.0%} too low. "
-        "Leave that much room there.",
+        "Where an embedding is large beside the layers, holes grow unevenly, and the plan is up to "
+        f"{most:.0%} too low. Leave that much room there.",
         "",
     ]
 
