@@ -69,8 +69,8 @@ def expanded(model: nn.Module) -> Iterator[dict[str, str]]:
         yield {"expanded": "off: the device's own kernels read 4 bits"}
         return
     size = sum(4 * layer.in_features * layer.out_features for layer in layers.values())  # in fp32
-    if 2 * size > psutil.virtual_memory().available:
-        yield {"expanded": f"off: {size / 2**30:.1f} GiB of weights would be most of the memory that is free"}
+    if (reason := _too_large(size)) is not None:
+        yield {"expanded": reason}
         return
     dora = any(isinstance(module, DoraLinearLayer) for module in model.modules())
     for name, layer in layers.items():  # norms need unrounded weights, products rounded ones
@@ -97,8 +97,8 @@ def packed(model: nn.Module) -> Iterator[dict[str, str]]:
         yield {}
         return
     size = sum(layer.weight.nbytes for layer in layers)
-    if 2 * size > psutil.virtual_memory().available:
-        yield {"packed": f"off: {size / 2**30:.1f} GiB of weights would be most of the memory that is free"}
+    if (reason := _too_large(size)) is not None:
+        yield {"packed": reason}
         return
     for layer in layers:
         weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
@@ -129,6 +129,13 @@ def _from_packed(layer: nn.Linear, weight: torch.Tensor, x: torch.Tensor) -> tor
         return LossHead.forward(layer, x)
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, layer.bias, "none", [], "")
     return product.to(x.dtype) if isinstance(layer, _Expanded) else product
+
+
+def _too_large(size: int) -> str | None:
+    """Why no second form of the weights, of `size` bytes, is kept beside them; None if there is room for it."""
+    if 2 * size <= psutil.virtual_memory().available:
+        return None
+    return f"off: {size / 2**30:.1f} GiB of weights would be most of the memory that is free"
 
 
 class _Expanded(nn.Linear):
