@@ -22,6 +22,7 @@ from harness.job.phases.score import score
 from harness.job.phases.train import free_training, gather, leave, train, validate_untuned
 from harness.job.recording import Recording
 from harness.job.reporter import Report
+from harness.job.training import distributed
 from harness.job.training.distributed import LaunchedRank
 from harness.protocol import RunCell
 from harness.record import Merge, Record
@@ -55,7 +56,7 @@ def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None)
             result.parameters = replace(loaded.parameters, trainable=structure.count(model, trainable=True))
             trained = train(cell, model, loaded, plan)
             result.train, result.validation, result.best = trained.train, trained.validations, trained.best
-            model = cell.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            model = distributed.as_before(model, cell.accelerator)
             free_training(cell)
             if rank is not None:
                 weights = leave(cell, rank, model, loaded, result)

@@ -20,9 +20,10 @@ class Lengths:
 
     def notes(self, max_length: int) -> list[str]:
         """What happens to long records: a sentence on those that are cut, and one on those that are left out."""
-        long = f"records are longer than train.max_length={max_length} tokens and"
-        cut = [f"{self.cut:,} of {self.records:,} {long} cut there."] if self.cut else []
-        return [*cut, *([f"{self.dropped:,} {long} left out."] if self.dropped else [])]
+        limit = f"train.max_length={max_length} tokens"
+        cut = [f"Cut at {limit}: {self.cut:,} of {units.plural(self.records, 'record')}."] if self.cut else []
+        left_out = f"Left out as longer than {limit}: {units.plural(self.dropped, 'record')}."
+        return [*cut, left_out] if self.dropped else cut
 
 
 @dataclass

@@ -62,8 +62,8 @@ def fitted(
     too_long = [size for size in (*sizes, *others) if size > max_length]
     if too_long and data.length_rule == "error":
         raise UserError(
-            f"{len(too_long):,} of {len(sizes) + len(others):,} records are longer than train.max_length={max_length}, "
-            f"the longest has {max(too_long):,} tokens; raise it, or write data.too_long=cut or data.too_long=drop."
+            f"train.max_length={max_length} is too short for {len(too_long):,} of {len(sizes) + len(others):,} records, the "
+            f"longest of {max(too_long):,} tokens; raise it, or write data.too_long=cut or data.too_long=drop."
         )
     if data.length_rule == "cut":
         return FittedItems(train, validation, Lengths(len(sizes) + len(others), cut=len(too_long), dropped=0))

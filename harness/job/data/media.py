@@ -32,7 +32,8 @@ def refuse(rows: Sequence[Row], text_columns: Collection[str], what: str) -> Non
 
 def _refusal(media: str, count: int, rows: Sequence[Row], what: str) -> UserError:
     return UserError(
-        f"{what} has {media}, in {count:,} of {len(rows):,} records; only text is trained, so remove these records."
+        f"{what} has {media}, in {count:,} of {len(rows):,} records; only text is trained, so remove these records, or "
+        "the images alone to train on the text."
     )
 
 

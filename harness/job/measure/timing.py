@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any
 
@@ -63,13 +64,30 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = Non
     kept_busy = 1024 if torch.get_num_threads() <= 4 else 2048
     large, times = (8192, 10) if device.type == "cuda" else (kept_busy, 8)
     size = size or large
+    matrices = _random_matrices(size, device, dtype)
+    seconds = [_product_seconds(*matrices) for _ in range(1 + times)]
+    return 2 * size**3 / min(seconds[1:])
+
+
+def product_speedup(dtype: torch.dtype, over: torch.dtype, size: int = 1024, pairs: int = 9) -> float:
+    """How many times as fast as in `over` this CPU multiplies square matrices in `dtype`.
+
+    The median over pairs of products that take turns, so that what else runs on the machine slows both alike.
+    """
+    first, second = (_random_matrices(size, torch.device("cpu"), each) for each in (dtype, over))
+    ratios = [_product_seconds(*second) / _product_seconds(*first) for _ in range(1 + pairs)]
+    return statistics.median(ratios[1:])
+
+
+def _random_matrices(size: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     own = torch.Generator(device).manual_seed(0)  # leaves the random numbers of training as they are
     a, b = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(1 + times):
-        synchronize()
-        start = clock()
-        a @ b
-        synchronize()
-        seconds.append(clock() - start)
-    return 2 * size**3 / min(seconds[1:])
+    return a, b
+
+
+def _product_seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    synchronize()
+    start = clock()
+    a @ b
+    synchronize()
+    return clock() - start

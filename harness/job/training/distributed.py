@@ -219,6 +219,21 @@ class Sharding(Accelerator):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def as_before(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """`model` as it was before `accelerator` prepared it: in no wrapper, and without autocast.
+
+    ``unwrap_model(keep_fp32_wrapper=False)`` would also take off the decorators that the model's class has, such as the
+    one that takes `return_dict`: accelerate compares a function with a bound method, so its search never ends before.
+    """
+    plain = accelerator.unwrap_model(model)
+    forward = vars(plain).pop("_original_forward", None)
+    if forward is not None:
+        del plain.forward
+        if getattr(forward, "__func__", None) is not type(plain).forward:
+            plain.forward = forward
+    return plain
+
+
 # What the ranks measured
 
 

@@ -126,6 +126,8 @@ def _not_merged(override: str, cause: str) -> str:
     key, _, value = override.partition("=")
     if key.startswith("+") and key.lstrip("+") not in _types(FullConfig):  # such as +rank.foo
         return _no_setting(key.lstrip("+"))
+    if (parent := key.rpartition(".")[0]) in (types := _types(FullConfig)) and "dict" not in types[parent]:
+        return f"{parent} is one value, without settings below it; write {parent}={value}."
     if "ListConfig" in cause:
         return f"{key} must be a list, got {value}; write {key}=[{value}]."
     if kind := next((kind for said, kind in KINDS.items() if said in cause), None):

@@ -36,3 +36,11 @@ def test_the_matmul_peak_is_the_best_of_several(monkeypatch, threads, size):
     monkeypatch.setattr(timing, "clock", tick)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert timing.matmul_peak(CPU, torch.float32) == 2 * size**3 / 1.0
+
+
+def test_a_format_is_as_fast_as_the_median_of_pairs_says(monkeypatch):
+    """A burst of other work falls on the products of few pairs, or on both of a pair."""
+    other, one = [6.0, 2.0, 20.0, 2.0, 2.0, 2.0], [6.0, 1.0, 10.0, 9.0, 1.0, 1.0]  # the first pair is warm-up
+    durations = iter([seconds for pair in zip(other, one, strict=True) for seconds in pair])
+    monkeypatch.setattr(timing, "_product_seconds", lambda a, b: next(durations))
+    assert timing.product_speedup(torch.bfloat16, torch.float32, size=2, pairs=5) == 2.0

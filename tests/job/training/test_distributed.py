@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from job_helpers import no_peak, run_here, run_leased, run_request, tiny  # noqa: F401
 from records import change, make_record, measured
 from several_devices import SHORT, alike, go, short
@@ -203,7 +205,7 @@ def refusing(folder: Path, report: launch.Report, rank: distributed.LaunchedRank
 def agreeing(folder: Path, report: launch.Report, rank: distributed.LaunchedRank) -> None:
     """On a processor with instructions for bf16, which seem to pay to the first rank alone."""
     torch.cpu._is_avx512_bf16_supported = lambda: True
-    timing.matmul_peak = lambda on, dtype, size: float((dtype is torch.bfloat16) == (rank.number == 0))
+    timing.product_speedup = lambda dtype, over: 2.0 if rank.number == 0 else 0.5
     device._bf16_pays.cache_clear()
     dtype = device.compute_dtype("auto")
     took = rank.number + 1.0
@@ -287,6 +289,26 @@ def test_of_a_sharded_model_the_first_rank_gets_all_weights(tmp_path, handler):
     assert alike
     assert count > 0
     assert other == (False, 0)
+
+
+class Decorated(torch.nn.Module):
+    """Its forward pass is decorated, as those of transformers' models are."""
+
+    @torch.no_grad()
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_after_training_a_model_has_the_forward_pass_of_before(own):
+    accelerator, net = Accelerator(mixed_precision="bf16", cpu=True), Decorated()
+    if own:
+        net.forward = functools.partial(net.forward)
+    before = net.forward
+    assert accelerator.prepare_model(net).forward != before
+    assert distributed.as_before(net, accelerator) is net
+    assert (net.forward, "forward" in vars(net)) == (before, own)
+    assert distributed.as_before(net, accelerator).forward == before
 
 
 def test_of_memory_the_largest_rank_is_told():
