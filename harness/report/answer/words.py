@@ -50,7 +50,7 @@ class ScoreWords:
         if not self.shares:
             ends = [units.significant(value, 3) for value in (low, high)]
             return f"{' to '.join(dict.fromkeys(ends))} {self._unit}"
-        ends = [f"{100 * value:.{int(round(high - low, 6) < 0.1)}f}" for value in (low, high)]
+        ends = [f"{100 * value:z.{int(round(high - low, 6) < 0.1)}f}" for value in (low, high)]
         return f"{' to '.join(dict.fromkeys(ends))}%"
 
     def value(self, standing: Standing) -> str:
@@ -58,7 +58,7 @@ class ScoreWords:
         values = [standing.value, *(standing.interval or ())[1:]]
         if self.shares:
             close = len(values) > 1 and values[2] - values[1] < 2 * MARGIN
-            numbers, unit = [f"{100 * value:.{int(close)}f}" for value in values], "%"
+            numbers, unit = [f"{100 * value:z.{int(close)}f}" for value in values], "%"
         else:
             numbers, unit = [units.significant(value, 3) for value in values], f" {self._unit}"
         interval = f" ({numbers[1]}–{numbers[2]})" if len(numbers) > 1 else ""
@@ -77,7 +77,7 @@ class ScoreWords:
         if not self.shares:
             return f"{units.significant(low, 2)} to {units.significant(high, 2)} {self._unit}"
         digits = int(high < 2 * MARGIN)
-        return f"{100 * low:.{digits}f} to {100 * high:.{digits}f} points"
+        return f"{100 * low:z.{digits}f} to {100 * high:z.{digits}f} points"
 
     def at_least(self, low: float) -> str:
         """Such as "at least 5 points ", of a difference that is more than `low`; empty if that says too little."""
