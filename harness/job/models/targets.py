@@ -80,9 +80,12 @@ def experts_of(base: PreTrainedModel) -> dict[str, nn.Parameter]:
 def left_out(net: nn.Module, cell: Cell) -> str | None:
     """What the cell's adapters leave as it is in `net`, which they adapt, though its method says `all-linear`: a
     mixture's experts. A sentence with the setting that adapts them; None if nothing is left out."""
-    slot, base = cell.settings.method.adapt or {}, inner(net)
-    experts = experts_of(base)
-    if not experts or slot.get("target_modules") != EVERYWHERE or slot.get("target_parameters"):
+    slot = cell.settings.method.adapt or {}
+    if not isinstance(net, peft.PeftModel) or slot.get("target_modules") != EVERYWHERE or slot.get("target_parameters"):
+        return None
+    base, added = inner(net), f".{net.base_model.prefix}"  # how the names of what peft adds to a layer begin
+    experts = {name: weight for name, weight in experts_of(base).items() if added not in name}
+    if not experts:
         return None
     share, path = sum(size(weight) for weight in experts.values()) / count(base), cell.settings.model.path
     sentence = f"method={cell.method} leaves the experts of {path} as they are, {share:.0%} of the weights."

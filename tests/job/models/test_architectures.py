@@ -150,6 +150,11 @@ def test_experts_are_left_as_they_are_and_the_setting_that_adapts_them_is_told(f
     assert checks.check(cell_of(folder("llama"), "method=lora")) is None
 
 
+@pytest.mark.parametrize("method", ["lora", "gralora"])  # the second has stacks of matrices
+def test_adapters_are_no_experts(folder, method):
+    assert checks.check(cell_of(folder("llama"), f"method={method}")) is None
+
+
 def test_all_experts_are_adapted_where_they_are_named_and_no_router_is(folder):
     asked = cell_of(folder("qwen3_moe"), "method=lora", EXPERTS_ADAPTED)
     net = adapting.adapt(loading.load(asked, torch.device("cpu")), asked)
