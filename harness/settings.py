@@ -31,6 +31,7 @@ BY_MICRO_BATCH = (
 )  # objectives whose loss depends on how a step is cut
 IN_8_BITS = ("int8", "int8wo", "fp8wo")  # formats of a quantised base; all others have 4
 HELD_OUT = "held_out"  # the task that is made of the test part of the cell's own data
+REWARDS = "rewards"  # the task that an objective's rewards of those answers are, against the untuned model's
 ROOMS = re.compile(r"harness\.(?:\w+\.)+(?=\w+\.\w+$)")  # of a callable's path, the folders between
 
 

@@ -316,6 +316,16 @@ def test_as_many_items_but_others():
     assert "Cells were scored on different items: " in told(records, "evaluation")
 
 
+def test_an_untuned_model_has_no_rewards():
+    """They compare a model with it."""
+    records = study()
+    for record in records:
+        record.scores = [make_score(0.18), *([make_score(0.6, task="rewards")] if record.train else [])]
+    assert told(records) == []
+    of(records, "lora")[0].scores.pop()
+    assert "not at all in lora-lr0.0002-s0." in told(records, "evaluation")
+
+
 def test_a_cell_that_was_not_scored_on_all_tasks():
     records = study()
     for record in records[1:]:

@@ -27,7 +27,7 @@ from harness.report.lint.differences import (
 )
 from harness.report.lint.environment import ran_with, same_environment
 from harness.score_names import task_label
-from harness.settings import EvalSettings
+from harness.settings import REWARDS, EvalSettings
 
 eval_of = operator.attrgetter("cell.settings.eval")
 CUT = 0.05  # the share of truncated answers above which there is a finding
@@ -129,7 +129,8 @@ def _scored(members: Sequence[Record], where: str) -> Sentences:
     for task in dict.fromkeys(score.task for record in scored for score in record.scores):
         subject = f"Cells were scored differently on {task_label(task)}{where}"
         asked = functools.partial(_asked, task=task)
-        unequal += first_of(groups, functools.partial(differ, subject, value=asked, tail=DELTA))
+        able = [[r for r in group if r.train or task != REWARDS] for group in groups]  # base is what rewards compare with
+        unequal += first_of(able, functools.partial(differ, subject, value=asked, tail=DELTA))
     yield from unequal or first_of(
         groups, lambda group: differ(f"Cells were scored on different items{where}", group, _sample)
     )

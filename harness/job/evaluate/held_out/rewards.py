@@ -23,9 +23,7 @@ from harness.job.evaluate import scoring
 from harness.job.evaluate.clusters import cluster_of
 from harness.job.training.objectives import PairBatch, PairObjective, log_probabilities
 from harness.record import PairRewards, Score, cluster_numbers, clustered_error
-from harness.settings import HELD_OUT
-
-REWARDS = "rewards"  # the task's name
+from harness.settings import HELD_OUT, REWARDS
 
 
 @dataclass(frozen=True)
