@@ -33,8 +33,8 @@ HEAD = """\
 # Model families
 
 Made by `python docs/families.py` with random models of two layers: each method runs on each family in bf16, from loading
-to the scores of options and of written answers. A test holds this page. *yes*: the cell ends as `ok`. *no*: it is refused before any weight is loaded, with the
-sentence below. These are not measurements of quality, speed or memory.
+to the scores of options and of written answers. A test holds this page. *yes*: the cell ends as `ok`. *no*: it is
+refused before any weight is loaded, with the sentence below. These are not measurements of quality, speed or memory.
 
 """
 FOOT = """

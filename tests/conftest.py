@@ -28,6 +28,16 @@ SEEN_BY_JOBS = str(Path(__file__).parent / "seen_by_jobs")
 sys.path.append(SEEN_BY_JOBS)
 
 
+@pytest.fixture
+def own_precision() -> Iterator[None]:
+    """Lets this process train in another precision: accelerate keeps one for a process."""
+    from accelerate.state import AcceleratorState  # most tests need no libraries of the job
+
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup() -> Iterator[None]:
     return (yield from nameless())

@@ -19,6 +19,7 @@ from harness.job.models import adapting, checks, loading, structure
 sys.path.append(str(ROOT / "docs"))
 import families
 
+pytestmark = pytest.mark.usefixtures("own_precision")  # the page's cells are trained in bf16
 PAGE = families.TARGET.read_text(encoding="utf-8")
 CPU = torch.device("cpu")
 BY_KIND = {family.kind: family for family in families.FAMILIES}

@@ -24,6 +24,7 @@ from harness.record import model_card
 sys.path.append(str(ROOT / "docs"))
 import families
 
+pytestmark = pytest.mark.usefixtures("own_precision")  # the page's cells are trained in bf16
 BY_KIND = {family.kind: family for family in families.FAMILIES}
 
 
