@@ -32,9 +32,9 @@ from harness.sweep.cells import from_config
 HEAD = """\
 # Model families
 
-Made by `python docs/families.py` with random models of two layers: each method runs on each family in bf16, from loading
-to the scores of options and of written answers. A test holds this page. *yes*: the cell ends as `ok`. *no*: it is
-refused before any weight is loaded, with the sentence below. These are not measurements of quality, speed or memory.
+Made by `python docs/families.py` with random models of two layers: each method runs on each family in bf16, from
+loading to the scores of options and of written answers. A test holds this page. *yes*: the cell ends as `ok`. *no*: it
+is refused before any weight is loaded, with the sentence below. These are not measurements of quality, speed or memory.
 
 """
 FOOT = """
@@ -163,7 +163,8 @@ FAMILIES = (
 
 OVERRIDES = (
     *("model=tiny", "rank=4", "train.precision=bf16", "train.max_steps=1", "train.batch_size=2"),
-    *("train.validation_items=2", "+data.load.train=32", "+data.load.validation=4", "eval.tasks=[facts,wordmath_short]", "eval.limit=2"),
+    *("train.validation_items=2", "+data.load.train=32", "+data.load.validation=4"),
+    *("eval.tasks=[facts,wordmath_short]", "eval.limit=2"),
     *("infer.repeats=1", "infer.prompt_tokens=4", "infer.new_tokens=2"),
 )
 

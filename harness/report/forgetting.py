@@ -263,7 +263,9 @@ def tables(found: Forgetting, study: str, examples: int, every: bool = True) -> 
         if any(len(c.subjects) > 1 for c in of_it):
             made.append(_subjects(of_it, several))
     listed = _items(found, study, several, examples)
-    return [*made, replace(listed, data=_every(found)) if every else listed]
+    if every:
+        return [*made, replace(listed, data=_every(found))]
+    return [*made, listed] if listed.rows else made
 
 
 def _where(place: tuple[str, str, str], several: bool) -> dict[str, str]:

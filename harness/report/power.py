@@ -186,15 +186,15 @@ def describe(effect: float, seeds: int, noise_model: Assumptions, said: Sequence
         rows.append([f"{k}{' *' if k == seeds else ''}", *("more seeds" if n is None else f"{n:,}" for n in needed)])
     head = ["Seeds", *(f"Items for {n} methods" for n in METHODS)]
     lines = [
-        f"To detect a difference of {100 * effect:g} points in {WANTED:.0%} of studies (two-sided p < {ALPHA}):",
+        f"To detect a difference of {_points(f'{100 * effect:g}')} in {WANTED:.0%} of studies (two-sided p < {ALPHA}):",
         _answer(effect, seeds, noise_model),
         "",
         tabulate(rows, head, "pipe", disable_numparse=True, colalign=["right"] * len(head)),
         "",
         *(f"- {line}" for line in said),
-        f"- Accuracy {noise_model.accuracy:.3g}; standard deviation between seeds {100 * noise_model.seed_sd:.2g} "
-        f"points. Correlation over items: {noise_model.between_seeds:.2g} between seeds of a method, "
-        f"{noise_model.between_methods:.2g} between methods. `--study` measures these.",
+        f"- Accuracy {noise_model.accuracy:.3g}; standard deviation between seeds "
+        f"{_points(f'{100 * noise_model.seed_sd:.2g}')}. Correlation over items: {noise_model.between_seeds:.2g} "
+        f"between seeds of a method, {noise_model.between_methods:.2g} between methods. `--study` measures these.",
         "- One seed compares two trained models, not two methods, by McNemar's exact test: its line excludes "
         "seed-to-seed variance.",
         "- Of several methods one is taken to be better than all others by that much; each of those is tested against "
@@ -203,6 +203,10 @@ def describe(effect: float, seeds: int, noise_model: Assumptions, said: Sequence
     if any("more seeds" in row for row in rows):
         lines.append("- More seeds: no number of items is enough with so few seeds.")
     return "\n".join(lines) + "\n"
+
+
+def _points(number: str) -> str:
+    return f"{number} point{'s' * (number != '1')}"
 
 
 def _answer(effect: float, seeds: int, noise_model: Assumptions) -> str:

@@ -59,14 +59,14 @@ def fitted(
     if data.length_rule != "drop":
         validation = validation[:validation_items]
     sizes, others = longest(train), longest(validation)
-    too_long = [size for size in (*sizes, *others) if size > max_length]
+    count, too_long = len(sizes) + len(others), [size for size in (*sizes, *others) if size > max_length]
     if too_long and data.length_rule == "error":
         raise UserError(
-            f"train.max_length={max_length} is too short for {len(too_long):,} of {len(sizes) + len(others):,} records, the "
-            f"longest of {max(too_long):,} tokens; raise it, or write data.too_long=cut or data.too_long=drop."
+            f"train.max_length={max_length} is too short for {len(too_long):,} of {count:,} records, the longest of "
+            f"{max(too_long):,} tokens; raise it, or write data.too_long=cut or data.too_long=drop."
         )
     if data.length_rule == "cut":
-        return FittedItems(train, validation, Lengths(len(sizes) + len(others), cut=len(too_long), dropped=0))
+        return FittedItems(train, validation, Lengths(count, cut=len(too_long), dropped=0))
     train = [item for item, size in zip(train, sizes, strict=True) if size <= max_length]
     validation = [item for item, size in zip(validation, others, strict=True) if size <= max_length]
     if not train or not validation:

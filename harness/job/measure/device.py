@@ -36,8 +36,8 @@ def _bf16_pays() -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if not torch.cpu._is_avx512_bf16_supported():
         return False
-    # Such processors are about twice or half as fast in bf16, so that a short measurement is clear enough for the cells of
-    # a study, which measure by themselves, to decide alike.
+    # Such processors are about twice or half as fast in bf16, so that a short measurement is clear enough for the cells
+    # of a study, each of which measures by itself, to decide alike.
     pays = [timing.product_speedup(torch.bfloat16, torch.float32) > 1]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(pays)  # all ranks use one format
