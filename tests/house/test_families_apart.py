@@ -10,14 +10,15 @@ import pytest
 import torch
 from bitsandbytes.functional import name2qmap
 from job_helpers import no_peak  # noqa: F401
+from torch.distributed.fsdp import FSDPModule
 
 from harness.config import ROOT
 from harness.errors import UserError
-from harness.job.models import checks, empty_weights, loading
+from harness.job.models import checks, empty_weights, loading, structure
 from harness.job.phases import load
 from harness.job.predict import calibrating
 from harness.job.run_cell import run_cell
-from harness.job.training import loss
+from harness.job.training import distributed, loss
 from harness.protocol import CalibrateDevice, PlannedCell, RunCell
 from harness.record import model_card
 
@@ -65,6 +66,16 @@ def test_experts_in_fp32_compute_without_values_as_sharding_has_them(folder, kin
     with load._valueless(net):
         assert loss.enable(net) == "on: chunked"
     assert net.get_base_model().get_experts_implementation() == before
+
+
+def test_a_model_with_several_towers_is_sharded_by_layers(folder):
+    """transformers also names layers of a tower that such a model does not have."""
+    net = empty_weights.shell(cell := cell_of(folder("gemma3"), "full"), loading.config_of(cell.settings.model))[0]
+    with distributed.pretended(2) as rank:
+        rank.accelerator(sharded=True, bf16=False).prepare_model(net)
+    layers = structure.decoder_layers(net, net.config)
+    assert layers is not None
+    assert all(isinstance(layer, FSDPModule) for layer in layers)
 
 
 @pytest.mark.slow

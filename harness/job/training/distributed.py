@@ -200,6 +200,9 @@ class Sharding(Accelerator):
 
         In a prediction the first is on "meta" too, and stays there.
         """
+        # Of a model with several towers transformers also names classes that it lacks, which accelerate refuses.
+        classes = {type(module).__name__ for module in model.modules()}
+        self.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(classes & set(model._no_split_modules or ()))
         first = self.is_main_process
         if first and any(p.is_meta for p in model.parameters()):
             return fsdp2_prepare_model(self, model)
