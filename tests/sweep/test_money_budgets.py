@@ -24,6 +24,7 @@ def test_plan_names_what_it_lacks(harness):
     priceless = harness("plan", *TINY, "5USD", "--throughput", "10")
     assert priceless.returncode == 2
     assert "error: A budget of 5USD requires the option price, dollars for an hour of one device." in priceless.stderr
+    assert not priceless.stdout  # nothing is planned before
     timeless = harness("plan", *TINY, "5USD", "--price", "2")
     assert timeless.returncode == 2
     assert "A budget of 5USD requires known times, which 2 cells of 2 lack: " in timeless.stderr

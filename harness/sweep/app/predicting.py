@@ -44,6 +44,10 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
         check(list(remote.values()), options)
     if not planned:
         return []
+    if options.dollars is not None and options.price is None and (options.card is None or options.card.price is None):
+        raise UserError(
+            f"A budget of {options.dollars:g}USD requires the option price, dollars for an hour of one device."
+        )
     of, root = architectures(local), composed.data_root
     plan = planner.make(
         list(planned.values()),
@@ -64,8 +68,6 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
 def _require_within(budget: float, plan: planner.Plan, times: Times) -> None:
     """Say what training the cells of `plan` costs. Raises UserError if it is above `budget` dollars, or unknown."""
     trained = [point for point in plan.predicted if point.prediction["trainable"]]
-    if times.price is None:
-        raise UserError(f"A budget of {budget:g}USD requires the option price, dollars for an hour of one device.")
     costs = [cost for point in trained if (cost := times.dollars(point)) is not None]
     if lacking := len(trained) - len(costs):
         raise UserError(
