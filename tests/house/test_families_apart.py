@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from bitsandbytes.functional import name2qmap
-from job_helpers import no_peak  # noqa: F401
+from job_helpers import no_peak, tiny  # noqa: F401
 from torch.distributed.fsdp import FSDPModule
 
 from harness.config import ROOT
@@ -26,6 +26,7 @@ sys.path.append(str(ROOT / "docs"))
 import families
 
 pytestmark = pytest.mark.usefixtures("own_precision")  # the page's cells are trained in bf16
+CPU = torch.device("cpu")
 BY_KIND = {family.kind: family for family in families.FAMILIES}
 
 
@@ -68,8 +69,20 @@ def test_experts_in_fp32_compute_without_values_as_sharding_has_them(folder, kin
     assert net.get_base_model().get_experts_implementation() == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "classes"),
+    [
+        ("qwen3", {"Qwen3DecoderLayer"}),
+        ("deepseek_v3", {"DeepseekV3DecoderLayer", "DeepseekV3TopkRouter"}),  # whose router stays in fp32
+    ],
+)
+def test_what_a_full_model_keeps_in_another_dtype_is_a_shard_of_its_own(folder, kind, classes):
+    cell = tiny("method=full", "model.dtype=bfloat16", f"model.path={folder(kind)}")
+    assert {*distributed.sharded_classes(loading.load(cell, CPU))} == classes
+
+
 def test_a_model_with_several_towers_is_sharded_by_layers(folder):
-    """transformers also names layers of a tower that such a model does not have."""
+    """transformers also names classes of a tower that such a model does not have."""
     net = empty_weights.shell(cell := cell_of(folder("gemma3"), "full"), loading.config_of(cell.settings.model))[0]
     with distributed.pretended(2) as rank:
         rank.accelerator(sharded=True, bf16=False).prepare_model(net)

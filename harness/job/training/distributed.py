@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -200,9 +201,7 @@ class Sharding(Accelerator):
 
         In a prediction the first is on "meta" too, and stays there.
         """
-        # Of a model with several towers transformers also names classes that it lacks, which accelerate refuses.
-        classes = {type(module).__name__ for module in model.modules()}
-        self.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(classes & set(model._no_split_modules or ()))
+        self.state.fsdp_plugin.transformer_cls_names_to_wrap = sharded_classes(model)
         first = self.is_main_process
         if first and any(p.is_meta for p in model.parameters()):
             return fsdp2_prepare_model(self, model)
@@ -235,6 +234,21 @@ def as_before(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         if getattr(forward, "__func__", None) is not type(plain).forward:
             plain.forward = forward
     return plain
+
+
+def sharded_classes(model: nn.Module) -> list[str]:
+    """Names of the classes whose modules FSDP gathers and frees each by itself: decoder layers and their like, and what
+    has trainable weights in another dtype than most, such as a router, as FSDP takes only one together."""
+    names: Any = model._no_split_modules or ()  # of a model with several towers also classes that it lacks
+    dtypes = Counter(weight.dtype for weight in model.parameters() if weight.requires_grad)
+    usual = {dtype for dtype, _ in dtypes.most_common(1)}
+
+    def apart(module: nn.Module) -> bool:
+        own = (weight for weight in module.parameters(recurse=False) if weight.requires_grad)
+        return any(weight.dtype not in usual for weight in own)
+
+    modules = ((type(module).__name__, module) for module in model.modules())
+    return sorted({name for name, module in modules if name in names or apart(module)})
 
 
 # What the ranks measured
