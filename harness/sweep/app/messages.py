@@ -124,9 +124,10 @@ def _missing(error: MissingConfigException) -> str | None:
 def _not_merged(override: str, cause: str) -> str:
     """What to say of an override whose value the schema does not take. cause: OmegaConf's words."""
     key, _, value = override.partition("=")
-    if key.startswith("+") and key.lstrip("+") not in _types(FullConfig):  # such as +rank.foo
+    types = _types(FullConfig)
+    if key.startswith("+") and key.lstrip("+") not in types:  # such as +rank.foo
         return _no_setting(key.lstrip("+"))
-    if (parent := key.rpartition(".")[0]) in (types := _types(FullConfig)) and "dict" not in types[parent]:
+    if key not in types and (parent := key.rpartition(".")[0]) in types:
         return f"{parent} is one value, without settings below it; write {parent}={value}."
     if "ListConfig" in cause:
         return f"{key} must be a list, got {value}; write {key}=[{value}]."
