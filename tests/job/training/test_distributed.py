@@ -300,7 +300,7 @@ class Decorated(torch.nn.Module):
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_after_training_a_model_has_the_forward_pass_of_before(own):
+def test_after_training_a_model_has_the_forward_pass_of_before(own_precision, own):
     accelerator, net = Accelerator(mixed_precision="bf16", cpu=True), Decorated()
     if own:
         net.forward = functools.partial(net.forward)
