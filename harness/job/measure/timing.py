@@ -56,14 +56,13 @@ class Stopwatch:
         return event
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of several products of square matrices: the peak that this device reaches now.
 
-    size: rows of the matrices; null for a size that keeps the device busy.
+    They are large enough to keep the device busy.
     """
-    kept_busy = 1024 if torch.get_num_threads() <= 4 else 2048
-    large, times = (8192, 10) if device.type == "cuda" else (kept_busy, 8)
-    size = size or large
+    on_cpu = 1024 if torch.get_num_threads() <= 4 else 2048
+    size, times = (8192, 10) if device.type == "cuda" else (on_cpu, 8)
     matrices = _random_matrices(size, device, dtype)
     seconds = [_product_seconds(*matrices) for _ in range(1 + times)]
     return 2 * size**3 / min(seconds[1:])
