@@ -75,17 +75,21 @@ class EarlyStopping:
     target: str
 
 
+LIBRARIES = "harness.job.run_cell"  # imports all that a cell needs, which takes seconds
+READING = "harness.job.reachable"  # imports what data are read with
+
+
 class Request:
     """What is asked of a job.
 
     target: the function that serves it, as ``module:function``; it takes the request and a function that sends events.
     A RunCell has none: harness/job/__main__.py runs it. prepare: what the server calls with it before it forks the job,
     so that later jobs find loaded what they share (None: nothing). libraries: the module that the server imports first,
-    with the libraries of such jobs.
+    with the libraries of such jobs; those that may be refused soon name READING, and import LIBRARIES when they aren't.
     """
 
     target: ClassVar[str]
-    libraries: ClassVar[str] = "harness.job.run_cell"
+    libraries: ClassVar[str] = LIBRARIES
     prepare: ClassVar[str | None] = None
 
 
@@ -103,6 +107,7 @@ class RunCell(Request):
     position, confirmation: as in the record. early_stopping: null if the cell is trained to its end.
     """
 
+    libraries: ClassVar[str] = READING
     prepare: ClassVar[str | None] = "harness.job.services:prepare_cell"
 
     cell: Cell
@@ -149,6 +154,7 @@ class CheckCells(Request):
     """
 
     target: ClassVar[str] = "harness.job.services:check"
+    libraries: ClassVar[str] = READING
     prepare: ClassVar[str | None] = "harness.job.services:prepare_check"
 
     cells: list[Cell]
@@ -160,11 +166,17 @@ class CheckCells(Request):
 
 @dataclass(frozen=True)
 class SortCells(Request):
-    """Answer which of `cells` the method, the model or this machine refuses: id, reason and environment of each."""
+    """Answer which of `cells` the method, the model or this machine refuses: id, reason and environment of each.
+
+    Data that can't be read are refused: no cell is to be left out for them.
+    """
 
     target: ClassVar[str] = "harness.job.services:sort"
+    libraries: ClassVar[str] = READING
+    prepare: ClassVar[str | None] = "harness.job.services:prepare_check"
 
     cells: list[Cell]
+    data_root: str | None = None
     local: LocalPaths = NO_PATHS
 
 

@@ -51,11 +51,17 @@ def serving(request: Request, send: Send) -> Callable[[], Any]:
 
 
 def runner(request: RunCell) -> Callable[[RunCell, Report], Record | int]:
-    """What runs the cell of `request`: it returns the record, or the exit status of several devices."""
+    """What runs the cell of `request`: it returns the record, or the exit status of several devices.
+
+    Raises UserError for data or a model that can't be had.
+    """
     settings = request.cell.settings
     if (by_plugin := cell_runner.runner_of(settings)) is not None:
         return by_plugin.run
-    from harness.job.run_cell import run_cell
+    from harness.job import reachable
+
+    reachable.check([request.cell], request.data_root)
+    from harness.job.run_cell import run_cell  # late: its libraries take seconds
 
     if settings.train.total_devices == 1:
         return run_cell

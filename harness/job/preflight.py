@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-
-from harness.errors import UserError
-from harness.job import prepared_inputs
-from harness.job.data import chat, columns
+from harness.job import own_files, prepared_inputs
+from harness.job.data import cached, chat, columns
 from harness.job.evaluate import answer_engines, scoring
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.measure import device
@@ -15,7 +11,7 @@ from harness.job.models import checks, loading
 from harness.job.training import activation_offload, compiled
 from harness.protocol import NO_PATHS, LocalPaths
 from harness.record import Cell
-from harness.settings import HELD_OUT, DataSettings
+from harness.settings import HELD_OUT
 
 
 def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> list[str]:
@@ -34,39 +30,19 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
             scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))
         asked, data = cell.settings.eval, cell.settings.data
         if data not in splits:
-            loaded = prepared_inputs.splits(data, data_root)
+            loaded = cached.splits(data, data_root)
             if any(columns.CHAT in item for item in loaded["train"][:1]):
                 chat.require(loading.tokenizer(cell.settings.model))
             splits.append(data)
         if data.own or data.too_long is not None:
-            prepared_inputs.fitted(cell.settings, data_root)
+            own_files.fitted(cell.settings, data_root)
         of = (asked, data if HELD_OUT in asked.tasks else None)
         if of not in tasks:
             own = prepared_inputs.own_task(asked, data, data_root)
             scoring.Tasks(asked, data_root, own, include)
             sentences += [] if own is None else own.notes
             tasks.append(of)
-    return list(dict.fromkeys([*notes(cells, data_root), *sentences]))
-
-
-def notes(cells: list[Cell], data_root: str | None) -> list[str]:
-    """A sentence on each file of the user's own that can be read: as what it is, and what is left out."""
-    sentences: dict[DataSettings, str] = {}
-    for data in dict.fromkeys(cell.settings.data for cell in cells):
-        with suppress(UserError):  # which the cell says
-            if (own := prepared_inputs.own_data(data, data_root)) is not None:
-                sentences[data] = own.sentence
-    return list(dict.fromkeys([*sentences.values(), *_on_long_records(cells, data_root)]))
-
-
-def _on_long_records(cells: list[Cell], data_root: str | None) -> Iterator[str]:
-    """A sentence on the long records of each cell that has some, which are cut or dropped."""
-    for cell in cells:
-        if cell.settings.data.own:
-            with suppress(UserError):
-                fitted = prepared_inputs.fitted(cell.settings, data_root)
-                if fitted.lengths is not None:
-                    yield from fitted.lengths.notes(cell.settings.train.validated().max_length)
+    return list(dict.fromkeys([*own_files.notes(cells, data_root), *sentences]))
 
 
 def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> str | None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from harness.job.data import batching, columns, contamination, documents, encoding, lengths, sources
+from harness.job import own_files
+from harness.job.data import batching, cached, columns, contamination, documents, encoding, sources
+from harness.job.data.cached import HELD, Root
 from harness.job.evaluate import scoring
 from harness.job.evaluate.held_out import bertscore
 from harness.job.evaluate.held_out import task as held_out
@@ -28,9 +30,6 @@ from harness.settings import (
     ModelSettings,
     Settings,
 )
-
-Root = tuple[str | None, str]  # data_root, and a text that changes with the data
-HELD = 8  # settings that are cached at a time
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def of(settings: Settings, data_root: str | None, include_path: str | None = Non
 
     include_path: as in harness.config.EvalConfig.
     """
-    root = (data_root, sources.data_state(settings.data, data_root))
+    root = cached.root_of(settings.data, data_root)
     key = replace(settings, method=MethodSettings(), infer=InferSettings(), speedups=None)  # these change no input
     include = IncludedTasks.of(include_path)
     inputs = _made(key, loading.state(settings.model), root, settings.method.tuned, include)
@@ -121,22 +120,14 @@ def encoder_fingerprint(settings: EvalSettings) -> str | None:
     return None if settings.bertscore is None else loading.fingerprint(ModelSettings(path=settings.bertscore))
 
 
-def splits(data: DataSettings, data_root: str | None) -> dict[str, list[encoding.Item]]:
-    """The splits of `data`. Raises UserError if they can't be loaded."""
-    return _splits(data, (data_root, sources.data_state(data, data_root)))
-
-
-def own_data(data: DataSettings, data_root: str | None) -> OwnData | None:
-    """How the user's own file is read; None of other data. Raises UserError if it can't be."""
-    return _own_data(data, (data_root, sources.data_state(data, data_root)))
-
-
 def same_items(recorded: Record, data_root: str | None) -> bool:
     """Whether a recorded cell's data, of a hub data set too, still have the items that it was trained on.
 
     Loads them. harness.sweep.changed_file looks at the bytes of the user's own file alone, without loading any.
     """
-    return sources.fingerprint(splits(recorded.cell.settings.data, data_root)) == recorded.fingerprints.get("data")
+    return sources.fingerprint(cached.splits(recorded.cell.settings.data, data_root)) == recorded.fingerprints.get(
+        "data"
+    )
 
 
 @functools.lru_cache(HELD)
@@ -144,14 +135,14 @@ def _made(
     settings: Settings, model_state: str, root: Root, trained: bool, include: IncludedTasks | None
 ) -> PreparedInputs:
     train = settings.train.validated()
-    splits = _splits(settings.data, root)
+    splits = cached.splits(settings.data, root[0])
     tokenizer = loading.tokenizer(settings.model)
     scoring.check_template(settings.eval, tokenizer)
     tasks = _tasks(settings.eval, *_tested(settings.eval, settings.data, root[0]), include)
     encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
     trained_on: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
     cut: set[int] = set()
-    fitted = _fitted(settings.data, root, settings.model, model_state, *_room(settings))
+    fitted = own_files.fitted(settings, root[0])
 
     def drawing(items: list[encoding.Item]) -> list[encoding.Drawn]:
         trained_on.update((id(item), item) for item in items)
@@ -166,7 +157,7 @@ def _made(
     asked = tasks.sample.get(HELD_OUT, []) if trained and train.paired else []
     rewarded = encode([splits["test"][i] for i in asked]) if asked else []
     questions, texts = _trained_texts([*trained_on.values()], settings.data.documents)
-    own = _own_data(settings.data, root)
+    own = cached.own_data(settings.data, root[0])
     records = len(texts) if settings.data.documents else len(trained_on)
     counts = Lengths(records=records, cut=len(cut), dropped=fitted.dropped) if trained else None
     return PreparedInputs(
@@ -195,44 +186,10 @@ def _trained_texts(items: list[encoding.Item], are_blocks: bool) -> tuple[list[s
     return questions, [f"{columns.question_of(item)}\n{columns.answer_of(item)}" for item in items]
 
 
-def fitted(settings: Settings, data_root: str | None) -> lengths.FittedItems:
-    """The records of the cell's data that may be drawn. Raises UserError for long ones that may not be there."""
-    root = (data_root, sources.data_state(settings.data, data_root))
-    return _fitted(settings.data, root, settings.model, loading.state(settings.model), *_room(settings))
-
-
-def _room(settings: Settings) -> tuple[int, bool, int | None]:
-    train = settings.train.validated()
-    return train.max_length, train.paired, train.validation_items
-
-
-@functools.lru_cache(HELD)
-def _fitted(
-    data: DataSettings,
-    root: Root,
-    model: ModelSettings,
-    model_state: str,
-    max_length: int,
-    pairs: bool,
-    validation_items: int | None,
-) -> lengths.FittedItems:
-    return lengths.fitted(_splits(data, root), data, loading.tokenizer(model), max_length, pairs, validation_items)
-
-
-@functools.lru_cache(HELD)
-def _own_data(settings: DataSettings, root: Root) -> OwnData | None:
-    return sources.own_data(settings, root[0])
-
-
-@functools.lru_cache(HELD)
-def _splits(settings: DataSettings, root: Root) -> dict[str, list[encoding.Item]]:
-    return sources.splits(settings, root[0])
-
-
 def _tested(settings: EvalSettings, data: DataSettings, data_root: str | None) -> tuple[DataSettings, Root]:
     """What of `data` the tasks of `settings` depend on, and where they lie."""
     asked = replace(data, limit=None, noise=0.0) if HELD_OUT in settings.tasks else DataSettings()
-    return asked, (data_root, sources.data_state(asked, data_root))
+    return asked, cached.root_of(asked, data_root)
 
 
 @functools.lru_cache(HELD)
@@ -246,7 +203,7 @@ def _own(
     settings: EvalSettings, data: DataSettings, root: Root, likelihoods: bool = True
 ) -> held_out.HeldOutTask | None:
     return (
-        held_out.task(data, _splits(data, root), settings.num_fewshot, likelihoods, settings.bertscore)
+        held_out.task(data, cached.splits(data, root[0]), settings.num_fewshot, likelihoods, settings.bertscore)
         if data.load
         else None
     )

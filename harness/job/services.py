@@ -6,7 +6,7 @@ server before the job is forked, so that later jobs find it loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from harness import cell_runner
 from harness.errors import UserError
 from harness.protocol import (
+    LIBRARIES,
     CalibrateDevice,
     CheckCells,
     CheckTasks,
@@ -28,7 +29,7 @@ from harness.protocol import (
     SortCells,
     Warned,
 )
-from harness.record import encode
+from harness.record import Cell, encode
 from harness.settings import DataSettings
 
 Send = Callable[[JobEvent], None]
@@ -47,37 +48,48 @@ def progress(send: Send) -> Report:
 
 
 def check(request: CheckCells, send: Send) -> None:
-    from harness.job import preflight
+    from harness.job import reachable
 
-    runners = [(cell, cell_runner.runner_of(cell.settings)) for cell in request.cells]
-    local = [cell for cell, by_plugin in runners if by_plugin is None]
+    local = _local(request.cells)
+    reachable.check(local, request.data_root)
+    from harness.job import preflight  # late: its libraries take seconds
+
     for note in preflight.check(local, request.data_root, request.local):
         send(Noted(note))
-    for cell, by_plugin in runners:
-        if by_plugin is not None:
+    for cell in request.cells:
+        if (by_plugin := cell_runner.runner_of(cell.settings)) is not None:
             cost = by_plugin.check(cell, request.extra[cell.id], request.data_root, request.local)
             send(Result({"id": cell.id, "cost": cost}))
 
 
 def sort(request: SortCells, send: Send) -> None:
     from harness import env
-    from harness.job import preflight
+    from harness.job import reachable
 
-    for cell in request.cells:
-        if cell_runner.runner_of(cell.settings) is None:
-            try:
-                preflight.check_machine(cell, request.local)
-            except UserError as error:
-                send(Result({"id": cell.id, "reason": str(error), "environment": env.describe()}))
+    cells = _local(request.cells)
+    reachable.check_data(cells, request.data_root)
+    for cell in cells:
+        try:
+            reachable.check_model(cell.settings.model)
+            from harness.job import preflight  # late: its libraries take seconds
+
+            preflight.check_machine(cell, request.local)
+        except UserError as error:
+            send(Result({"id": cell.id, "reason": str(error), "environment": env.describe()}))
+
+
+def _local(cells: Sequence[Cell]) -> list[Cell]:
+    """Those of `cells` that no plug-in runs."""
+    return [cell for cell in cells if cell_runner.runner_of(cell.settings) is None]
 
 
 def plan(request: PlanCells, send: Send) -> None:
     from harness.job.predict import workers
 
     if own := [planned.cell for planned in request.cells if planned.cell.settings.data.own]:
-        from harness.job import preflight  # it brings the libraries of tasks, which nothing else here needs
+        from harness.job import own_files
 
-        for note in preflight.notes(own, request.data_root):
+        for note in own_files.notes(own, request.data_root):
             send(Noted(note))
     for answer in workers.answer(request):
         send(Result(answer))
@@ -113,18 +125,32 @@ def rescore(request: Rescore, send: Send) -> None:
 
 
 def prepare_cell(request: RunCell) -> None:
-    """Load the cell's data, tokenizer and tasks."""
-    from harness.job import prepared_inputs
+    """Load the cell's data, import the libraries of cells, and load the tokenizer and the tasks.
+
+    Nothing more is done after data or a model that are refused, so that the job can say it soon.
+    """
+    from harness.job import libraries, reachable
 
     with suppress(Exception):  # the job meets the same error, and reports it
+        reachable.check(_local([request.cell]), request.data_root)
+        libraries.load(LIBRARIES)
+        from harness.job import prepared_inputs
+
         prepared_inputs.of(request.cell.settings, request.data_root, request.local.include_path)
 
 
-def prepare_check(request: CheckCells) -> None:
-    """Index the tasks of the cells: it takes seconds, and the cells need it too."""
-    from harness.job.evaluate import task_index
+def prepare_check(request: CheckCells | SortCells) -> None:
+    """Read the data, import the libraries of cells and index their tasks: it takes seconds, and the cells need it too.
+
+    The rest as prepare_cell.
+    """
+    from harness.job import libraries, reachable
 
     with suppress(UserError):
+        reachable.check(_local(request.cells), request.data_root)
+        libraries.load(LIBRARIES)
+        from harness.job.evaluate import task_index
+
         include = task_index.IncludedTasks.of(request.local.include_path)
         for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
             task_index.index_of(tasks, include)

@@ -74,9 +74,12 @@ def check(
     return {answer["id"]: answer["cost"] for answer in answers}
 
 
-def impossible(cells: list[Cell], local: LocalPaths = NO_PATHS) -> dict[str, dict[str, Any]]:
-    """Which of `cells` can't run here, by id: `reason`, as peft, the model or a kernel has it, and `environment`."""
-    answers = _ask("The check before the sweep", SortCells(cells, local))
+def impossible(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> dict[str, dict[str, Any]]:
+    """Which of `cells` can't run here, by id: `reason`, as peft, the model or a kernel has it, and `environment`.
+
+    Raises UserError for data that can't be read.
+    """
+    answers = _ask("The check before the sweep", SortCells(cells, _absolute(data_root), local))
     return {answer["id"]: answer for answer in answers}
 
 

@@ -337,6 +337,6 @@ def test_a_check_looks_at_what_cells_share_once(monkeypatch):
         return lambda *args: looked.append(name) or real(*args)
 
     monkeypatch.setattr(preflight.scoring, "Tasks", counted("Tasks", preflight.scoring.Tasks))
-    monkeypatch.setattr(preflight.prepared_inputs, "splits", counted("splits", preflight.prepared_inputs.splits))
+    monkeypatch.setattr(preflight.cached, "splits", counted("splits", preflight.cached.splits))
     preflight.check([tiny(f"rank={rank}") for rank in (2, 4, 8)] + [tiny("eval.limit=8")], None)
     assert sorted(looked) == ["Tasks", "Tasks", "splits"]

@@ -26,7 +26,7 @@ def folder(model: ModelSettings) -> Path:
     """
     if model.sha256 is not None and cached(model):
         return _folder(model.sha256)
-    file = _file(model)
+    file = file_of(model)
     with open(file, "rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     if model.sha256 not in (None, sha256):
@@ -61,8 +61,8 @@ def _folder(sha256: str) -> Path:
     return embedded.cache() / f"gguf-{sha256[:16]}"
 
 
-def _file(model: ModelSettings) -> Path:
-    """The file on this machine, from the hub if it must be."""
+def file_of(model: ModelSettings) -> Path:
+    """The file on this machine, from the hub if it must be. Raises UserError if it is out of reach."""
     path = str(model.path)
     if (copy := copy_here(path)) is not None:
         return copy

@@ -13,9 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
 from harness import env
 from harness.errors import UserError, one_of
 
@@ -67,6 +64,9 @@ def _smollm2(target: Path) -> None:
 
 def dequantise(gguf: Path, target: Path) -> None:
     """Write the model and tokenizer of the file `gguf` into the folder `target`, the weights in float32."""
+    import torch  # late: most cells find the model built, and a model that is out of reach is refused before it
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     # The weights are floats now; with a saved quantization_config each load would quantise them again.
@@ -79,7 +79,9 @@ def dequantise(gguf: Path, target: Path) -> None:
 
 def _tiny(target: Path) -> None:
     """A random 2-layer Llama of 0.2M weights, with a byte-level BPE of 1,024 pieces trained on our word problems."""
+    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from harness.job.data.generators import facts, wordmath
 

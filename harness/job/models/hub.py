@@ -13,10 +13,11 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, hf_hub_download
 
 from harness import redact
 from harness.errors import UserError
+from harness.settings import ModelSettings
 
 PATIENCE = 5.0  # seconds to wait for an answer
 AGAIN = 60.0  # seconds until the hub is asked again
@@ -54,6 +55,27 @@ def settle() -> None:
             print(f"The hub ({where}) does not answer; using its cache.", file=sys.stderr, flush=True)
     if "datasets" in sys.modules:  # few plans need it, and it takes a tenth of their imports
         sys.modules["datasets"].config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or DATASETS_OFFLINE
+
+
+def config_file(model: ModelSettings) -> str:
+    """The config of a model of the hub, in the hub's cache; its folder has the name of the commit.
+
+    Raises UserError if it is out of reach.
+    """
+    path = str(model.path)
+    settle()
+    try:
+        return hf_hub_download(path, "config.json", revision=model.revision)
+    except (OSError, ValueError) as error:
+        raise no_model(path, error) from error
+
+
+def no_model(path: str, error: BaseException) -> UserError:
+    """Why the model `path`, which is no local folder, can't be loaded."""
+    remedy = (
+        "there is no such local folder; check model.path and the connection, or use the embedded model=smollm2_135m"
+    )
+    return refused(f"The model {path}", error, remedy)
 
 
 def refused(what: str, error: BaseException | None, remedy: str) -> UserError:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
@@ -199,11 +198,7 @@ def fingerprint(model: ModelSettings) -> str:
             with open(file, "rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return f"sha256:{digest.hexdigest()}"
-    try:
-        config = hf_hub_download(path, "config.json", revision=model.revision)
-    except (OSError, ValueError) as error:
-        raise _unreachable(path, error) from error
-    return f"{path}@{Path(config).parent.name}"  # the hub's cache has a folder for each commit
+    return f"{path}@{Path(hub.config_file(model)).parent.name}"  # the hub's cache has a folder for each commit
 
 
 def state(model: ModelSettings) -> str:
@@ -227,7 +222,4 @@ def _unreachable(path: str, error: Exception) -> UserError:
     if Path(path).is_dir():
         folder = os.path.abspath(path)
         return UserError(f"The folder {folder} has no model that transformers can load ({first_line(error)}).")
-    remedy = (
-        "there is no such local folder; check model.path and the connection, or use the embedded model=smollm2_135m"
-    )
-    return hub.refused(f"The model {path}", error, remedy)
+    return hub.no_model(path, error)

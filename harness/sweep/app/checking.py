@@ -39,13 +39,14 @@ def check(points: Sequence[Point], options: Options) -> None:
 def impossible(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
     """Which of `points` can't run on this machine, by the id of the cell: as harness.sweep.runner.impossible.
 
-    Raises UserError if none can.
+    Raises UserError if none can, and for data that can't be read.
 
-    points: of one sweep, whose local paths are the same; at least one.
+    points: of one sweep, whose data_root and local paths are the same; at least one.
     """
     local = [point.cell for point in points if point.is_local]
     distinct = _distinct(local)
-    reasons = runner.impossible([*distinct.values()], points[0].request.local)
+    request = points[0].request
+    reasons = runner.impossible([*distinct.values()], request.data_root, request.local)
     refused = {cell.id: reasons[distinct[_alike(cell)].id] for cell in local if distinct[_alike(cell)].id in reasons}
     if len(refused) == len(points):
         raise UserError(next(iter(refused.values()))["reason"])
@@ -57,7 +58,7 @@ def leaves_others(points: Sequence[Point], error: UserError) -> bool:
     try:
         inputs.require(points)  # otherwise it is about an input, and no job needs to look
         return str(error) in {each["reason"] for each in impossible(points).values()}
-    except UserError:  # none can run
+    except UserError:  # none can run, or it is about data
         return False
 
 

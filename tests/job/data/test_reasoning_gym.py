@@ -13,7 +13,7 @@ from job_helpers import composed, no_peak, run_request  # noqa: F401
 
 from harness.errors import UserError
 from harness.job import preflight, prepared_inputs
-from harness.job.data import sources
+from harness.job.data import cached, sources
 from harness.job.data.generators import reasoning_gym
 
 pytest.importorskip("reasoning_gym", reason="the extra `gym` is not installed")
@@ -131,7 +131,7 @@ def test_a_cell_is_trained_on_its_problems_and_scored_by_the_verifier(tmp_path):
 def test_right_answers_are_solved_in_both_forms():
     settings = composed(*GYM, "eval.num_fewshot=1").settings
     task = prepared_inputs.tasks(settings.eval, settings.data, None).leaves["held_out"]
-    first = prepared_inputs.splits(settings.data, None)["train"][0]
+    first = cached.splits(settings.data, None)["train"][0]
     assert task.fewshot_context(task.eval_docs[0], 1).startswith(
         f"Question: {first['question']}\nAnswer: {first['answer']}\n\nQuestion: "
     )

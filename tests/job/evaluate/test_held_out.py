@@ -20,8 +20,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from harness import record
 from harness.errors import UserError
 from harness.gate import objection
-from harness.job import preflight, prepared_inputs
-from harness.job.data import encoding
+from harness.job import preflight
+from harness.job.data import cached, encoding
 from harness.job.evaluate import rescoring, scoring
 from harness.job.evaluate.held_out import task as held_out
 from harness.settings import EvalSettings
@@ -78,7 +78,7 @@ def test_the_prompt_is_the_one_of_training(bench):
     rows = [row | {"topic": "sums" if i % 2 else ""} for i, row in enumerate(SUMS * 2)]
     rows = [row | {"question": f"{i}: {row['question']}"} for i, row in enumerate(rows)]
     mine = cell(rows, *asked).settings.data
-    items = prepared_inputs.splits(mine, None)["test"]
+    items = cached.splits(mine, None)["test"]
     encoded = encoding.encoder(bench.tokenizer, mine, 512)(items)
     found = [request.args[0] for request in requests(tasks(rows, *asked))]
     assert found == [bench.tokenizer.decode(e.ids[: e.prompt]) for e in encoded]
@@ -87,7 +87,7 @@ def test_the_prompt_is_the_one_of_training(bench):
 
 def test_examples_are_the_first_of_training_whatever_is_trained_on():
     overrides = ("eval.num_fewshot=2", "data.limit=20", "data.noise=0.5")
-    first, second = prepared_inputs.splits(cell(SUMS).settings.data, None)["train"][:2]
+    first, second = cached.splits(cell(SUMS).settings.data, None)["train"][:2]
     text = requests(tasks(SUMS, *overrides))[0].args[0]
     assert text.startswith(
         f"Question: {first['question']}\nAnswer: {first['answer']}\n\nQuestion: {second['question']}\nAnswer: "
