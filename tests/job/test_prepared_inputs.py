@@ -9,13 +9,14 @@ from job_helpers import composed, tiny
 
 from harness.errors import UserError
 from harness.job import prepared_inputs
+from harness.job.data import cached
 
 
 @pytest.fixture(autouse=True)
 def nothing_cached() -> None:
     """Inputs that other tests left would be older than the tasks that they share."""
-    for cached in (prepared_inputs._made, prepared_inputs._tasks, prepared_inputs._splits):
-        cached.cache_clear()
+    for cache in (prepared_inputs._made, prepared_inputs._tasks, cached._splits):
+        cache.cache_clear()
 
 
 def of(*overrides: str, data_root: str | None = None) -> prepared_inputs.PreparedInputs:
