@@ -38,8 +38,10 @@ def test_a_plan_imports_no_compiler_and_no_tables():
 
 
 @pytest.mark.slow
-def test_a_cell_finds_what_it_needs_in_the_server():
-    assert {"torch", "peft", "bitsandbytes", "datasets", "pandas", "lm_eval"} <= loaded_by("harness.job.run_cell")
+def test_a_cell_finds_what_it_needs_in_the_server_and_nothing_that_few_need():
+    modules = loaded_by("harness.job.run_cell")
+    assert {"torch", "peft", "bitsandbytes", "datasets", "pandas", "lm_eval"} <= modules
+    assert not {"torch._inductor.compile_fx", "nltk", "matplotlib"} & modules
 
 
 def test_garbage_is_not_looked_for_during_imports_alone():

@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.job import pairs as pair_phases
 from harness.job import prepared_inputs
 from harness.job.data import encoding, sources
-from harness.job.evaluate.held_out import rewards, task
+from harness.job.evaluate.held_out import bits, rewards
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.predict import prediction
 from harness.job.training import objectives
@@ -125,8 +125,8 @@ def test_a_model_that_only_writes_is_refused():
 
 
 def test_the_likelihood_of_bad_answers_is_no_score():
-    assert task.good_bits({"mark": "bad", "answer": "No."}, [(-3.0, False)]) == {}
-    assert task.good_bits({"mark": "good", "answer": "1234"}, [(-4 * math.log(2), False)]) == {"bits_per_byte": 1.0}
+    assert bits.of_good_answer({"mark": "bad", "answer": "No."}, [(-3.0, False)]) == {}
+    assert bits.of_good_answer({"mark": "good", "answer": "1234"}, [(-4 * math.log(2), False)]) == {"bits_per_byte": 1.0}
 
 
 # The objective

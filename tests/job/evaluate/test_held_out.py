@@ -23,7 +23,7 @@ from harness.gate import objection
 from harness.job import preflight
 from harness.job.data import cached, encoding
 from harness.job.evaluate import rescoring, scoring
-from harness.job.evaluate.held_out import task as held_out
+from harness.job.evaluate.held_out import prose
 from harness.settings import EvalSettings
 from harness.studies import verify
 
@@ -187,14 +187,14 @@ def test_overlap_is_googles_and_knows_other_scripts():
     said, answer = "The cat sat on a mat.", "A cat sat on the mat today"
     package = RougeScorer(["rougeL"]).score(answer, said)["rougeL"].fmeasure
     bleu = sacrebleu.sentence_bleu(said, [answer]).score / 100
-    assert held_out.likeness({"answer": answer}, [said]) == {"rougeL": package, "bleu": pytest.approx(bleu)}
+    assert prose.likeness({"answer": answer}, [said]) == {"rougeL": package, "bleu": pytest.approx(bleu)}
     assert 0 < bleu < 1
     for text, other in [("Кошка спит дома", "Кошка дома"), ("猫在家", "猫家")]:
-        assert held_out.likeness({"answer": text}, [text])["rougeL"] == 1
-        assert held_out.likeness({"answer": text}, [other])["rougeL"] == pytest.approx(0.8)
+        assert prose.likeness({"answer": text}, [text])["rougeL"] == 1
+        assert prose.likeness({"answer": text}, [other])["rougeL"] == pytest.approx(0.8)
     said, answer = "猫在家里吃饭", "猫在家里睡觉"
     bleu = sacrebleu.sentence_bleu(said, [answer], tokenize="zh").score / 100
-    assert 0.4 < held_out.likeness({"answer": answer}, [said])["bleu"] == pytest.approx(bleu)
+    assert 0.4 < prose.likeness({"answer": answer}, [said])["bleu"] == pytest.approx(bleu)
 
 
 def test_a_number_is_found_strictly_and_flexibly():

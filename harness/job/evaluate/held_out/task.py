@@ -20,8 +20,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -29,9 +27,6 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
-from sacrebleu.metrics import BLEU
 
 from harness import units
 from harness.errors import UserError
@@ -43,7 +38,7 @@ from harness.job.data.normalising import normalised
 from harness.job.data.preferences import BAD, GOOD, MARK, REJECTED
 from harness.job.data.turns import TOOLS, words_of
 from harness.job.evaluate import windows
-from harness.job.evaluate.held_out import bertscore, classes, matching
+from harness.job.evaluate.held_out import bertscore, bits, classes, matching
 from harness.settings import HELD_OUT, DataSettings
 
 MARKED = "marked"  # how answers with marks are scored
@@ -260,7 +255,7 @@ def _of_documents(data: DataSettings, items: Sequence[Item], num_fewshot: int | 
         "output_type": windows.KIND,
         "doc_to_text": "prompt",
         "doc_to_target": "answer",
-        "process_results": document_bits,
+        "process_results": bits.of_document,
         "metric_list": [_metric("bits_per_byte") | {"higher_is_better": False}],
         "metadata": {"version": 1.0},
     }
@@ -367,7 +362,7 @@ def _marked() -> dict[str, Any]:
     return {
         "output_type": "loglikelihood",
         "doc_to_target": MARK,
-        "process_results": good_bits,
+        "process_results": bits.of_good_answer,
         "metric_list": [_metric("bits_per_byte") | {"higher_is_better": False}],
     }
 
@@ -391,6 +386,8 @@ def _written(kind: str, data: DataSettings, answers: list[str]) -> dict[str, Any
         },
     }
     if kind == "text":
+        from harness.job.evaluate.held_out.prose import likeness  # late: few cells score prose, and nltk comes with it
+
         lower = _metric("bits_per_byte") | {"higher_is_better": False}
         return config | {"process_results": likeness, "metric_list": [_metric("rougeL"), _metric("bleu"), lower]}
     if kind == "verified":
@@ -430,32 +427,6 @@ def classification(labels: Labels) -> Callable[[dict[str, Any], list[str]], dict
     return accuracy
 
 
-def likeness(doc: dict[str, Any], results: list[Any]) -> dict[str, float]:
-    """ROUGE-L and sentence BLEU of the written answer, from 0 to 1, and of the right one the bits per byte if they were
-    measured."""
-    found = {"rougeL": ROUGE.score(doc["answer"], results[0])["rougeL"].fmeasure}
-    bleu = BLEU_ZH if CJK.search(doc["answer"]) else BLEU_13A
-    found["bleu"] = bleu.sentence_score(results[0], [doc["answer"]]).score / 100
-    if len(results) == 2:
-        found["bits_per_byte"] = _answer_bits(doc, results[1])
-    return found
-
-
-def good_bits(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
-    """The bits per byte of the answer, if it is a good one."""
-    return {"bits_per_byte": _answer_bits(doc, results[0])} if doc[MARK] == GOOD else {}
-
-
-def _answer_bits(doc: dict[str, Any], result: tuple[float, bool]) -> float:
-    log_likelihood, _greedy = result
-    return -log_likelihood / math.log(2) / len(doc["answer"].encode())
-
-
-def document_bits(doc: dict[str, Any], results: list[float]) -> dict[str, float]:
-    """Of one document: its loss per byte, so that models with other tokenizers can be compared."""
-    return {"bits_per_byte": -results[0] / math.log(2) / len(doc["text"].encode())}
-
-
 def verification(verifier: Verifier) -> Callable[[dict[str, Any], list[str]], dict[str, float]]:
     """Whether `verifier` takes the written answer, or what follows its last `####`, for wholly right."""
 
@@ -464,16 +435,3 @@ def verification(verifier: Verifier) -> Callable[[dict[str, Any], list[str]], di
         return {"solved": float(verifier.score(doc["question"], answer) >= 1)}
 
     return solved
-
-
-class _Words(Tokenizer):
-    """Words of any script in lower case, where the package's own knows a to z; of Chinese and Japanese, characters."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+", text.lower())
-
-
-CJK = re.compile(r"[\u3400-\u9fff]")
-ROUGE = RougeScorer(["rougeL"], tokenizer=_Words())
-# Of single answers, so that models can be compared item by item: orders without a match are smoothed or left out.
-BLEU_13A, BLEU_ZH = (BLEU(tokenize=how, effective_order=True) for how in ("13a", "zh"))
