@@ -126,7 +126,8 @@ def test_a_model_that_only_writes_is_refused():
 
 def test_the_likelihood_of_bad_answers_is_no_score():
     assert bits.of_good_answer({"mark": "bad", "answer": "No."}, [(-3.0, False)]) == {}
-    assert bits.of_good_answer({"mark": "good", "answer": "1234"}, [(-4 * math.log(2), False)]) == {"bits_per_byte": 1.0}
+    good = {"mark": "good", "answer": "1234"}
+    assert bits.of_good_answer(good, [(-4 * math.log(2), False)]) == {"bits_per_byte": 1.0}
 
 
 # The objective
