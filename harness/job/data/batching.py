@@ -51,7 +51,7 @@ def scheduled(items: list[Item], train: TunedTrain, seed: int | None, encode: En
     seed, or a number of steps or epochs.
     """
     if not items:
-        raise UserError("The data set is empty.")
+        raise UserError("Training has no example; check the data, and sizes such as data.load.train.")
     seed = seed if train.data_seed is None else train.data_seed
     if seed is None:
         raise UserError("Training requires a seed, or train.data_seed.")

@@ -201,7 +201,9 @@ def encode_all(
 ) -> list[Drawn]:
     """Tokenise `items`. Raises UserError if there is none, or if truncation removes a whole answer."""
     if not items:
-        raise UserError("The data set is empty.")
+        raise UserError(
+            "Training or validation has no example; check the data, and sizes such as data.load.validation."
+        )
     if CHAT in items[0]:
         chat.require(tokenizer)
     one = encode_compared if pairs else encode

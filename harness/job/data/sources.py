@@ -41,6 +41,7 @@ from harness.job.models import hub
 from harness.record import OwnData
 from harness.settings import DataSettings
 
+NUMBERS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float)}  # by annotation
 _root: ContextVar[str | None] = ContextVar("data_root", default=None)
 
 
@@ -119,7 +120,11 @@ def _loaded(data: DataSettings) -> dict[str, list[Item]]:
     """What the function of the settings `data` returns, called with those of them that it takes."""
     settings = {"test_share": data.test_share, "drop_empty": data.drop_empty}
     keywords: dict[str, Any] = {name: value for name, value in settings.items() if value}
-    takes = inspect.signature(instantiate(data.load, _partial_=True)).parameters if keywords else {}
+    try:
+        takes = inspect.signature(instantiate(data.load, _partial_=True).func).parameters
+    except InstantiationException as error:
+        raise _failed(error) from error
+    _check_load(data, takes)
     if "test_share" in keywords and "test_share" not in takes:
         raise UserError(
             f"data.test_share={data.test_share} requires data in columns, such as data=local; data={data.name} has "
@@ -132,10 +137,32 @@ def _loaded(data: DataSettings) -> dict[str, list[Item]]:
     try:
         return instantiate(data.load, _convert_="all", **keywords)
     except InstantiationException as error:  # hydra wraps all that the target raises, also UserError
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        raise UserError(f"data.load failed: {str(cause or error).strip().splitlines()[0]}") from error
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise _failed(error) from error
+
+
+def _failed(error: InstantiationException) -> UserError:
+    return UserError(f"data.load failed: {str(error.__cause__ or error).strip().splitlines()[0]}")
+
+
+def _check_load(data: DataSettings, takes: Mapping[str, inspect.Parameter]) -> None:
+    """Raise UserError for a setting of data.load that its function does not take, or that must be a number.
+
+    takes: the parameters of the function. Their annotations are texts, as in all modules here.
+    """
+    names = [name for name in data.load if not name.startswith("_")]  # Hydra's own, such as _target_
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        for name in names:
+            if name not in takes:
+                raise UserError(
+                    f"data.load.{name} is no setting of data={data.name}; it takes {', '.join(takes) or 'none'}."
+                )
+    for name in names:
+        kinds = NUMBERS.get(takes[name].annotation) if name in takes else None
+        if kinds is not None and type(data.load[name]) not in kinds:
+            what = "a whole number" if kinds == (int,) else "a number"
+            raise UserError(f"data.load.{name} must be {what}, got {data.load[name]}.")
 
 
 def from_hub(

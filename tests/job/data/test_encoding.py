@@ -303,13 +303,24 @@ def test_without_hub_and_data_root_the_remedy_is_said():
             {"_target_": "harness.job.data.generators.wordmath.load", "train": 10**6},
             "train must be 0 to .* items, got 1000000",
         ),
-        ({"_target_": "harness.job.data.generators.wordmath.load", "trian": 8}, "trian"),
+        (
+            {"_target_": "harness.job.data.generators.wordmath.load", "trian": 8},
+            r"data\.load\.trian is no setting of data=made; it takes seed, train, ",
+        ),
+        (
+            {"_target_": "harness.job.data.generators.wordmath.load", "train": "x"},
+            r"data\.load\.train must be a whole number, got x\.",
+        ),
+        (
+            {"_target_": "harness.job.data.sources.from_hub", "path": "a/b", "subset": None, "share": "half"},
+            r"data\.load\.share must be a number, got half\.",
+        ),
         ({"_target_": "harness.job.nowhere.load"}, "harness.job.nowhere"),
     ],
 )
 def test_settings_that_no_data_set_takes_are_bad_input(load, said):
     with pytest.raises(UserError, match=said):
-        sources.splits(DataSettings(load=load), None)
+        sources.splits(DataSettings("made", load=load), None)
 
 
 @needs_data
