@@ -28,6 +28,11 @@ def plural(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
+def points(difference: float) -> str:
+    """A difference of shares with its sign: +1.2 points. A zero has no minus."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f} points".replace("-", "−")
+
+
 def listed(names: Iterable[str]) -> str:
     """Names as a sentence has them: a, b and c."""
     *most, last = names

@@ -327,13 +327,9 @@ def _score(
     known = [spread for spread in spreads if spread is not None and not unstable]
     spread = max(known, key=lambda spread: spread.error, default=None)
     texts = (shown(score.value), shown(other.value))
-    points = _points if "(%)" in header else lambda gap: f"{gap:+.2g}".replace("-", "−")
+    points = units.points if "(%)" in header else lambda gap: f"{gap:+.2g}".replace("-", "−")
     why = unstable or "its items and standard error are missing"
     return _Compared(record.cell.name, header, *texts, other.value - score.value, spread, points, why)
-
-
-def _points(gap: float) -> str:
-    return f"{100 * gap:+.1f} points".replace("-", "−")
 
 
 def _over_items(record: Record, again: Record, name: str, folder: Path, folder_again: Path) -> Spread | None:

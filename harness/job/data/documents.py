@@ -18,11 +18,6 @@ TOGETHER = 64  # documents that are tokenised in one call
 FEWEST_TOKENS = 2  # of a block, as its first token is not predicted
 
 
-def are_documents(items: Sequence[Item]) -> bool:
-    """Whether `items` are texts without a question."""
-    return bool(items) and items[0].keys() == {TEXT}
-
-
 def blocks(documents: Sequence[Item], tokenizer: PreTrainedTokenizerBase, size: int) -> list[Item]:
     """Blocks of `size` tokens of `documents` in their order; the last one may be shorter."""
     cut: list[Item] = []

@@ -350,10 +350,6 @@ def times(value: float) -> str:
     return f"{value:,.0f}×" if value >= 100 else f"{units.significant(value, 3)}×"
 
 
-def points(value: float) -> str:
-    return f"{100 * value:+.1f} points".replace("-", "−")
-
-
 def bits_per_byte(value: float) -> str:
     return f"{round(value, 3) + 0.0:+.3f} bits per byte".replace("-", "−")
 

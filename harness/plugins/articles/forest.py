@@ -22,7 +22,6 @@ from harness.plugins.articles.claims import (
     TOO_SMALL,
     Decision,
     bits_per_byte,
-    points,
     rate,
     times,
 )
@@ -61,7 +60,7 @@ class Unit(NamedTuple):
 
 UNITS: dict[Callable[[float], str], Unit] = {
     times: Unit("ratios", "log", 1.0, 1.0),
-    points: Unit("points", "linear", PERCENT, 0.0),
+    units.points: Unit("points", "linear", PERCENT, 0.0),
     bits_per_byte: Unit("bits per byte", "linear", 1.0, 0.0),
     rate: Unit("learning rates", "log", 1.0, None),
 }

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from job_helpers import prepared, tiny, trained
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
@@ -106,18 +105,16 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(original):
         assert (p - original[name]).abs().max() > 1e-4, name
 
 
-def test_a_step_that_fails_leaves_autocast(monkeypatch):
+def test_a_step_that_fails_leaves_autocast(monkeypatch, own_precision):
     """Else what this process predicts next would be computed in bf16."""
 
     def failing(*_):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(loop, "summed_loss", failing)
-    AcceleratorState._reset_state(True)
     accelerator, net = Accelerator(mixed_precision="bf16", cpu=True), torch.nn.Linear(1, 1)
     with pytest.raises(RuntimeError, match="no memory"):
         loop.take_step(net, None, [SimpleNamespace(supervised=1)], None, accelerator, lambda part: None)
-    AcceleratorState._reset_state(True)
     assert not torch.is_autocast_enabled("cpu")
 
 

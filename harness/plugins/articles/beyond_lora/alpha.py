@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
+from harness import units
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
 from harness.plugins.articles.claims import (
     OPEN,
@@ -14,7 +15,6 @@ from harness.plugins.articles.claims import (
     Claims,
     Judgement,
     lacking,
-    points,
     times,
     unchosen,
 )
@@ -83,7 +83,7 @@ def _vertex(x: Sequence[float], y: Sequence[float]) -> float:
     "alpha = 2r keeps the scaling of updates consistent (it scores at least 1 point more than alpha = r, at the "
     "learning rate that is best for both together)",
     "sweep alpha",
-    points,
+    units.points,
 )
 def alpha_r(at: Evidence) -> Judgement:
     return _alpha_gain(at, 1)
@@ -94,7 +94,7 @@ def alpha_r(at: Evidence) -> Judgement:
     "alpha = 2r keeps the scaling of updates consistent (it scores at least 1 point more than alpha = 4r, at the "
     "learning rate that is best for both together)",
     "sweep alpha",
-    points,
+    units.points,
 )
 def alpha_4r(at: Evidence) -> Judgement:
     return _alpha_gain(at, 4)

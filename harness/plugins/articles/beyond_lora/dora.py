@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from statistics import median
 
+from harness import units
 from harness.plugins.articles.beyond_lora.lora import spread
 from harness.plugins.articles.beyond_lora.table import curve, reach
 from harness.plugins.articles.claims import (
@@ -16,7 +17,6 @@ from harness.plugins.articles.claims import (
     Judgement,
     judged,
     lacking,
-    points,
     times,
     unchosen,
 )
@@ -59,7 +59,7 @@ def _no_equal_ranks(at: Evidence) -> Judgement:
     "dora-task",
     "DoRA beats LoRA at the same rank on the task of the training data (the article: GSM8K; by at least 1 point)",
     "sweep rank",
-    points,
+    units.points,
 )
 def dora_task(at: Evidence) -> Judgement:
     return _dora_gain(at, at.learned) if at.learned else lacking("cell with a score of its data's task")
@@ -69,7 +69,7 @@ def dora_task(at: Evidence) -> Judgement:
     "dora-mmlu",
     "DoRA beats LoRA at the same rank on MMLU (by at least 1 point)",
     "sweep forgetting data_root=DIR",
-    points,
+    units.points,
     least_model=ABOVE_CHANCE,
 )
 def dora_mmlu(at: Evidence) -> Judgement:
@@ -80,7 +80,7 @@ def dora_mmlu(at: Evidence) -> Judgement:
     "dora-full",
     "DoRA matches full fine-tuning on the task of the training data (at most 2 points behind)",
     "sweep lr",
-    points,
+    units.points,
 )
 def dora_full(at: Evidence) -> Judgement:
     chosen = at.choices()

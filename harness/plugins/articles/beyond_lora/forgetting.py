@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness import units
 from harness.plugins.articles.beyond_lora.galore import never_renewed
 from harness.plugins.articles.beyond_lora.methods import TUNED
-from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, bits_per_byte, lacking, points, unchosen
+from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, bits_per_byte, lacking, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import Gain, any_gain, scored_gain
 from harness.report.frame import score_name
@@ -65,7 +66,7 @@ def _untrained(at: Evidence, scores: Sequence[str]) -> str | None:
     "Tuning catastrophically forgets knowledge (the method that forgets most loses at least 2 points of the base's "
     "MMLU)",
     "sweep forgetting data_root=DIR",
-    points,
+    units.points,
     least_model=ABOVE_CHANCE,
 )
 def forgetting_mmlu(at: Evidence) -> Judgement:
@@ -77,7 +78,7 @@ def forgetting_mmlu(at: Evidence) -> Judgement:
     "Tuning catastrophically forgets reasoning (the method that forgets most loses at least 2 points of the base's "
     "score in a reasoning task that was not trained)",
     "sweep forgetting data=facts 'eval.tasks=[facts,gsm8k]' data_root=DIR",
-    points,
+    units.points,
     least_model=ABOVE_CHANCE,
 )
 def forgetting_reasoning(at: Evidence) -> Judgement:
@@ -90,7 +91,7 @@ def forgetting_reasoning(at: Evidence) -> Judgement:
     "Tuning catastrophically forgets to follow instructions (the method that forgets most follows at least 2 "
     "points fewer of IFEval's instructions than the base)",
     "sweep forgetting 'eval.tasks=[wordmath,ifeval]'",
-    points,
+    units.points,
 )
 def forgetting_format(at: Evidence) -> Judgement:
     return _forgotten(at, FORMAT, 0.02)

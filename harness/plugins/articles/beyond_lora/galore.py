@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from harness import units
 from harness.plugins.articles.beyond_lora.data_sets import FACTS, trained_on
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
-from harness.plugins.articles.claims import OPEN, Claims, Judgement, lacking, points, times, unchosen
+from harness.plugins.articles.claims import OPEN, Claims, Judgement, lacking, times, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import BETTER, counted, each_gain, scored_gain
 from harness.record import Record
@@ -31,7 +32,7 @@ def galore_weights(at: Evidence) -> Judgement:
     "GaLore is best for wholly new knowledge (better than the low-rank methods LoRA, QLoRA and DoRA on facts of an "
     "invented world, by at least 1 point each)",
     "sweep facts",
-    points,
+    units.points,
 )
 def galore_facts(at: Evidence) -> Judgement:
     """The least of GaLore's gains over the low-rank methods: `each_gain`. Open if its projection was never renewed."""

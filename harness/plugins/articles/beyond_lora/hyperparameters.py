@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from harness import units
 from harness.plugins.articles.beyond_lora.data_sets import COMPLEX, trained_on
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
-from harness.plugins.articles.claims import Bounds, Claims, Judgement, lacking, points, rate, times, unchosen
+from harness.plugins.articles.claims import Bounds, Claims, Judgement, lacking, rate, times, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import MeasuredRate, best_rate, each_batch, gain, hold_all, rate_ratio
 
@@ -17,7 +18,7 @@ HIGHER = Bounds(low=FAR, small=(1 / FAR, FAR), ratio=True, margin="3 times", mor
     "rank-capacity",
     "Complex tasks need r = 64 or 128 (which beat 8 and 16 on problems of several steps by at least 1 point)",
     "sweep rank",
-    points,
+    units.points,
 )
 def rank_capacity(at: Evidence) -> Judgement:
     """The mean over methods and ranks, each rank at its best learning rate."""

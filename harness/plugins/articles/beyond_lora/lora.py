@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from harness import units
 from harness.plugins.articles.beyond_lora import gpt3
 from harness.plugins.articles.beyond_lora.data_sets import FACTS, NUMERICAL, trained_on
-from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, judged, lacking, points, times, unchosen
+from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, judged, lacking, times, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import exact, gain, memory_ratio
 from harness.record import Record
@@ -94,7 +95,7 @@ def spread(ones: Sequence[Sequence[Record]], others: Sequence[Sequence[Record]])
     "up to 4 at least 10 points more than at 16 and above, at the same learning rates within 10 times the best of "
     "each rank)",
     "sweep rank lr_scale=2,5,15,50",
-    points,
+    units.points,
 )
 def low_rank_divergence(at: Evidence) -> Judgement:
     """`statistics.difference_of_shares`, within learning rates; a setting is a rank at a rate."""
@@ -154,7 +155,7 @@ def _diverged(record: Record) -> bool:
     "lora-numerical",
     "LoRA struggles to match full fine-tuning on numerical reasoning (which scores at least 1 point more)",
     "sweep article data=wordmath",
-    points,
+    units.points,
 )
 def lora_numerical(at: Evidence) -> Judgement:
     if not trained_on(at, NUMERICAL):
@@ -167,7 +168,7 @@ def lora_numerical(at: Evidence) -> Judgement:
     "LoRA struggles to match full fine-tuning on niche knowledge (which scores at least 1 point more on facts of "
     "an invented world)",
     "sweep facts",
-    points,
+    units.points,
 )
 def lora_niche(at: Evidence) -> Judgement:
     if not trained_on(at, FACTS):
