@@ -146,7 +146,7 @@ def prepare_check(request: CheckCells | SortCells) -> None:
     """
     from harness.job import libraries, reachable
 
-    with suppress(UserError):
+    with suppress(Exception):
         reachable.check(_local(request.cells), request.data_root)
         libraries.load(LIBRARIES)
         from harness.job.evaluate import task_index
