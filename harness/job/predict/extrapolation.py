@@ -19,7 +19,8 @@ class Line:
     """Figures of a probe that are linear in depth and batch: peaks by window and kind, and others by name.
 
     Of the others ``unused`` is what CUDA's allocator reserves beside the peak, and ``holes`` the same if it grew by the
-    byte: only that is linear, as it grows by EXPANDABLE's steps. ``single`` is the largest tensor. See `_unused`.
+    byte: only that is linear, as it grows by EXPANDABLE's steps. ``single`` is the largest tensor. ``uneven`` is 1 if
+    these were extrapolated though holes do not grow evenly: see `_unused`.
     """
 
     windows: dict[str, dict[str, float]]
@@ -55,14 +56,24 @@ class Line:
         return max(self.windows.values(), key=lambda kinds: sum(kinds.values()))
 
     @property
+    def uneven(self) -> bool:
+        """Whether another amount than `reserved` may be, as it was extrapolated and does not grow evenly."""
+        return bool(self.others.get("uneven"))
+
+    @property
     def reserved(self) -> float | None:
         """Bytes that CUDA's allocator reserves: the peak, and what it has beside it; None where it is not predicted."""
         return self.taken if "unused" in self.others else None
 
     @property
+    def live(self) -> float:
+        """Bytes of live tensors at the peak."""
+        return sum(self.peak.values())
+
+    @property
     def taken(self) -> float:
         """Bytes that must be free: what is reserved, or else the peak of live tensors."""
-        return sum(self.peak.values()) + max(0.0, self.others.get("unused", 0.0))
+        return self.live + max(0.0, self.others.get("unused", 0.0))
 
 
 def _unused(one: dict[str, float], two: dict[str, float], further: float) -> dict[str, float]:
@@ -76,8 +87,8 @@ def _unused(one: dict[str, float], two: dict[str, float], further: float) -> dic
     even = abs(two["unused"] - one["unused"] - growth) <= sum(EXPANDABLE)
     if not even or not 0 <= growth < SINGLE * two["single"]:
         most = max(one["unused"], two["unused"])
-        return {"unused": most, "holes": most}
-    return {name: two[name] + growth * further for name in ("unused", "holes")}
+        return {"unused": most, "holes": most, "uneven": 1.0}
+    return {name: two[name] + growth * further for name in ("unused", "holes")} | {"uneven": 0.0}
 
 
 def count_buckets(found: Probe, size: int, live: LiveBytes, accumulated: bool) -> None:

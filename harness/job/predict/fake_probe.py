@@ -125,6 +125,7 @@ class FakeProbe:
             others["single"] = self._trace.largest
             others["unused"] = self._trace.reserved() - self._live.peak
             others["holes"] = self._trace.reserved((ROUNDING, ROUNDING)) - self._live.peak
+            others["uneven"] = 0.0
         others |= self._work(sum(batch.padded for batch in micro), len(micro))
         windows = peaks_by_window(
             self._live, self._config.get_text_config().num_hidden_layers, figures.resident.optimizer

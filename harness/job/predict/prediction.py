@@ -5,6 +5,9 @@ and probed exactly as a run probes its real model. If all layers are alike, each
 the peak of each window of a step: forward and backward of the first and of the last layer, the head between them, the
 optimizer. The window with the highest peak may change with depth, so each window is extrapolated, and the peak is the
 highest at the real depth. Extrapolation in the batch size gives the largest batch that fits.
+
+What CUDA's allocator reserves beside the peak need not be linear: where an embedding is large beside a layer, holes of
+its size come and go with depth. Then a cell whose live tensors fit is probed with all its layers, which takes seconds.
 """
 
 from __future__ import annotations
@@ -58,6 +61,7 @@ class Predictor:
         self._drawn: dict[str, examples.DrawnExamples | None] = {}
         self._shapes: dict[str, Shape] = {}
         self._lines: dict[str, Line] = {}
+        self._wholes: dict[str, Line] = {}  # those of all layers
         self._configs: dict[str, tuple[PretrainedConfig, bool]] = {}
         self._layouts: dict[str, batching.Layout] = {}
         self._fusing_loss: set[str] = set()  # kinds of models, of any depth
@@ -90,10 +94,10 @@ class Predictor:
         else:
             size = train.micro_batch // devices
         shape = self._shape(cell, layout, size)
-        line = self._line(cell, shape, 1, layout, architecture)
+        line = self._line(cell, shape, 1, layout, architecture, budget)
         largest = None
         if budget is not None and not chosen:
-            largest = self._largest(cell, shape, layout, line, architecture, budget)
+            largest = self._largest(cell, shape, layout, architecture, budget)
         by_phase = self._by_phase(cell, architecture, line, budget) if train.sharded else {}
         return by_phase | {
             "peak": {kind: round(value) for kind, value in line.peak.items()},
@@ -142,7 +146,7 @@ class Predictor:
 
         def fits(size: int) -> bool:
             shape = self._shape(cell, layout, size)
-            return self._line(cell, shape, 1, layout, architecture).taken <= room
+            return self._line(cell, shape, 1, layout, architecture, room).taken <= room
 
         return sizes[min(bisect.bisect_left(sizes, True, key=fits), len(sizes) - 1)]
 
@@ -164,40 +168,59 @@ class Predictor:
         cell: Cell,
         shape: Shape,
         layout: batching.Layout,
-        line: Line,
         architecture: dict[str, Any] | None,
         budget: int,
     ) -> int | None:
         """The largest train.batch_size, up to LIMIT, of such sequences or packs that takes at most `budget`."""
-        twice, train = self._line(cell, shape, 2, layout, architecture), cell.settings.train.validated()
+        train = cell.settings.train.validated()
         rows = train.micro_batch // train.total_devices if train.packing else shape.sequences
+        once, more = (self._line(cell, shape, times, layout, architecture) for times in (1, 2))
 
-        def fits(size: int) -> bool:
-            return line.through(twice, 1, 2, size / rows).taken <= budget
+        def most(line: Line, other: Line, times: int) -> int:
+            """The largest number of sequences by two lines, of which `other` is `times` as large; 0 if none fits."""
+            sizes = range(1, LIMIT + 1)
+            return bisect.bisect_right(
+                sizes, False, key=lambda size: line.through(other, 1, times, size / rows).taken > budget
+            )
 
-        if not fits(1):
-            return None
-        low, high = 1, LIMIT
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low * cell.settings.train.total_devices
+        largest = most(once, more, 2)
+        if (once.uneven or more.uneven) and once.through(more, 1, 2, 1 / rows).live <= budget:
+            near = max(2, largest // rows)  # so that little is extrapolated, as holes do not grow evenly
+            once, more = (self._whole(cell, shape, times, layout, architecture) for times in (1, near))
+            largest = most(once, more, near)
+        return largest * train.total_devices or None
 
     def _line(
-        self, cell: Cell, shape: Shape, times: int, layout: batching.Layout, architecture: dict[str, Any] | None
+        self,
+        cell: Cell,
+        shape: Shape,
+        times: int,
+        layout: batching.Layout,
+        architecture: dict[str, Any] | None,
+        room: int | None = None,
     ) -> Line:
-        """The figures at the model's depth, for micro-batches `times` as large as those of `shape`."""
-        settings, train = cell.settings, cell.settings.train
-        taken = [without_rates(plain(settings.method)), plain(settings.model), architecture, train.precision]
-        taken += [_share(train), train.activation_offload, train.gradient_checkpointing, train.objective, train.compile]
-        key = json.dumps([taken, shape.micro, shape.marked, times, dataclasses.asdict(layout)], sort_keys=True)
+        """The figures at the model's depth, for micro-batches `times` as large as those of `shape`.
+
+        room: bytes; of a cell whose live tensors fit there, and perhaps not what is reserved, all layers are probed.
+        """
+        key = _key(cell, shape, times, layout, architecture)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
-            if alike and (line := self._extended(cell, config, shape, times, layout)) is not None:
-                self._lines[key] = line
-            else:
-                self._lines[key] = self._probe(cell, config, shape, times, layout)
-        return self._lines[key]
+            line = self._extended(cell, config, shape, times, layout) if alike else None
+            self._lines[key] = line or self._whole(cell, shape, times, layout, architecture)
+        line = self._lines[key]
+        if room is not None and line.uneven and line.live <= room:
+            return self._whole(cell, shape, times, layout, architecture)
+        return line
+
+    def _whole(
+        self, cell: Cell, shape: Shape, times: int, layout: batching.Layout, architecture: dict[str, Any] | None
+    ) -> Line:
+        """As `_line`, of a model of all layers."""
+        key = _key(cell, shape, times, layout, architecture)
+        if key not in self._wholes:
+            self._wholes[key] = self._probe(cell, self._config(cell, architecture)[0], shape, times, layout)
+        return self._wholes[key]
 
     def _extended(
         self, cell: Cell, config: PretrainedConfig, shape: Shape, times: int, layout: batching.Layout
@@ -306,6 +329,14 @@ class Predictor:
         if key not in self._drawn:
             self._drawn[key] = examples.draw(cell, self._data_root)
         return self._drawn[key]
+
+
+def _key(cell: Cell, shape: Shape, times: int, layout: batching.Layout, architecture: dict[str, Any] | None) -> str:
+    """What the figures of a step depend on."""
+    settings, train = cell.settings, cell.settings.train
+    taken = [without_rates(plain(settings.method)), plain(settings.model), architecture, train.precision]
+    taken += [_share(train), train.activation_offload, train.gradient_checkpointing, train.objective, train.compile]
+    return json.dumps([taken, shape.micro, shape.marked, times, dataclasses.asdict(layout)], sort_keys=True)
 
 
 def _marked(settings: Settings) -> bool:

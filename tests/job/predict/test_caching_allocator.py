@@ -125,15 +125,39 @@ def test_a_large_tensor_without_a_place_is_not_repeated_with_each_layer():
     assert one.through(three, 1, 2, 30).reserved == 70 * MIB
 
 
+def with_a_large_embedding(method: str, size: int, budget: int | None = None) -> dict:
+    """What 1.7B weights take that have 10 of their 28 layers, in micro-batches of `size` sequences."""
+    settings = ("model=qwen3_1_7b", "model.dtype=bfloat16", f"method={method}", f"train.batch_size={size}")
+    architecture = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "qwen3_1_7b.yaml").architecture)
+    dimensions = architecture | {"num_hidden_layers": 10}
+    return Predictor(None, "bf16", "cuda").predict(composed(*settings), dimensions, budget)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "galore"])
-def test_a_large_embedding_is_reserved_once_whatever_the_depth_and_the_batch(method):
-    """Its gradient of 1.16 GiB found no place in a second layer's step, and was counted with each of 28."""
-    settings = ("model=qwen3_1_7b", f"method={method}", "train.batch_size=8")
-    architecture = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "qwen3_1_7b.yaml").architecture)
-    figures = Predictor(None, "bf16", "cuda").predict(composed(*settings), architecture, 80 * 2**30)
-    assert 1 < figures["reserved"] / sum(figures["peak"].values()) < 1.2
-    assert figures["largest_batch"] >= 32
+def test_with_a_large_embedding_what_fits_is_told_by_all_layers(monkeypatch, method):
+    """Its gradient of 594 MiB finds a place in some depths and not in others."""
+    budget = 40 * 2**30
+    figures, shallow = with_a_large_embedding(method, 8, budget), with_a_large_embedding(method, 8)
+    monkeypatch.setattr(empty_weights, "alike", lambda *_: False)
+    assert figures["reserved"] == with_a_large_embedding(method, 8)["reserved"] != shallow["reserved"]
+    most = figures["largest_batch"]
+    assert with_a_large_embedding(method, most)["reserved"] <= 1.01 * budget
+    assert with_a_large_embedding(method, round(1.1 * most))["reserved"] > budget
+
+
+@pytest.mark.slow
+def test_not_all_layers_are_built_of_what_surely_does_not_fit(monkeypatch):
+    built = []
+    probe = Predictor._probe
+
+    def counted(self, cell, config, *rest):
+        built.append(config.num_hidden_layers)
+        return probe(self, cell, config, *rest)
+
+    monkeypatch.setattr(Predictor, "_probe", counted)
+    assert with_a_large_embedding("full", 8, 8 * 2**30)["largest_batch"] is None
+    assert max(built) == 2
 
 
 def test_without_a_trace_nothing_is_said_of_reserved_memory():
