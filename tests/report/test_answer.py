@@ -163,6 +163,21 @@ def test_how_far_apart_methods_may_be_is_the_end_of_their_interval(folder):
     assert lines[1].startswith("To tell dora from lora, ")
 
 
+@pytest.mark.parametrize(
+    ("base", "end"),
+    [
+        (0.61, "; none is shown to be better than base."),
+        (0.6, "; only lora is shown to be better than base."),
+        (0.7, "; untuned, base is significantly better."),
+    ],
+)
+def test_of_one_seed_too_the_untuned_model_is_named(folder, base, end):
+    records = trained(folder, {"base": base, "lora": 0.61, "dora": 0.6}, seeds=1)
+    said = best(records, folder).answer[0]
+    assert said.startswith(ONE_SEED)
+    assert end in said
+
+
 def test_nothing_is_taken_that_is_not_better_than_the_base(folder):
     records = trained(folder, {"base": 0.5, "lora": 0.5, "full": 0.3})
     text = " ".join(best(records, folder).answer)

@@ -183,9 +183,7 @@ class ComparedMethods:
         if base := self._base:
             better = [s.choice.label for s in tied if self._better(s.choice.label, base)]
             if len(better) < len(tied):
-                clauses.append(
-                    self._no_gain(base, "none is" if not better else f"only {few(better)} {_is(better)}")[:-1]
-                )
+                clauses.append(self._no_gain(base, "none is" if not better else f"only {few(better)} {_is(better)}"))
         lines.append(f"{clauses[0][0].upper()}{'; '.join(clauses)[1:]}.")
         advantages = self.limits.told(self._labels(self._judged))
         lines += [as_sentence(advantages)] if advantages else []
