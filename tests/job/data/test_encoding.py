@@ -106,7 +106,7 @@ def test_truncation_keeps_the_head_and_refuses_to_leave_no_answer(tokenizer):
 
 
 def test_no_items_are_refused(tokenizer):
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match="has no example"):
         encoded(tokenizer, [])
 
 
