@@ -125,9 +125,8 @@ def same_items(recorded: Record, data_root: str | None) -> bool:
 
     Loads them. harness.sweep.changed_file looks at the bytes of the user's own file alone, without loading any.
     """
-    return sources.fingerprint(cached.splits(recorded.cell.settings.data, data_root)) == recorded.fingerprints.get(
-        "data"
-    )
+    items = cached.splits(recorded.cell.settings.data, data_root)
+    return sources.fingerprint(items) == recorded.fingerprints.get("data")
 
 
 @functools.lru_cache(HELD)
