@@ -20,7 +20,7 @@ from harness.record.measurements import Gpu, Inference, PairRewards, Parameters
 from harness.record.packed import PackedPoints
 from harness.record.schema import Cell, Record
 from harness.record.scores import Score
-from harness.settings import Settings
+from harness.settings import Settings, TrainSettings
 
 LIMIT = 2**53  # integers up to it are exact as floats, which tables and JSON of other programs have
 MOST = 1e100  # of floats, so that no product of three leaves their range
@@ -29,6 +29,7 @@ SIGNED = {(Score, "value"), (Gpu, "celsius")}  # every other number is a size, a
 SIGNED |= {(PairRewards, name) for name in ("chosen", "rejected", "margin")}
 POSITIVE = {(Parameters, "total"), (Score, "n"), (SmallerBatches, "batch_size"), (SmallerBatches, "grad_accum")}
 POSITIVE |= {(Inference, "batch_size"), (Inference, "prompt_tokens")}
+POSITIVE |= {(TrainSettings, "devices"), (TrainSettings, "nodes")}
 
 # Of the environment, which is free in form: its parts, which hold plain values by name, and the types of those that
 # reports reckon with. Any of it may be left out.

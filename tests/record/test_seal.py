@@ -114,6 +114,7 @@ def test_an_edited_record_is_one_sentence_and_the_rest_is_shown(study, capsys, c
         ("started", "2026-01-01T00:00:00", "started is '2026-01-01T00:00:00', which is no date"),
         ("seconds", -1.0, "seconds is -1.0, which is not between 0 and"),
         ("parameters.total", 0, "parameters.total is 0, which is not between 1 and"),
+        ("cell.settings.train.devices", 0, "cell.settings.train.devices is 0, which is not between 1 and"),
         ("train.steps", 2**63, "train.steps is 9223372036854775808, which is not between 0 and"),
         ("train.step_seconds", [0.1, -0.1], "train.step_seconds is -0.1"),
         ("train.step_seconds", [1e300], "train.step_seconds is 1e+300"),

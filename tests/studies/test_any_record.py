@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import random
 import shutil
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +62,18 @@ def ways(value: Any, way: tuple = ()):
         yield from ways(part, (*way, key))
 
 
+def at(value: Any, way: Iterable) -> Any:
+    """The part of a JSON value to which `way` leads."""
+    return functools.reduce(lambda part, key: part[key], way, value)
+
+
 def mutate(value: dict[str, Any], draw: random.Random) -> None:
     """Change one field of a record, each field as likely as another, however many numbers a list has."""
     by_field = defaultdict(list)
     for way in ways(value):
         by_field[tuple(key for key in way if not isinstance(key, int))].append(way)
     *inner, last = draw.choice(by_field[draw.choice(sorted(by_field, key=str))])
-    holder = value
-    for key in inner:
-        holder = holder[key]
+    holder = at(value, inner)
     old, kind = holder[last], draw.random()
     if kind < 0.1 and isinstance(holder, dict):
         del holder[last]
@@ -86,6 +92,41 @@ def refusal(path: Path) -> str | None:
     except RecordError as error:
         return str(error)
     return None
+
+
+def all_commands_hold(folder: Path, records: int) -> None:
+    """Run each command over the study `any`: it shows its records, or has a sentence on each that it can't read."""
+    for command in COMMANDS:
+        run = called(folder, *command, "--study", "any")
+        assert run.returncode in (0, 1, 2), command
+        assert all(line.startswith("error: ") for line in run.stderr.splitlines()), (command, run.stderr)
+        if run.returncode == 2:
+            assert len(run.stderr.splitlines()) <= records + 1
+            assert command[0] in ("power", "forgetting"), run.stderr
+
+
+def test_no_setting_of_zero_breaks_a_command_down(tmp_path):
+    folder = tmp_path / "results" / "any"
+    folder.mkdir(parents=True)
+    original = json.loads(next((ROOT / "results" / "reference" / "smollm2").glob("lora-*.json")).read_text())
+    original["environment"]["device"]["matmul_flops_per_second"] = 1e12  # what the share of a GPU's peak needs
+    original["cell"]["settings"]["train"]["nodes"] = 1  # a default, which records leave out
+    settings = [
+        way
+        for way in ways(original["cell"]["settings"])
+        if type(at(original["cell"]["settings"], way)) in (int, float) and not isinstance(way[-1], int)
+    ]
+    assert len(settings) > 20
+    refused = set()
+    for way in settings:
+        value = copy.deepcopy(original)
+        at(value["cell"]["settings"], way[:-1])[way[-1]] = 0
+        path = folder / f"{'.'.join(way)}.json"
+        reseal(path, value)
+        if refusal(path):
+            refused.add(".".join(way))
+    assert refused == {"train.devices", "train.nodes"}
+    all_commands_hold(tmp_path, len(settings))
 
 
 def test_no_record_breaks_a_command_down(originals, tmp_path, record_property):
@@ -108,13 +149,7 @@ def test_no_record_breaks_a_command_down(originals, tmp_path, record_property):
             problem = refusal(path)
             assert problem is None or (problem.startswith(f"{path} ") and "\n" not in problem)
             counts["shown" if problem is None else "refused"] += 1
-        for command in COMMANDS:
-            run = called(tmp_path, *command, "--study", "any")
-            assert run.returncode in (0, 1, 2), command
-            assert all(line.startswith("error: ") for line in run.stderr.splitlines()), (command, run.stderr)
-            if run.returncode == 2:
-                assert len(run.stderr.splitlines()) <= A_STUDY + 1
-                assert command[0] in ("power", "forgetting"), run.stderr
+        all_commands_hold(tmp_path, A_STUDY)
 
     holds()
     assert sum(counts.values()) >= 400
