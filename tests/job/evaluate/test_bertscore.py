@@ -134,6 +134,10 @@ def test_what_is_no_encoder_is_refused(encoder, tmp_path, monkeypatch):
     torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(UserError, match="has no safetensors, and pickled weights can run code"):
         Encoder(str(pickled), CPU)
+    other = shutil.copytree(encoder, tmp_path / "other")
+    AutoTokenizer.from_pretrained(embedded.folder("tiny")).save_pretrained(other)
+    with pytest.raises(UserError, match=r"eval\.bertscore=.*other has a tokenizer of [\d,]+ tokens and embeddings of"):
+        Encoder(str(other), CPU)
     (pickled / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"eval\.bertscore=.*pickled has no model that transformers can load"):
         Encoder(str(pickled), CPU)

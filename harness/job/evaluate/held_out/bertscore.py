@@ -109,6 +109,12 @@ class Encoder:
             raise UserError(
                 f"eval.bertscore={path} has no tokenizer; put the model's tokenizer.json beside its config."
             )
+        words, rows = len(self._tokenizer), model.get_input_embeddings().num_embeddings
+        if words > rows:
+            raise UserError(
+                f"eval.bertscore={path} has a tokenizer of {words:,} tokens and embeddings of {rows:,}; put the "
+                "tokenizer that this encoder was trained with beside its config."
+            )
         self._model, self._on = model.to(on).eval(), on
         self._room = _room(self._tokenizer, config)
 
