@@ -35,6 +35,7 @@ from harness.record import Calibration, Cell
 from harness.settings import AUTO, Settings, TrainSettings, plain
 
 LIMIT = 4096  # sequences (or packs) of the largest micro-batch that is looked for
+PROBED = 64  # of them at most that are probed with all layers; what is larger is extrapolated
 
 
 class Predictor:
@@ -185,7 +186,8 @@ class Predictor:
 
         largest = most(once, more, 2)
         if (once.uneven or more.uneven) and once.through(more, 1, 2, 1 / rows).live <= budget:
-            near = max(2, largest // rows)  # so that little is extrapolated, as holes do not grow evenly
+            # Near the largest, as holes do not grow evenly; but no larger than a probe has time for.
+            near = max(2, min(largest, PROBED) // rows)
             once, more = (self._whole(cell, shape, times, layout, architecture) for times in (1, near))
             largest = most(once, more, near)
         return largest * train.total_devices or None
