@@ -465,6 +465,7 @@ def test_it_works_in_a_notebook_in_a_thread_and_within_a_hydra_app(folder):
     assert here == there
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_script_without_a_main_guard_and_a_session_without_a_file(folder):
     code = (

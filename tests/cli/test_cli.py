@@ -227,6 +227,7 @@ def test_a_run_ends_with_what_it_measured_and_where_that_is(inside, tmp_path):
     assert (tmp_path / last.removeprefix("record: ")).is_file()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_index_of_stock_tasks_is_read_once_for_all_jobs(inside):
     for _ in range(2):

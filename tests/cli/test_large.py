@@ -23,6 +23,7 @@ def peak(folder, *command):
     return measured(*command, "--results-dir", str(folder))[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("command", "limit"), [("table", 26_000), ("lint", 22_000), ("status", 28_000)])
 def test_a_record_more_takes_little_memory(copied, command, limit):
     """60 steps have 540 numbers; a record's JSON has 24,000 bytes."""
@@ -61,6 +62,7 @@ def test_texts_of_items_are_not_held(long_texts, tmp_path, command, limit):
     assert peak(long_texts, command, "--out", str(tmp_path / "out")) < limit * MIB
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("command", "limit"), [("report", 720), ("table", 320), ("forgetting", 340)])
 def test_an_item_more_takes_little_memory(many_items, tmp_path, command, limit):
     """A page has 120,000 answers at most. Which method is the best is drawn without a weight for each item."""

@@ -45,6 +45,7 @@ def test_the_page_of_methods_begins_as_its_script_says():
     assert METHODS.startswith(catalogue.HEAD.format(core=catalogue.core_table()))
 
 
+@pytest.mark.long
 def test_the_page_of_methods_has_the_five_first_and_then_families():
     headings = re.findall(r"^##+ .+$", METHODS, re.MULTILINE)
     families = list(catalogue.by_family(catalogue.entries()))

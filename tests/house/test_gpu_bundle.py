@@ -119,6 +119,7 @@ def test_wheels_of_any_glibc_up_to_that_of_ubuntu_are_looked_for():
     assert "manylinux_2_39_x86_64" not in names
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_installs_from_the_folder_alone_and_replaces_nothing(tmp_path, monkeypatch):
     """With made-up packages. What this Python has is seen and kept; what it lacks comes from the folder."""

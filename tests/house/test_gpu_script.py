@@ -169,6 +169,7 @@ def test_a_trainer_and_kernels_are_measured_beside_the_cells(on_cpu, monkeypatch
     assert plainly["speedups"] == "off"
 
 
+@pytest.mark.long
 def test_at_the_time_limit_it_stops_with_what_it_has(prove, folder):
     before = sorted(folder.glob("*.json"))
     code, found = prove("cells", "engine", "--minutes", "0.01")

@@ -561,6 +561,7 @@ def test_what_seeds_change_group_by_group_is_no_spread_of_seeds(folder):
     assert "95% interval 0 to" in said[1]
 
 
+@pytest.mark.long
 def test_power_on_the_command_line(inside, folder, study):
     run = inside("power", "--effect", "0.05", "--seeds", "4")
     assert (run.returncode, run.stderr) == (0, "")

@@ -30,6 +30,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "processes"),

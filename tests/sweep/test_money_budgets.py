@@ -9,6 +9,7 @@ RATED = ("--price", "3.6", "--throughput", "10")
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_plan_says_if_training_stays_within_the_budget(harness):
     within = harness("plan", *TINY, "500USD", *RATED)
     assert within.returncode == 0, within.stderr
@@ -30,6 +31,7 @@ def test_plan_names_what_it_lacks(harness):
     assert "A budget of 5USD requires known times, which 2 cells of 2 lack: " in timeless.stderr
 
 
+@pytest.mark.long
 def test_a_sweep_of_cells_that_run_here_refuses_it(harness, tmp_path):
     swept = harness("sweep", "study=b", *TINY, "5USD")
     assert swept.returncode == 2

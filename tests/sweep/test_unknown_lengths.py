@@ -51,6 +51,7 @@ def test_conversations_are_counted_too(tickets):
     assert 200 < len(drawn.steps[0][0][0].ids) < 240
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_lengths_of_a_hub_data_set_are_said_first(harness):
     said = first_lines(harness(*PLAN, "method=lora", "data=gsm8k"))
@@ -58,6 +59,7 @@ def test_lengths_of_a_hub_data_set_are_said_first(harness):
     assert "If the mean is a quarter of that to all of it, training takes " in said
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_missing_tokenizer_is_said_first(harness, tickets):
     mine = ("data=local", f"data.path={tickets}", "train.max_length=2048")
@@ -67,6 +69,7 @@ def test_a_missing_tokenizer_is_said_first(harness, tickets):
     assert said.endswith(" in all.")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_advice_says_it_of_the_fastest_before_its_table(harness):
     run = harness(*PLAN, "method=lora,full", "data=gsm8k", "--advise")

@@ -77,6 +77,7 @@ GGUF = b"GGUF as the hub has it"
 SHA256 = hashlib.sha256(GGUF).hexdigest()
 
 
+@pytest.mark.long
 @lines(
     refused(
         f"run {CELL} study=other model.path=org/tiny/it.gguf model.sha256={'0' * 64}",

@@ -22,12 +22,14 @@ def shown(command: str) -> list[str | Line]:
     ]
 
 
+@pytest.mark.long
 @lines(*shown("run"), *shown("sweep"), *shown("plan"), *shown("calibrate"))
 def test_configurations_are_shown_and_nothing_is_run(run, tmp_path):
     run()
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @lines(
     Line("run model=theirs --config-dir {folder}/mine --cfg job", said="path: somewhere"),
     Line("sweep named --config-dir {folder}/mine --cfg job", said="study: named"),
@@ -72,6 +74,7 @@ def test_a_damaged_calibration_is_named_before_anything_runs(run, tmp_path):
     run()
 
 
+@pytest.mark.long
 @lines(
     "calibrate model=tiny data=facts train.max_length=64 train.batch_size=2",
     Line("plan model=tiny data=facts train.max_length=64 train.max_steps=3", said="from kernels that were timed on"),

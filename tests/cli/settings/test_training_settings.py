@@ -13,6 +13,7 @@ from harness.record import read_study
 from harness.sweep import machines
 
 
+@pytest.mark.long
 @lines(
     f"run {CELL} study=one train.max_steps=4 method=lora alpha=6 lr=1e-3 seed=3 timeout=300 tracker=tensorboard "
     "train.grad_accum=2 train.max_length=64 train.warmup_ratio=0.5 train.schedule=linear train.final_lr=0.2 "
@@ -41,6 +42,7 @@ def test_a_cell_is_trained_as_its_settings_say(run, only, tmp_path):
     assert list((tmp_path / "elsewhere" / "one").rglob("events.out.tfevents*"))
 
 
+@pytest.mark.long
 @lines(
     f"run {CELL} study=one train.max_steps=null train.epochs=0.0625 train.packing=true infer.repeats=2 "
     "infer.batch_size=2 infer.large_batch_size=3 infer.prompt_tokens=6 infer.new_tokens=3 lr_scale=2 method.lr=1e-3",
@@ -74,6 +76,7 @@ def test_devices_and_a_compiler_are_used(run, only):
     assert only("compiled").train.compile_seconds
 
 
+@pytest.mark.long
 @lines(
     refused(f"run {CELL} train.activation_offload=true", r"train\.activation_offload=true"),
     refused(f"run {CELL} train.nodes=2", r"train\.nodes=2 .* within 1 seconds"),

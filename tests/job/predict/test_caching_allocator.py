@@ -133,6 +133,7 @@ def with_a_large_embedding(method: str, size: int, budget: int | None = None) ->
     return Predictor(None, "bf16", "cuda").predict(composed(*settings), dimensions, budget)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "galore"])
 def test_with_a_large_embedding_what_fits_is_told_by_all_layers(monkeypatch, method):
@@ -176,6 +177,7 @@ def test_of_a_sharded_cell_it_is_not_predicted():
     assert Predictor(None, "bf16", "cuda").predict(cell, None)["reserved"] is None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "within"), [("lora", 0.02), ("full", 0.1)])
 def test_two_shallow_models_tell_what_a_deep_one_reserves(monkeypatch, method, within):

@@ -344,6 +344,7 @@ def test_a_plan_says_what_it_leaves_out():
     assert list(said.values()) == [[False, False], [True, False], [False, True]]
 
 
+@pytest.mark.long
 def test_a_plan_says_that_it_counts_the_pass_of_the_base():
     """By every objective of the plan that has a reference model."""
     cell, named = tiny("method=lora"), set()

@@ -43,6 +43,7 @@ def compilations(monkeypatch) -> list[torch.fx.GraphModule]:
     return graphs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recomputed", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_rows_of_any_number_of_sequences_share_graphs(compilations, recomputed):
     bench = prepared(tiny("method=lora"))

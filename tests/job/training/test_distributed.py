@@ -70,6 +70,7 @@ def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
     assert predicted["resident"]["gradients"] == held.gradients
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 @pytest.mark.parametrize(
@@ -99,6 +100,7 @@ def test_two_devices_share_the_weights(tmp_path, alone, method):
     assert Kinds(**predicted["resident"] | {"activations": 0}) == dataclasses.replace(held, activations=0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 def test_devices_wait_for_no_gradient_of_what_an_optimizer_leaves_as_it_is(tmp_path):

@@ -196,6 +196,7 @@ def test_a_cell_learns_as_without_it_and_records_it(tmp_path, own_precision, set
     assert [p.loss for p in on.train.loss] == pytest.approx([p.loss for p in off.train.loss], rel=1e-3)
 
 
+@pytest.mark.long
 def test_the_plan_for_a_gpu_takes_less_memory(monkeypatch):
     shape = ("rank=16", "train.batch_size=4", "train.max_length=2048", "train.packing=true")
     cell = composed("model=qwen3_1_7b", "method=dora", "train.gradient_checkpointing=false", *shape)

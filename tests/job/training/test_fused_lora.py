@@ -170,6 +170,7 @@ def test_a_cell_learns_as_without_it_and_records_it(tmp_path, own_precision, set
 # In a plan
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["lora", pytest.param("qlora", marks=pytest.mark.long)])
 def test_the_plan_for_a_gpu_takes_no_more_memory(monkeypatch, method):
     shape = ("rank=16", "train.batch_size=4", "train.max_length=2048", "train.packing=true")

@@ -94,6 +94,7 @@ def run_limited(folder: Path, model: Path, devices: int, *overrides: str) -> tup
     return read(path), [json.loads(each.read_text()) for each in sorted(folder.glob("rank-*"))]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 def test_processes_that_can_not_hold_the_model_train_it_together(tmp_path, large):
@@ -127,6 +128,7 @@ def test_a_tensor_may_end_while_sizes_are_measured():
 SHARDED = ("train.devices=2", "train.parallel=fsdp", "eval.tasks=[]")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 @pytest.mark.parametrize(

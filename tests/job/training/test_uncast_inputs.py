@@ -182,6 +182,7 @@ def test_a_cell_that_casts_nothing_records_nothing(tmp_path, own_precision, sett
 # In a plan, in GiB: by peft's layers, and without their casts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "method", "cast", "uncast"),
     [

@@ -12,6 +12,7 @@ from tested_settings import Line, lines
 ASKED = f"method=api model.name={NAME} data=wordmath_short eval=wordmath_short eval.limit=2"
 
 
+@pytest.mark.long
 @lines(
     f"run {ASKED} study=asked model.base_url={{url}} model.key_env=KEY_OF_TESTS model.thinking=4 model.price.read=1 "
     "model.price.written=2 api.concurrency=1 api.per_minute=600 api.timeout=50 api.retries=1 api.backoff=0.1 "

@@ -106,6 +106,7 @@ def test_a_python_is_refused_that_is_none_or_has_no_vllm(tmp_path, python):
 # Its answers
 
 
+@pytest.mark.long
 def test_a_cell_has_the_scores_of_the_ordinary_engine_and_says_who_wrote(tmp_path, python, monkeypatch):
     monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
     plain, asked = tiny(*BOTH), tiny(*VLLM)
@@ -165,6 +166,7 @@ def asked(context, **kwargs):
     return Instance("generate_until", {}, (context, kwargs), 0)
 
 
+@pytest.mark.long
 def test_answers_begin_and_end_as_those_of_lm_eval(tmp_path, python, ordinary):
     contexts = [f"Question: Ann has {n} apples.\nAnswer:" for n in range(3)] + ["word " * 3000]
     free = ordinary.generate_until([asked(c, until=[], max_gen_toks=12) for c in contexts], disable_tqdm=True)
@@ -188,6 +190,7 @@ def test_answers_begin_and_end_as_those_of_lm_eval(tmp_path, python, ordinary):
     assert writer.usage.answers == len(requests)
 
 
+@pytest.mark.long
 def test_vllm_writes_the_answers_and_the_harness_computes_the_likelihoods(tmp_path, python, monkeypatch):
     monkeypatch.chdir(tmp_path)
     texts = [{"question": f"Tell of {i}.", "answer": f"This is a story of {i} that goes on."} for i in range(60)]
