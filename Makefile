@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help compare setup test test-all test-bench test-core test-faults test-oldest test-vllm test-trl test-torchao lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
+.PHONY: help compare setup test test-all test-long test-bench test-core test-faults test-oldest test-vllm test-trl test-torchao lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,8 +44,11 @@ PYTEST := OMP_NUM_THREADS=1 "$(CURDIR)/$(VENV)/bin/python" -m pytest -n 2 --dist
 test: $(VENV)/tested ## Run the tests, but for the few that take longest
 	$(PYTEST) -m 'not long and not faults and not bench'
 
-test-all: test ## Run `make test`, then the tests that take longest (28 minutes in all were seen on 2 slow cores)
-	$(PYTEST) -m 'long and not faults and not bench'
+PART := tests
+test-long: $(VENV)/tested ## Run the tests that take longest (25 minutes were seen on 2 slow cores); of one folder by PART=tests/FOLDER
+	$(PYTEST) -m 'long and not faults and not bench' $(PART)
+
+test-all: test test-long ## Run `make test`, then `make test-long`
 
 test-bench: $(VENV)/tested ## Predict the memory of others' training programs anew, and compare with what is recorded (20 s)
 	$(PYTEST) -m bench tests/house
@@ -83,7 +86,7 @@ test-oldest: $(OLDEST)/installed ## Run a cell of each core method, and the fast
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m harness sweep study=oldest results_dir=$(OLDEST)/results model=tiny method=$(CORE) \
 	rank=8 data=wordmath_short train.precision=bf16 train.max_steps=3 train.batch_size=2 train.validation_items=4 train.max_grad_norm=null \
 	eval=facts eval.tasks=[facts,wordmath_short] eval.limit=4
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m 'not slow and not faults' -n 2 --dist loadfile $(CALLING)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m 'not slow and not long and not faults' -n 2 --dist loadfile $(CALLING)
 
 $(OLDEST)/installed: pyproject.toml tests/oldest.py
 	$(PYTHON) -m venv $(OLDEST)
