@@ -24,11 +24,11 @@ from harness.report.frame import score_name
 from harness.report.headline import BASES, base_of
 from harness.report.items.answered import AnsweredItems, answers
 from harness.report.items.changed import Changed, ChangedItems
-from harness.report.pairwise import score_of
+from harness.report.pairwise import primary, score_of
 from harness.report.statistics import ALPHA, Answers, Difference
 from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT
-from harness.report.tables.rows import group
+from harness.report.tables.rows import Rows, group
 from harness.report.tables.table import Table
 from harness.score_names import score_label
 
@@ -61,6 +61,7 @@ class Comparison:
 
     base: the base's cell. missing_base: the quantised base that this method starts from, if that one is not there.
     clusters: how many groups of items (subjects, passages, templates) are independent; None if items are.
+    primary: whether this is the task's one score that is tested, as in the table; of others there are intervals alone.
     """
 
     place: tuple[str, str, str]
@@ -74,6 +75,7 @@ class Comparison:
     total: Tally
     subjects: dict[str | None, Tally]
     changed: ChangedItems
+    primary: bool = True
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,28 @@ def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False)
     Each method is compared in the setting that `select` chose, over its seeds; with `each_cell`, every cell by itself.
     """
     rows = group(records)
+    groups, left_out = _groups(rows, each_cell)
+    comparisons: list[Comparison] = []
+    without: dict[tuple[str, str], list[str]] = {}  # labels, by the score and the reason that there is no comparison
+    for of_it in groups:
+        names = dict.fromkeys(score_name(score) for record in of_it.records for score in record.scores)
+        bases = _bases(of_it, rows.records)
+        if not bases:
+            left_out.append(f"{of_it.label} is not compared: the study has no finished {BASE} of {of_it.place[1]}.")
+        elif not names:
+            left_out.append(f"{of_it.label} is not compared: it has no score.")
+        for name in names if bases else ():
+            compared = _compared(of_it, name, bases, folder)
+            if isinstance(compared, Comparison):
+                comparisons.append(compared)
+            else:
+                without.setdefault((name, compared), []).append(of_it.label)
+    left_out += [f"{named(name)} of {few(labels)}: {reason}" for (name, reason), labels in without.items()]
+    return Forgetting(_corrected(comparisons), list(dict.fromkeys(left_out)))
+
+
+def _groups(rows: Rows, each_cell: bool) -> tuple[list[_Group], list[str]]:
+    """What is held against its base, and a sentence for each method, or cell, that has nothing to compare."""
     groups, left_out = [], []
     if each_cell:
         groups = [
@@ -114,33 +138,27 @@ def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False)
                 groups.append(_Group(choice.place, choice.label, choice.setting or "", seeds))
             else:
                 left_out.append(f"{choice.label} is not compared: {choice.reason}.")
-    found = []
-    for of_it in groups:
-        if of_it.records[0].cell.method != BASE:
-            comparisons, why = _against_base(of_it, rows.records, folder)
-            found += comparisons
-            left_out += why
-    corrected = statistics.holm([c.total.change.p for c in found if c.total.change])
-    by_comparison = iter(corrected.tolist())
-    found = [replace(c, total=replace(c.total, corrected=next(by_comparison))) if c.total.change else c for c in found]
-    return Forgetting(found, list(dict.fromkeys(left_out)))
+    return [each for each in groups if each.records[0].cell.method != BASE], left_out
 
 
-def _against_base(of_it: _Group, records: Sequence[Record], folder: Path) -> tuple[list[Comparison], list[str]]:
-    """The comparisons of a group by each score of right and wrong, and the reasons for missing ones."""
-    bases = _bases(of_it, records)
-    if not bases:
-        model = of_it.place[1]
-        return [], [f"{of_it.label} is not compared: the study has no finished {BASE} of {model}."]
-    found, why = [], []
-    names = dict.fromkeys(score_name(score) for record in of_it.records for score in record.scores)
-    for name in names:
-        made = _compared(of_it, name, bases, folder)
-        if isinstance(made, str):
-            why.append(f"{of_it.label}, {named(name)}: {made}")
+def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """`comparisons` with corrected p-values, where their score is the one by which its task is tested."""
+    scores: dict[tuple[tuple[str, str, str], str], list[str]] = {}
+    for c in comparisons:
+        scores.setdefault((c.place, _task(c)), []).append(c.score)
+    main = {(place, primary(task, names, place[2])) for (place, task), names in scores.items()}
+    tested = [c.total.change.p for c in comparisons if c.total.change and (c.place, c.score) in main]
+    by_comparison = iter(statistics.holm(tested).tolist())
+    result = []
+    for c in comparisons:
+        if (c.place, c.score) not in main:
+            subjects = {name: replace(tally, corrected=None) for name, tally in c.subjects.items()}
+            result.append(replace(c, subjects=subjects, primary=False))
+        elif c.total.change:
+            result.append(replace(c, total=replace(c.total, corrected=next(by_comparison))))
         else:
-            found.append(made)
-    return found, why if names else [f"{of_it.label} is not compared: it has no score."]
+            result.append(c)
+    return result
 
 
 def _bases(of_it: _Group, records: Sequence[Record]) -> list[Record]:
@@ -281,14 +299,17 @@ def _totals(found: Forgetting, study: str, several: bool) -> Table:
         for c in found.comparisons
     ]
     caption = []
+    tested = sum(c.primary for c in found.comparisons)
     if rows:
         caption = [
             "Lost: items that the base answers correctly and the tuned model does not. Won: the reverse. Means over "
             "seeds. Chance moves items both ways, so forgetting is the change, won minus lost.",
             "Change: in points, with its 95% interval, paired by item"
             + (", over items and seeds." if any(len(c.cells) > 1 for c in found.comparisons) else ", over items."),
-            f"{MARK}: a significant change (p < 0.05, by Holm for {len(rows)} comparisons, or the subjects of one).",
+            f"{MARK}: a significant change (p < 0.05, by Holm for {tested} comparisons, or the subjects of one).",
         ]
+        if untested := dict.fromkeys(named(c.score) for c in found.comparisons if not c.primary):
+            caption.append(f"Not tested, as another score of the same task is: {units.listed([*untested])}.")
         if held := dict.fromkeys((c.label, c.missing_base) for c in found.comparisons if c.missing_base):
             methods = ", ".join(f"{label} ({base})" for label, base in held)
             caption.append(
@@ -303,12 +324,9 @@ def _totals(found: Forgetting, study: str, several: bool) -> Table:
 
 
 def _answer(results: Forgetting, several: bool) -> Iterator[str]:
-    """A sentence for each task, by the first of its scores: which methods forget, which gain, of which that is open."""
-    by_task: dict[tuple[Any, str], str] = {}
-    for c in results.comparisons:
-        by_task.setdefault((c.place, c.score.split("/")[0]), c.score)
+    """A sentence for each task, by its tested score: which methods forget, which gain, of which that is open."""
     sentences = []
-    for (place, _), score in by_task.items():
+    for place, score in dict.fromkeys((c.place, c.score) for c in results.comparisons if c.primary):
         here = [c for c in results.comparisons if (c.place, c.score) == (place, score) and c.total.change]
         ranked = sorted(here, key=lambda c: c.total.change.value if c.total.change else 0.0)
         significant = [c for c in ranked if c.total.corrected is not None and c.total.corrected < ALPHA]

@@ -153,14 +153,14 @@ def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[
         here = [choice for choice in choices if choice.place == place]
         scores = [{score_name(score): score for i in choice.index for score in records[i].scores} for choice in here]
         names = list(dict.fromkeys(name for own in scores for name in own))
-        main = {_primary(task, names, place[2]) for task in dict.fromkeys(name.partition("/")[0] for name in names)}
+        main = {primary(task, names, place[2]) for task in dict.fromkeys(name.partition("/")[0] for name in names)}
         for name in names:
             groups = [[records[i] for i in choice.index] for choice in here]
             found.append(replace(_contest(groups, here, name, folder), primary=name in main))
     return _lettered([contest for contest in found if contest.standings])
 
 
-def _primary(task: str, names: Sequence[str], data: str) -> str:
+def primary(task: str, names: Sequence[str], data: str) -> str:
     """The score by which a task is tested: what the data set trains for, else the first that the task defines."""
     own = [name for name in names if name.partition("/")[0] == task]
     return next((name for name in own if name == LEARNED.get(data) or name in LEARNED.values()), own[0])

@@ -109,6 +109,45 @@ def test_many_comparisons_are_corrected_together(folder):
     )  # of art 2 / 2**2, of law twice 2 / 2**4
 
 
+def test_a_task_is_tested_by_the_score_that_its_table_tests(folder):
+    """The base never answers in the strict format: that each method gains by it says nothing of what it knows."""
+    for method, flexible in (("base", [1] * 6), ("lora", [0] * 6), ("dora", [0] * 6)):
+        strict = [0] * 6 if method == "base" else [1] * 6
+        by_filter = [("strict-match", strict), ("flexible-extract", flexible)]
+        scores = [make_score(task="gsm8k", metric="exact_match", filter=name, n=6) for name, _ in by_filter]
+        record = make_record(method, data="gsm8k")
+        parts = []
+        for score, (_, values) in zip(scores, by_filter, strict=True):
+            leave(folder, record, values, score, prediction="['1']")
+            parts.append(pd.read_parquet(folder / f"{record.cell.name}.items.parquet"))
+        pd.concat(parts).to_parquet(folder / f"{record.cell.name}.items.parquet", index=False)
+        record.scores = scores
+        write(record, folder / f"{record.cell.name}.json")
+    found = forgetting(read_study(folder)[0], folder)
+    assert [(c.score.rpartition("/")[2], c.primary) for c in found.comparisons] == [
+        ("strict-match", False),
+        ("flexible-extract", True),
+    ] * 2
+    strict, flexible = found.comparisons[:2]
+    assert strict.total.change.value == 1
+    assert strict.total.corrected is None
+    assert {tally.corrected for tally in strict.subjects.values()} == {None}
+    assert flexible.total.corrected == pytest.approx(min(1, 2 * flexible.total.change.p))
+    totals = tables(found, "demo", 3)[0]
+    assert totals.answer == ["gsm8k, exact match: no significant change of lora and dora (−100.0 points)."]
+    assert "Not tested, as another score of the same task is: gsm8k, exact match, strict format." in caption(totals)
+    assert "by Holm for 2 comparisons" in caption(totals)
+
+
+def test_a_score_that_can_not_be_compared_is_one_line_for_all_methods(folder):
+    score = make_score(**(vars(MMLU) | {"higher_is_better": False}))
+    for method in ("base", "lora", "dora"):
+        leave(folder, make_record(method), BASE, score)
+    assert forgetting(read_study(folder)[0], folder).left_out == [
+        "mmlu, accuracy of lora and dora: it is not a score of right and wrong."
+    ]
+
+
 def test_each_cell_can_be_compared_by_itself(study, folder):
     failed = make_record("dora", status="oom")
     found = forgetting([*study, failed], folder, each_cell=True)
@@ -201,7 +240,7 @@ def no_score(folder):
         (other_items, "has other items, another number of shots"),
         (other_texts, "has other items, another number of shots"),
         (other_shots, "has other items, another number of shots"),
-        (other_score, "lora, mmlu, accuracy: base has no such score"),
+        (other_score, "mmlu, accuracy of lora: base has no such score"),
         (no_shares, "not a score of right and wrong"),
         (losses, "not a score of right and wrong"),
         (no_items, "the items of a cell are missing"),
