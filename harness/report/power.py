@@ -21,9 +21,11 @@ from harness.errors import UserError
 from harness.record import Record
 from harness.report import statistics
 from harness.report.frame import score_name
-from harness.report.pairwise import MANY, items
+from harness.report.headline import learned
+from harness.report.pairwise import MANY, items, primary
 from harness.report.statistics import ALPHA, Answers
 from harness.report.tables.rows import group
+from harness.score_names import score_label
 
 WANTED = 0.8
 SEEDS, METHODS = (1, 2, 3, 5, 10), (2, 6)
@@ -165,17 +167,32 @@ def items_needed(effect: float, seeds: int, methods: int = 2, noise_model: Assum
 
 
 def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, list[str]]:
-    """The noise in the study's first score of right and wrong items, and notes on what is assumed."""
+    """The noise in a study's score of right and wrong items, and notes on what is assumed.
+
+    Of several scores: in that of what was trained, else in the first by which a task is tested.
+    """
     rows = group(records)
     groups = [[rows.records[i] for i in choice.index] for choice in rows.choices if choice.index]
     groups = [group for group in groups if group[0].cell.seed is not None]
-    names = dict.fromkeys(score_name(score) for group in groups for score in group[0].scores)
-    for name in names:
+    scores = dict.fromkeys((group[0].cell.data, score_name(score)) for group in groups for score in group[0].scores)
+    for _, name in sorted(scores, key=functools.partial(_priority, [*scores])):
         measured = [sample for group in groups if (sample := items(folder, group, name))]
         samples = [sample for sample, which in measured if which == measured[0][1]]
         if samples and all(np.isin(sample.values, (0, 1)).all() for sample in samples):
             return _measured(name, samples)
     raise UserError("--study requires a study with a score of right and wrong items; leave it out to use assumptions.")
+
+
+def _priority(scores: Sequence[tuple[str, str]], score: tuple[str, str]) -> int:
+    """What is measured first is least: the score of what was trained, then those by which tasks are tested.
+
+    scores: of the study, each with its data set; `score` is one of them.
+    """
+    data, name = score
+    here = [other for its_data, other in scores if its_data == data]
+    if name == learned(data, here):
+        return 0
+    return 1 if name == primary(name.partition("/")[0], here, data) else 2
 
 
 def describe(effect: float, seeds: int, noise_model: Assumptions, said: Sequence[str] = ()) -> str:
@@ -211,17 +228,22 @@ def _points(number: str) -> str:
 
 def _answer(effect: float, seeds: int, noise_model: Assumptions) -> str:
     """The items that two methods need, in a sentence."""
+    two = "to tell two methods apart"
     n = items_needed(effect, seeds, 2, noise_model)
     if n is not None:
-        return f"{units.plural(n, 'item')} per model with {units.plural(seeds, 'seed')}."
+        return f"{units.plural(n, 'item')} per model with {units.plural(seeds, 'seed')}, {two}."
     for more in range(seeds + 1, MOST_SEEDS):
         if (n := items_needed(effect, more, 2, noise_model)) is not None:
-            return f"more than {units.plural(seeds, 'seed')}: {more} seeds and {units.plural(n, 'item')} per model."
-    return f"more than {MOST_SEEDS} seeds."
+            least = f"{more} seeds and {units.plural(n, 'item')} per model"
+            return f"more than {units.plural(seeds, 'seed')}: {least}, {two}."
+    return f"more than {MOST_SEEDS} seeds, {two}."
 
 
 def _measured(name: str, samples: list[Answers]) -> tuple[Assumptions, list[str]]:
-    accuracy, said = float(np.mean([sample.values.mean() for sample in samples])), [f"Measured by {name}."]
+    accuracy, said = (
+        float(np.mean([sample.values.mean() for sample in samples])),
+        [f"Measured by {score_label(*name.split('/', 2))}."],
+    )
     noise_model = Assumptions(accuracy, design=_design(samples))
     alike = [_correlation(one.values[0], other.values[0]) for one, other in itertools.combinations(samples, 2)]
     repeated = [sample for sample in samples if len(sample.values) > 1]

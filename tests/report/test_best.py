@@ -10,7 +10,7 @@ import pytest
 from records import MIB, make_answered, make_record, make_score, make_study, measured
 from rendered import HOSTILE, Tags, caption, row, rows
 
-from harness.record import LossPoint, ValidationPoint, write
+from harness.record import LossPoint, ValidationPoint, read_study, write
 from harness.report import statistics
 from harness.report.pairwise import contests, items
 from harness.report.power import Assumptions, assumptions, items_needed, power, seed_sd
@@ -521,12 +521,30 @@ def test_a_study_tells_what_its_noise_is_made_of(folder, study):
     assert given.accuracy == pytest.approx(np.mean(right))
     assert 0.6 < given.between_methods < given.between_seeds < 1
     assert 0 <= given.seed_sd < 0.03
-    assert said[0] == "Measured by gsm8k/exact_match/strict-match."
+    assert said[0] == "Measured by gsm8k, exact match, strict format."
     assert said[1].startswith("Standard deviation between seeds: ")
     assert said[1].endswith(", from 9 trained models of 3 methods.")
     given, said = assumptions([record for record in study if record.cell.seed == 0], folder)
     assert given.seed_sd == Assumptions().seed_sd
     assert "The study has one seed per method: the variance between seeds is assumed." in said
+
+
+def test_the_noise_is_that_of_what_was_trained(folder):
+    """Not of the first task, nor of the task's strict format, in which the untuned model is never right."""
+    of_gsm8k = [("gsm8k", "exact_match", each) for each in ("strict-match", "flexible-extract")]
+    names = [("mmlu", "acc", "none"), *of_gsm8k]
+    for method, share in (("lora", 0.3), ("full", 0.5)):
+        record, parts = make_record(method, lr=1e-4, seed=0), []
+        for i, (task, metric, answer_filter) in enumerate(names):
+            score = make_score(task=task, metric=metric, filter=answer_filter)
+            leave(folder, record, answers(share + 0.1 * i, seed=i), score)
+            parts.append((record.scores[0], pd.read_parquet(folder / f"{record.cell.name}.items.parquet")))
+        record.scores = [score for score, _ in parts]
+        pd.concat([items for _, items in parts]).to_parquet(folder / f"{record.cell.name}.items.parquet", index=False)
+        write(record, folder / f"{record.cell.name}.json")
+    given, said = assumptions(read_study(folder)[0], folder)
+    assert said[0] == "Measured by gsm8k, exact match."
+    assert given.accuracy == pytest.approx(np.mean([answers(share + 0.2, seed=2) for share in (0.3, 0.5)]))
 
 
 def test_items_of_a_group_count_as_fewer(folder):
@@ -565,12 +583,12 @@ def test_what_seeds_change_group_by_group_is_no_spread_of_seeds(folder):
 def test_power_on_the_command_line(inside, folder, study):
     run = inside("power", "--effect", "0.05", "--seeds", "4")
     assert (run.returncode, run.stderr) == (0, "")
-    assert f"{items_needed(0.05, 4):,} items per model with 4 seeds." in run.stdout
+    assert f"{items_needed(0.05, 4):,} items per model with 4 seeds, to tell two methods apart." in run.stdout
     assert "|     4 * |" in run.stdout
     run = inside("power", "--effect", "0.01", "--seeds", "2")
     assert "more than 2 seeds: " in run.stdout
     run = inside("power", "--effect", "0.05", "--seeds", "3", "--study", "demo")
-    assert "Measured by gsm8k/exact_match/strict-match." in run.stdout
+    assert "Measured by gsm8k, exact match, strict format." in run.stdout
     for arguments in (["--effect", "5", "--seeds", "3"], ["--effect", "0.1", "--seeds", "0"], ["--seeds", "3"]):
         run = inside("power", *arguments)
         assert (run.returncode, run.stdout) == (2, "")
