@@ -22,7 +22,7 @@ from scipy import special
 from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.frame import score_name
-from harness.report.headline import LEARNED
+from harness.report.headline import LEARNED, trained_for
 from harness.report.items.answered import Items, answers
 from harness.report.select import Choice, select
 from harness.report.statistics import ALPHA, Answers, Difference, Interval, MethodRank
@@ -153,11 +153,22 @@ def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[
         here = [choice for choice in choices if choice.place == place]
         scores = [{score_name(score): score for i in choice.index for score in records[i].scores} for choice in here]
         names = list(dict.fromkeys(name for own in scores for name in own))
-        main = {primary(task, names, place[2]) for task in dict.fromkeys(name.partition("/")[0] for name in names)}
-        for name in names:
-            groups = [[records[i] for i in choice.index] for choice in here]
-            found.append(replace(_contest(groups, here, name, folder), primary=name in main))
+        groups = [[records[i] for i in choice.index] for choice in here]
+        for name in ordered(names, place[2]):
+            tested = name == primary(name.partition("/")[0], names, place[2])
+            found.append(replace(_contest(groups, here, name, folder), primary=tested))
     return _lettered([contest for contest in found if contest.standings])
+
+
+def ordered(names: Sequence[str], data: str) -> list[str]:
+    """Scores by task, that of what was trained first; of each task the score by which it is tested first."""
+    tasks = list(dict.fromkeys(name.partition("/")[0] for name in names))
+
+    def place(name: str) -> tuple[bool, int, bool]:
+        task = name.partition("/")[0]
+        return task != trained_for(data), tasks.index(task), name != primary(task, names, data)
+
+    return sorted(names, key=place)
 
 
 def primary(task: str, names: Sequence[str], data: str) -> str:

@@ -529,22 +529,34 @@ def test_a_study_tells_what_its_noise_is_made_of(folder, study):
     assert "The study has one seed per method: the variance between seeds is assumed." in said
 
 
-def test_the_noise_is_that_of_what_was_trained(folder):
-    """Not of the first task, nor of the task's strict format, in which the untuned model is never right."""
+@pytest.fixture
+def of_three_scores(folder):
+    """Records of two methods on MMLU, and on GSM8K in the strict format and as it is tested, in this order."""
     of_gsm8k = [("gsm8k", "exact_match", each) for each in ("strict-match", "flexible-extract")]
-    names = [("mmlu", "acc", "none"), *of_gsm8k]
     for method, share in (("lora", 0.3), ("full", 0.5)):
         record, parts = make_record(method, lr=1e-4, seed=0), []
-        for i, (task, metric, answer_filter) in enumerate(names):
+        for i, (task, metric, answer_filter) in enumerate([("mmlu", "acc", "none"), *of_gsm8k]):
             score = make_score(task=task, metric=metric, filter=answer_filter)
             leave(folder, record, answers(share + 0.1 * i, seed=i), score)
             parts.append((record.scores[0], pd.read_parquet(folder / f"{record.cell.name}.items.parquet")))
         record.scores = [score for score, _ in parts]
         pd.concat([items for _, items in parts]).to_parquet(folder / f"{record.cell.name}.items.parquet", index=False)
         write(record, folder / f"{record.cell.name}.json")
-    given, said = assumptions(read_study(folder)[0], folder)
+    return read_study(folder)[0]
+
+
+def test_the_noise_is_that_of_what_was_trained(folder, of_three_scores):
+    """Not of the first task, nor of the task's strict format, in which the untuned model is never right."""
+    noise, said = assumptions(of_three_scores, folder)
     assert said[0] == "Measured by gsm8k, exact match."
-    assert given.accuracy == pytest.approx(np.mean([answers(share + 0.2, seed=2) for share in (0.3, 0.5)]))
+    assert noise.accuracy == pytest.approx(np.mean([answers(share + 0.2, seed=2) for share in (0.3, 0.5)]))
+
+
+def test_the_tested_score_of_what_was_trained_is_the_first(folder, of_three_scores):
+    """A narrow terminal has room for no other."""
+    expected = ["gsm8k, exact match (%)", "gsm8k, exact match, strict format (%)", "mmlu, accuracy (%)"]
+    for table in tables(of_three_scores, folder):
+        assert [column for column in table.columns if "(%)" in column] == expected
 
 
 def test_items_of_a_group_count_as_fewer(folder):
