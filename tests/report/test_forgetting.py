@@ -14,7 +14,10 @@ from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import read_study, write
 from harness.report import statistics
+from harness.report.figures.study_results import StudyResults
 from harness.report.forgetting import forgetting, tables
+from harness.report.headline import BASES
+from harness.report.headline import MMLU as MMLU_SCORE
 from harness.report.items.changed import answer
 
 MMLU = make_score(task="mmlu", metric="acc", filter="none", num_fewshot=0, n=6)
@@ -297,6 +300,20 @@ def test_the_answer_says_who_forgets_and_who_gains():
     folder = ROOT / "results" / "reference" / "study_skill"
     first, *_ = tables(forgetting(read_study(folder)[0], folder), "study_skill", 1)
     assert first.answer == ["skill, solved: qlora, dora, lora, galore and full gain (+49.0 to +51.6 points)."]
+
+
+def test_pages_and_figures_show_the_same_change_as_the_command():
+    """QLoRA's is from the base in NF4, which knows less than the one that is not quantised."""
+    folder = ROOT / "results" / "reference" / "gsm8k"
+    records, _ = read_study(folder)
+    study = StudyResults(records, folder)
+    (place,) = study.places
+    mmlu = study.aside(place, study.headline(place))
+    tuned = [c for c in forgetting(records, folder).comparisons if c.label not in BASES.values()]
+    shown = {c.label: c.total.change.value for c in tuned if c.score == MMLU_SCORE}
+    assert len(shown) == 6
+    assert {label: study.change(place, mmlu, label).value for label in shown} == pytest.approx(shown)
+    assert shown["qlora"] < -0.03
 
 
 def test_committed_records_are_compared_as_their_tables_have_it():

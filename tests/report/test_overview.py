@@ -75,7 +75,7 @@ def test_scores_that_cost_points_are_lost_in_points():
         scores = [make_score(0.4), make_score(kept, task="mmlu", metric="acc", filter="none")]
         records.append(measured(make_record(method, *axes, scores=scores)))
     (overview,) = overviews(StudyResults(records, None))
-    assert overview.columns[-1] == ("Forgotten", "mmlu, points against base")
+    assert overview.columns[-1] == ("Forgotten", "mmlu, points against its base")
     assert overview.rows[0].cells[-1].text == "−10.0"
 
 

@@ -60,8 +60,8 @@ def forgetting(study: StudyResults) -> Drawn | None:
     add_legend(made, handles)
     return Drawn(
         made,
-        "Change from the untuned base. Right: gained on the trained task. Down: forgotten on another. Bars: 95% "
-        "intervals, paired by item." + left_out(found),
+        "Change from the untuned base, of quantised methods from the quantised one where it is there. Right: gained on "
+        "the trained task. Down: forgotten on another. Bars: 95% intervals, paired by item." + left_out(found),
     )
 
 

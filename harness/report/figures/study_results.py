@@ -14,8 +14,8 @@ from harness.record import Record, Score
 from harness.report.answer import StudyAnswer
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
-from harness.report.headline import FORGOTTEN, LEARNED
-from harness.report.pairwise import Contest, Standing, items, of_summaries
+from harness.report.headline import BASES, FORGOTTEN, LEARNED, base_of
+from harness.report.pairwise import Contest, Standing, items, of_summaries, ordered
 from harness.report.select import Choice
 from harness.report.statistics import Interval, differences, mean_intervals, seeds_interval
 from harness.report.tables.rows import Row, group
@@ -116,8 +116,9 @@ class StudyResults:
         return [row for row in rows if id(row) in kept]
 
     def scores(self, place: Place) -> dict[str, Score]:
-        """One score of each name, from finished rows."""
-        return {score_name(s): s for row in self.finished(place) for record in row.measured for s in record.scores}
+        """One score of each name, from finished rows, in the order of tables."""
+        one = {score_name(s): s for row in self.finished(place) for record in row.measured for s in record.scores}
+        return {name: one[name] for name in ordered([*one], place[2])}
 
     def headline(self, place: Place) -> Score | None:
         """The score that shows what was learned: that of the data's own task, else the first."""
@@ -135,16 +136,23 @@ class StudyResults:
         return [standing.value for standing in contest.standings] if contest else []
 
     def change(self, place: Place, score: Score, method: str) -> Interval | None:
-        """The score of `method` minus that of base; ends are nan if not paired, None if one lacks the score."""
+        """The score of `method` minus that of its untuned base; ends are nan if unpaired, None if one lacks the score.
+
+        What quantising costs is not forgotten: a quantised method's base is quantised alike, where the study has it.
+        """
         contest = self.contests.get((place, score_name(score)))
         if contest is None:
             return None
-        values = {standing.choice.label: standing.value for standing in contest.standings}
-        if method not in values or "base" not in values:
+        standings = {standing.choice.label: standing for standing in contest.standings}
+        if method not in standings:
             return None
-        if gap := contest.difference(method, "base"):
+        own = base_of(self.records(standings[method].choice)[0])
+        base = next((name for name in (own, BASES[None]) if name in standings), None)
+        if base is None:
+            return None
+        if gap := contest.difference(method, base):
             return Interval(gap.value, gap.low, gap.high)
-        return Interval(values[method] - values["base"], np.nan, np.nan)
+        return Interval(standings[method].value - standings[base].value, np.nan, np.nan)
 
     def standing(self, row: Row, name: str) -> Standing | None:
         contest, label = self.contests.get((row.place, name)), self.labels.get(id(row))

@@ -268,5 +268,5 @@ def _forgotten_column(
         return f"{'−' if (loss > 0) == aside.higher_is_better else '+'}{amount}"
 
     unit = "points" if points > 1 else aside.metric.replace("_", " ")
-    note = f"{task_label(aside.task, aside.metric)}, {unit} against base"
+    note = f"{task_label(aside.task, aside.metric)}, {unit} against its base"
     return "Forgotten", note, _bars(losses, text)
