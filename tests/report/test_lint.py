@@ -380,13 +380,19 @@ def test_other_versions_are_told_without_those_that_are_the_same():
     [
         ({"device": {"type": "cuda", "name": "NVIDIA A100"}}, "device NVIDIA A100"),
         ({"threads": 8}, "threads 8"),
-        ({"allocator": {"OMP_NUM_THREADS": "1"}}, 'allocator {"OMP_NUM_THREADS": "1"}'),
+        ({"allocator": {"OMP_NUM_THREADS": "1"}}, "allocator OMP_NUM_THREADS=1"),
     ],
 )
 def test_other_devices(change, text):
     records = study()
     environment(of(records, "dora"), **change)
     assert told(records, "device").endswith(f"{text} in dora (2 cells).")
+
+
+def test_what_a_library_sets_where_it_is_imported_is_no_difference():
+    records = study()
+    environment(of(records, "dora"), allocator={"KMP_INIT_AT_FORK": "FALSE"})
+    assert told(records) == []
 
 
 def test_a_failed_cell_that_knows_less_of_where_it_ran_is_no_difference():

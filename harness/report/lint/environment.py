@@ -18,11 +18,11 @@ from harness.report.lint.differences import (
     group_by,
     named,
     places,
-    setting_text,
     tuned,
 )
 from harness.report.reruns import stack
 
+BY_LIBRARIES = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}  # variables that scikit-learn sets where it is imported
 INSTRUMENTS: dict[Instrument, str] = {"allocator": "CUDA's allocator", "tensors": "a count of live tensors"}
 
 CLOCKS = 0.03  # clocks further apart than this share are told
@@ -92,8 +92,14 @@ def device(record: Record) -> dict[str, str]:
     hardware, ran = environment_part(record, "device"), ran_with(record)
     known = {name: ran.get(name) for name in ("device type", "device", "threads")}
     known |= {name: hardware.get(name) for name in ("driver", "cuda", "cudnn")}
-    known |= {"allocator": setting_text(environment_part(record, "allocator") or None)}
+    known |= {"allocator": _variables(record)}
     return {name: str(value) for name, value in known.items() if value is not None}
+
+
+def _variables(record: Record) -> str | None:
+    """The environment's variables that steer memory and threads, but for those that a library set; None without any."""
+    variables = environment_part(record, "allocator")
+    return " ".join(f"{name}={value}" for name, value in variables.items() if name not in BY_LIBRARIES) or None
 
 
 def code(records: Sequence[Record]) -> Sentences:
