@@ -11,6 +11,8 @@ from typing import Any, Literal
 from harness.record.measurements import Phase
 from harness.settings import EvalSettings
 
+UNBOUNDED = {"margin"}  # metrics of which more is better, and which are no proportions
+
 
 @dataclass
 class Score:
@@ -39,6 +41,11 @@ class Score:
     items as independent."""
     by_subject: bool = False
     """Whether subjects count alike, however many items they have: `weight_by_size: false` of an lm-eval group."""
+
+    @property
+    def is_proportion(self) -> bool:
+        """Whether the value is a share of items that are right, or a mean of such shares: between 0 and 1."""
+        return self.higher_is_better and self.metric not in UNBOUNDED and 0 <= self.value <= 1
 
 
 @dataclass

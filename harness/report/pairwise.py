@@ -74,6 +74,7 @@ class Contest:
     clusters: how many groups of items (subjects, passages, templates) are independent; None if items are.
     seed_spread: standard deviation of the score from seed to seed, pooled over methods; None without repeated seeds.
     primary: whether this is the task's one score that is tested.
+    proportions: whether the score is one by what it is (`Score.is_proportion`).
     """
 
     place: tuple[str, str, str]
@@ -89,6 +90,7 @@ class Contest:
     seed_spread: float | None = None
     primary: bool = True
     untuned: frozenset[str] = frozenset()
+    proportions: bool = True
 
     @property
     def many(self) -> bool:
@@ -211,11 +213,17 @@ def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple[Any,
 
 def of_summaries(scores: Sequence[Score]) -> Interval | None:
     """The mean of scores, one a seed, and its interval by what their records say of their items; None if nothing."""
-    shares = all(score.higher_is_better and 0 <= score.value <= 1 for score in scores)
+    shares = all(score.is_proportion for score in scores)
     worth = min((score.clusters or score.n for score in scores), default=0)
-    return statistics.summary_interval(
+    interval = statistics.summary_interval(
         [score.value for score in scores], [score.stderr for score in scores], worth if shares and worth else None
     )
+    return _within(interval) if interval and shares else interval
+
+
+def _within(interval: Interval) -> Interval:
+    """The part of a proportion's interval that lies between 0 and 1."""
+    return Interval(interval.value, max(0.0, interval.low), min(1.0, interval.high))
 
 
 def score_of(record: Record, name: str) -> Score | None:
@@ -226,12 +234,13 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
     """A contest without letters. groups: the records of each choice."""
     standings: list[Standing] = []
     samples: dict[str, tuple[Answers, tuple[Any, ...]]] = {}
-    higher = True
+    higher, shares = True, True
     for choice, records in zip(choices, groups, strict=True):
         scores = [score for record in records if (score := score_of(record, name))]
         if not records or len(scores) < len(records):
             continue
         higher = scores[0].higher_is_better
+        shares = shares and all(score.is_proportion for score in scores)
         standings.append(Standing(choice, float(np.mean([score.value for score in scores])), of_summaries(scores)))
         if folder and (found := items(folder, records, name)):
             samples[choice.label] = found
@@ -247,7 +256,8 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
     for which, _ in Counter(samples[label][1] for label in labels).most_common():
         group = [label for label in labels if samples[label][1] == which]
         answered = [samples[label][0] for label in group]
-        intervals |= zip(group, statistics.mean_intervals(answered), strict=True)
+        over_items = statistics.mean_intervals(answered)
+        intervals |= zip(group, map(_within, over_items) if shares else over_items, strict=True)
         over_seeds |= {
             label: float(level.variance) for label, level in zip(group, statistics.levels(answered), strict=True)
         }
@@ -283,6 +293,7 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         clusters=first.groups if first is not None else None,
         seed_spread=_seed_spread(ordered),
         untuned=frozenset(s.choice.label for s in standings) - tuned if tuned else frozenset(),
+        proportions=shares,
     )
 
 

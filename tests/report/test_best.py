@@ -529,6 +529,24 @@ def test_a_study_tells_what_its_noise_is_made_of(folder, study):
     assert "The study has one seed per method: the variance between seeds is assumed." in said
 
 
+def test_the_interval_of_a_proportion_lies_between_0_and_1(folder):
+    """Of ROUGE-L Student's t alone would begin below 0."""
+    score = make_score(task="held_out", metric="rougeL", filter="none", n=8)
+    records = [leave(folder, make_record("lora"), [0.0] * 7 + [0.4], score)]
+    (contest,) = contests(records, folder, select(records))
+    assert contest.standings[0].interval.low == 0 < contest.standings[0].value < contest.standings[0].interval.high
+    assert "5.0 (0.0–16.8)" in document([best(records, folder)], "md")
+
+
+def test_a_margin_of_rewards_is_no_proportion(folder):
+    score = make_score(task="rewards", metric="margin", filter="none", n=8)
+    table = best([leave(folder, make_record("lora"), [-0.1] * 4 + [0.2] * 4, score)], folder)
+    (column,) = (column for column in table.columns if column.startswith("rewards"))
+    assert column == "rewards, margin"
+    assert row(table, "lora")[column].startswith("0.05000 (-0.0")
+    assert " to 0.1" in row(table, "lora")[column]
+
+
 @pytest.fixture
 def of_three_scores(folder):
     """Records of two methods on MMLU, and on GSM8K in the strict format and as it is tested, in this order."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from harness import units
 from harness.report.pairwise import MARGIN, Contest, Standing
@@ -19,10 +18,10 @@ class ScoreWords:
 
     contest: Contest
 
-    @cached_property
+    @property
     def shares(self) -> bool:
         """Whether values are shares of items, which are shown in percent and points."""
-        return self.contest.higher_is_better and all(0 <= s.value <= 1 for s in self.contest.standings)
+        return self.contest.proportions
 
     @property
     def task(self) -> str:

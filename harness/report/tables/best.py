@@ -218,7 +218,8 @@ def _score_column(held: list[Contest], records: Sequence[Record], choices: list[
             cells.append(ABSENT)
             continue
         interval = standing.interval
-        ends = f" ({shown(interval.low)}–{shown(interval.high)})" if interval else ""
+        between = " to " if interval and interval.low < 0 else "–"
+        ends = f" ({shown(interval.low)}{between}{shown(interval.high)})" if interval else ""
         cells.append(f"{shown(standing.value)}{ends}{f' {standing.letters}' if standing.letters else ''}")
     return header, cells
 
