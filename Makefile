@@ -45,7 +45,7 @@ test: $(VENV)/tested ## Run the tests, but for the few that take longest
 	$(PYTEST) -m 'not long and not faults and not bench'
 
 PART := tests
-test-long: $(VENV)/tested ## Run the tests that take longest (25 minutes were seen on 2 slow cores); of one folder by PART=tests/FOLDER
+test-long: $(VENV)/tested ## Run the tests that take longest; of one folder by PART=tests/FOLDER
 	$(PYTEST) -m 'long and not faults and not bench' $(PART)
 
 test-all: test test-long ## Run `make test`, then `make test-long`

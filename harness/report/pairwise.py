@@ -156,13 +156,13 @@ def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[
         scores = [{score_name(score): score for i in choice.index for score in records[i].scores} for choice in here]
         names = list(dict.fromkeys(name for own in scores for name in own))
         groups = [[records[i] for i in choice.index] for choice in here]
-        for name in ordered(names, place[2]):
+        for name in ordered_scores(names, place[2]):
             tested = name == primary(name.partition("/")[0], names, place[2])
             found.append(replace(_contest(groups, here, name, folder), primary=tested))
     return _lettered([contest for contest in found if contest.standings])
 
 
-def ordered(names: Sequence[str], data: str) -> list[str]:
+def ordered_scores(names: Sequence[str], data: str) -> list[str]:
     """Scores by task, that of what was trained first; of each task the score by which it is tested first."""
     tasks = list(dict.fromkeys(name.partition("/")[0] for name in names))
 

@@ -240,10 +240,8 @@ def _answer(effect: float, seeds: int, noise_model: Assumptions) -> str:
 
 
 def _measured(name: str, samples: list[Answers]) -> tuple[Assumptions, list[str]]:
-    accuracy, said = (
-        float(np.mean([sample.values.mean() for sample in samples])),
-        [f"Measured by {score_label(*name.split('/', 2))}."],
-    )
+    accuracy = float(np.mean([sample.values.mean() for sample in samples]))
+    said = [f"Measured by {score_label(*name.split('/', 2))}."]
     noise_model = Assumptions(accuracy, design=_design(samples))
     alike = [_correlation(one.values[0], other.values[0]) for one, other in itertools.combinations(samples, 2)]
     repeated = [sample for sample in samples if len(sample.values) > 1]

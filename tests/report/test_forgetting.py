@@ -147,7 +147,7 @@ def test_a_score_that_can_not_be_compared_is_one_line_for_all_methods(folder):
     for method in ("base", "lora", "dora"):
         leave(folder, make_record(method), BASE, score)
     assert forgetting(read_study(folder)[0], folder).left_out == [
-        "mmlu, accuracy of lora and dora: it is not a score of right and wrong."
+        "mmlu, accuracy of lora and dora: it is not a score of right and wrong; `harness table` compares it."
     ]
 
 

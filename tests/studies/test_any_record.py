@@ -108,7 +108,7 @@ def all_commands_hold(folder: Path, records: int) -> None:
 def test_no_setting_of_zero_breaks_a_command_down(tmp_path):
     folder = tmp_path / "results" / "any"
     folder.mkdir(parents=True)
-    original = json.loads(next((ROOT / "results" / "reference" / "smollm2").glob("lora-*.json")).read_text())
+    original = json.loads(min((ROOT / "results" / "reference" / "smollm2").glob("lora-*.json")).read_text())
     original["environment"]["device"]["matmul_flops_per_second"] = 1e12  # what the share of a GPU's peak needs
     original["cell"]["settings"]["train"]["nodes"] = 1  # a default, which records leave out
     settings = [
@@ -127,6 +127,26 @@ def test_no_setting_of_zero_breaks_a_command_down(tmp_path):
             refused.add(".".join(way))
     assert refused == {"train.devices", "train.nodes"}
     all_commands_hold(tmp_path, len(settings))
+
+
+# Of other types, out of range, or empty: in any field that is free in form, or nearly.
+@pytest.mark.parametrize("value", [0, 3, "x", [], [["a"]], {}, {"a": 1}, True, None])
+def test_no_value_of_a_single_field_breaks_a_command_down(tmp_path, value):
+    folder = tmp_path / "results" / "any"
+    folder.mkdir(parents=True)
+    original = json.loads(min((ROOT / "results" / "reference" / "smollm2").glob("lora-*.json")).read_text())
+    shown = 0
+    for number, way in enumerate(way for way in ways(original) if not any(isinstance(key, int) for key in way)):
+        changed = copy.deepcopy(original)
+        at(changed, way[:-1])[way[-1]] = value
+        path = folder / f"{number}.json"
+        reseal(path, changed)
+        if refusal(path):
+            path.unlink()
+        else:
+            shown += 1
+    assert shown > 10
+    all_commands_hold(tmp_path, 0)
 
 
 def test_no_record_breaks_a_command_down(originals, tmp_path, record_property):

@@ -15,7 +15,7 @@ from harness.report.answer import StudyAnswer
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
 from harness.report.headline import BASES, FORGOTTEN, LEARNED, base_of
-from harness.report.pairwise import Contest, Standing, items, of_summaries, ordered
+from harness.report.pairwise import Contest, Standing, items, of_summaries, ordered_scores
 from harness.report.select import Choice
 from harness.report.statistics import Interval, differences, mean_intervals, seeds_interval
 from harness.report.tables.rows import Row, group
@@ -118,7 +118,7 @@ class StudyResults:
     def scores(self, place: Place) -> dict[str, Score]:
         """One score of each name, from finished rows, in the order of tables."""
         one = {score_name(s): s for row in self.finished(place) for record in row.measured for s in record.scores}
-        return {name: one[name] for name in ordered([*one], place[2])}
+        return {name: one[name] for name in ordered_scores([*one], place[2])}
 
     def headline(self, place: Place) -> Score | None:
         """The score that shows what was learned: that of the data's own task, else the first."""

@@ -106,7 +106,7 @@ def _trained(record: Record, settings: dict[int, dict[str, Any]], name: str) -> 
     """A setting of training in words. `settings`, by the record's id, lack neutral defaults, and what an import did
     not tell."""
     if record.source is None:
-        return setting_text(getattr(record.cell.settings.train, name))
+        return setting_text(getattr(record.cell.settings.train, name, None))  # an imported record has other settings
     return setting_text(settings[id(record)].get(name))
 
 

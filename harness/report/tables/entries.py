@@ -11,7 +11,7 @@ from harness.record import Record, Score
 from harness.report.conditions import started
 from harness.report.frame import FORMS, score_name
 from harness.report.lint.training import attention_text
-from harness.report.pairwise import ordered
+from harness.report.pairwise import ordered_scores
 from harness.report.statistics import Run, of_times
 from harness.report.tables.rows import Row, Rows
 from harness.score_names import score_label
@@ -199,7 +199,7 @@ def score_entries(rows: Rows) -> dict[str, Entry]:
     """An entry for each score by its header; one empty column without scores."""
     scores = {score_name(score): score for row in rows for record in row.measured for score in record.scores}
     by_data = dict.fromkeys((tuple(row.scores), row.place[2]) for row in rows)
-    names = dict.fromkeys(name for own, data in by_data for name in ordered(own, data))
+    names = dict.fromkeys(name for own, data in by_data for name in ordered_scores(own, data))
     entries = dict(_score_entry(name, scores[name], rows) for name in names)
     return entries or {"Scores": lambda row, rows: ABSENT}
 

@@ -55,9 +55,9 @@ def smallest_batch(at: Evidence) -> Evidence:
 def on_all_layers(record: Record) -> bool:
     """Whether the cell is no adapter, or one on attention and other layers."""
     targets = adapt_settings(record).get("target_modules")
-    return targets is None or isinstance(targets, str) or bool(set(targets) - ATTENTION)
+    return not isinstance(targets, list) or bool(set(map(str, targets)) - ATTENTION)
 
 
 def on_attention_alone(record: Record) -> bool:
     targets = adapt_settings(record).get("target_modules")
-    return isinstance(targets, list) and set(targets) == ATTENTION
+    return isinstance(targets, list) and set(map(str, targets)) == ATTENTION
