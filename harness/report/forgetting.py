@@ -36,6 +36,7 @@ BASE = "base"
 SHOWN = 60  # characters of an answer in a table
 CSV = ["study", "model", "data", "method", "cell", "score", "subject", "item", "kind", "target", "base", "tuned"]
 MARK = "*"  # of a significant change
+NOT_OF_RIGHT_AND_WRONG = "it is not a score of right and wrong; `harness table` compares it."
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -
     if len(scored) < len(of_it.records):
         return "not every seed has this score."
     if not scored[0][1].higher_is_better:
-        return "it is not a score of right and wrong; `harness table` compares it."
+        return NOT_OF_RIGHT_AND_WRONG
     tuned = [(table, score) for record, score in scored if (table := answers(folder, record, score, texts=True))]
     if len(tuned) < len(scored):
         return "the items of a cell are missing."
@@ -200,7 +201,7 @@ def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -
         elif any(_asked(table, score) != _asked(own, asked) for table, score in tuned):
             reason = f"{base.cell.name} has other items, another number of shots, or another version of the task."
         elif not all(table.binary for table in (own, *tables)):
-            return "it is not a score of right and wrong; `harness table` compares it."
+            return NOT_OF_RIGHT_AND_WRONG
         else:
             return _comparison(of_it, name, base, own, tables)
     return reason

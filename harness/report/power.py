@@ -21,8 +21,7 @@ from harness.errors import UserError
 from harness.record import Record
 from harness.report import statistics
 from harness.report.frame import score_name
-from harness.report.headline import learned
-from harness.report.pairwise import MANY, items, primary
+from harness.report.pairwise import MANY, items, ordered_scores
 from harness.report.statistics import ALPHA, Answers
 from harness.report.tables.rows import group
 from harness.score_names import score_label
@@ -169,30 +168,18 @@ def items_needed(effect: float, seeds: int, methods: int = 2, noise_model: Assum
 def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, list[str]]:
     """The noise in a study's score of right and wrong items, and notes on what is assumed.
 
-    Of several scores: in that of what was trained, else in the first by which a task is tested.
+    Of several scores: in the first one, in the order of tables.
     """
     rows = group(records)
     groups = [[rows.records[i] for i in choice.index] for choice in rows.choices if choice.index]
     groups = [group for group in groups if group[0].cell.seed is not None]
-    scores = dict.fromkeys((group[0].cell.data, score_name(score)) for group in groups for score in group[0].scores)
-    for _, name in sorted(scores, key=functools.partial(_priority, [*scores])):
+    own = [(list(map(score_name, group[0].scores)), group[0].cell.data) for group in groups]
+    for name in dict.fromkeys(name for names, data in own for name in ordered_scores(names, data)):
         measured = [sample for group in groups if (sample := items(folder, group, name))]
         samples = [sample for sample, which in measured if which == measured[0][1]]
         if samples and all(np.isin(sample.values, (0, 1)).all() for sample in samples):
             return _measured(name, samples)
     raise UserError("--study requires a study with a score of right and wrong items; leave it out to use assumptions.")
-
-
-def _priority(scores: Sequence[tuple[str, str]], score: tuple[str, str]) -> int:
-    """What is measured first is least: the score of what was trained, then those by which tasks are tested.
-
-    scores: of the study, each with its data set; `score` is one of them.
-    """
-    data, name = score
-    here = [other for its_data, other in scores if its_data == data]
-    if name == learned(data, here):
-        return 0
-    return 1 if name == primary(name.partition("/")[0], here, data) else 2
 
 
 def describe(effect: float, seeds: int, noise_model: Assumptions, said: Sequence[str] = ()) -> str:

@@ -105,10 +105,22 @@ def all_commands_hold(folder: Path, records: int) -> None:
             assert command[0] in ("power", "forgetting"), run.stderr
 
 
+def lora_record() -> dict[str, Any]:
+    return json.loads(min((ROOT / "results" / "reference" / "smollm2").glob("lora-*.json")).read_text())
+
+
+def lay_changed(path: Path, original: dict[str, Any], way: tuple, value: Any) -> str | None:
+    """Write `original` with `value` at `way` to `path`; why it is refused, if it is."""
+    changed = copy.deepcopy(original)
+    at(changed, way[:-1])[way[-1]] = value
+    reseal(path, changed)
+    return refusal(path)
+
+
 def test_no_setting_of_zero_breaks_a_command_down(tmp_path):
     folder = tmp_path / "results" / "any"
     folder.mkdir(parents=True)
-    original = json.loads(min((ROOT / "results" / "reference" / "smollm2").glob("lora-*.json")).read_text())
+    original = lora_record()
     original["environment"]["device"]["matmul_flops_per_second"] = 1e12  # what the share of a GPU's peak needs
     original["cell"]["settings"]["train"]["nodes"] = 1  # a default, which records leave out
     settings = [
@@ -117,14 +129,12 @@ def test_no_setting_of_zero_breaks_a_command_down(tmp_path):
         if type(at(original["cell"]["settings"], way)) in (int, float) and not isinstance(way[-1], int)
     ]
     assert len(settings) > 20
-    refused = set()
-    for way in settings:
-        value = copy.deepcopy(original)
-        at(value["cell"]["settings"], way[:-1])[way[-1]] = 0
-        path = folder / f"{'.'.join(way)}.json"
-        reseal(path, value)
-        if refusal(path):
-            refused.add(".".join(way))
+    names = {way: ".".join(way) for way in settings}
+    refused = {
+        name
+        for way, name in names.items()
+        if lay_changed(folder / f"{name}.json", original, ("cell", "settings", *way), 0)
+    }
     assert refused == {"train.devices", "train.nodes"}
     all_commands_hold(tmp_path, len(settings))
 
@@ -134,14 +144,10 @@ def test_no_setting_of_zero_breaks_a_command_down(tmp_path):
 def test_no_value_of_a_single_field_breaks_a_command_down(tmp_path, value):
     folder = tmp_path / "results" / "any"
     folder.mkdir(parents=True)
-    original = json.loads(min((ROOT / "results" / "reference" / "smollm2").glob("lora-*.json")).read_text())
-    shown = 0
+    original, shown = lora_record(), 0
     for number, way in enumerate(way for way in ways(original) if not any(isinstance(key, int) for key in way)):
-        changed = copy.deepcopy(original)
-        at(changed, way[:-1])[way[-1]] = value
         path = folder / f"{number}.json"
-        reseal(path, changed)
-        if refusal(path):
+        if lay_changed(path, original, way, value):
             path.unlink()
         else:
             shown += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from statistics import fmean
 
 from harness import units
@@ -206,7 +205,7 @@ def score_entries(rows: Rows) -> dict[str, Entry]:
 
 def score_style(score: Score, values: Sequence[float]) -> tuple[str, Callable[[float], str]]:
     """The header of a score's column, and the format of its `values`: percent for proportions."""
-    percent = all(replace(score, value=value).is_proportion for value in values)
+    percent = score.is_proportion and all(0 <= value <= 1 for value in values)
     header = score_label(score.task, score.metric, score.filter) + " (%)" * percent
     header += "" if score.higher_is_better else " ↓"
     return header, _percent if percent else units.significant

@@ -54,10 +54,15 @@ def smallest_batch(at: Evidence) -> Evidence:
 
 def on_all_layers(record: Record) -> bool:
     """Whether the cell is no adapter, or one on attention and other layers."""
-    targets = adapt_settings(record).get("target_modules")
-    return not isinstance(targets, list) or bool(set(map(str, targets)) - ATTENTION)
+    targets = _targets(record)
+    return targets is None or bool(targets - ATTENTION)
 
 
 def on_attention_alone(record: Record) -> bool:
+    return _targets(record) == ATTENTION
+
+
+def _targets(record: Record) -> set[str] | None:
+    """The modules that adapters are on; None if the settings have no list of them."""
     targets = adapt_settings(record).get("target_modules")
-    return isinstance(targets, list) and set(map(str, targets)) == ATTENTION
+    return set(map(str, targets)) if isinstance(targets, list) else None
