@@ -4,6 +4,8 @@ RUN := $(VENV)/bin/python -m harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
+# Containers set it, so that each of hundreds of processes that the tests start compiles the harness anew.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help compare setup test test-all test-long test-bench test-core test-faults test-oldest test-vllm test-trl test-torchao lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
 
 help: ## Explain every target

@@ -33,6 +33,7 @@ from harness.report.tables.formats import document, one_line
 from harness.report.tables.frames import chosen_of
 
 REFERENCE = ROOT / "results" / "reference"
+DIFFERENT = ["gsm8k", "peft_llama_3_2_3b", "quickstart", "smollm2", "study_rank"]  # from each other: real data, seeds, …
 ONE_SEED = "No method is recommended: one seed compares trained models, not methods."
 BITS = {"task": "plain_text", "metric": "bits_per_byte", "filter": "none", "higher_is_better": False}
 
@@ -492,7 +493,10 @@ def test_published_experiments_have_an_answer():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", studies(REFERENCE))
+@pytest.mark.parametrize(
+    "name",
+    [name if name in DIFFERENT else pytest.param(name, marks=pytest.mark.long) for name in studies(REFERENCE)],
+)
 def test_all_that_shows_a_study_answers_the_same(name):
     """The table, the report (which `view` serves), the end of a sweep and the Python API; with one row for each."""
     folder = REFERENCE / name

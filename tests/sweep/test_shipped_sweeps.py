@@ -31,6 +31,8 @@ from sweeps import CORES, H100, header, on_h100, seconds
 
 TUNED = ["tune"]  # by trials, each chosen by what the last ones gave
 GRIDS = sorted(named_sweeps().keys() - set(TUNED))
+LARGE = ["article", "methods", "pilot", "rank_for_rows"]
+EACH = [pytest.param(name, marks=pytest.mark.long) if name in LARGE else name for name in GRIDS]
 UNIT = {"h": 3600, "minutes": 60}
 FILE = Path(__file__).with_name("golden_ids.json")
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
@@ -69,7 +71,7 @@ def test_every_grid_has_golden_ids():
     assert sorted(GOLDEN["ids"]) == GRIDS
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", EACH)
 def test_cells_keep_their_ids(name):
     found = ids(name)
     assert found == GOLDEN["ids"][name]
@@ -93,7 +95,7 @@ def assert_near(said, where, expected):
         assert told == pytest.approx(expected, rel=0.25)
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", EACH)
 def test_points_are_the_cells_that_a_sweep_composes(compose, cell, name):
     """The first and the last point, composed as `sweep` does, are the first and the last cell of the shorter way."""
     config = compose("hydra/sweeper=grid", config=name, return_hydra_config=True)

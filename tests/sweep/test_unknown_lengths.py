@@ -80,7 +80,7 @@ def test_advice_says_it_of_the_fastest_before_its_table(harness):
     assert not said.endswith("in all.")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_epochs_of_rows_that_are_not_here_have_no_time(harness):
     run = harness(*PLAN, "method=lora", "data=alpaca", "train.max_steps=null", "train.epochs=1")
     assert "train.epochs counts the rows of alpaca, which are not on this machine" in first_lines(run)
