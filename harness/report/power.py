@@ -222,7 +222,7 @@ def _answer(effect: float, seeds: int, noise_model: Assumptions) -> str:
     for more in range(seeds + 1, MOST_SEEDS):
         if (n := items_needed(effect, more, 2, noise_model)) is not None:
             least = f"{more} seeds and {units.plural(n, 'item')} per model"
-            return f"more than {units.plural(seeds, 'seed')}: {least}, {two}."
+            return f"no number of items is enough with {units.plural(seeds, 'seed')}; it takes {least}, {two}."
     return f"more than {MOST_SEEDS} seeds, {two}."
 
 

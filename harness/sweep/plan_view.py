@@ -332,38 +332,43 @@ def _time(plan: Plan, times: Times) -> list[str]:
 
 
 def unknown_lengths(plan: Plan, times: Times) -> list[str]:
-    """What is assumed of sequences whose lengths are not known here, and what hangs on it."""
+    """What is assumed of sequences whose lengths are not known here, and how long training takes if it is otherwise.
+
+    As everywhere in the answer, that time is of the cells that fit.
+    """
     points: dict[tuple[str, bool], list[Planned]] = {}
     for point in plan.predicted:
         shape = point.prediction["shape"]
         if point.prediction["trainable"] and (lengths := shape.get("lengths", "data")) != "data":
             points.setdefault((lengths, shape["steps"] is None), []).append(point)
     return [
-        (_without_rows if unlimited else ASSUMED_LENGTHS[lengths])(alike, times)
+        _without_rows(alike)
+        if unlimited
+        else ASSUMED_LENGTHS[lengths](alike, [point for point in alike if plan.fits(point)], times)
         for (lengths, unlimited), alike in points.items()
     ]
 
 
-def _by_characters(points: Sequence[Planned], times: Times) -> str:
+def _by_characters(points: Sequence[Planned], fitting: Sequence[Planned], times: Times) -> str:
     tokenizers = units.listed(list(dict.fromkeys(point.cell.model for point in points)))
     sentence = (
         f"The tokenizer of {tokenizers} is not on this machine, so times count 4 characters of {_data(points)} as a "
         f"token, and memory counts {_max_length(points)} tokens a sequence, the most."
     )
-    span = _span(points, times, (4 / 5, 4 / 3))
+    span = _span(fitting, times, (4 / 5, 4 / 3))
     return f"{sentence} At 3 to 5 characters a token, training takes {span}." if span else sentence
 
 
-def _by_the_most(points: Sequence[Planned], times: Times) -> str:
+def _by_the_most(points: Sequence[Planned], fitting: Sequence[Planned], times: Times) -> str:
     sentence = (
         f"The lengths of {_data(points)} are not known here, so each sequence counts {_max_length(points)} tokens, "
         "the most."
     )
-    span = _span(points, times, (1 / 4, 1))
+    span = _span(fitting, times, (1 / 4, 1))
     return f"{sentence} If the mean is a quarter of that to all of it, training takes {span}." if span else sentence
 
 
-def _without_rows(points: Sequence[Planned], times: Times) -> str:
+def _without_rows(points: Sequence[Planned]) -> str:
     return (
         f"How long training takes is unknown: train.epochs counts the rows of {_data(points)}, which are not on this "
         "machine; train.max_steps sets the steps."

@@ -187,14 +187,17 @@ def _refused(cell: Cell | str, card: Card) -> str | None:
 def _remedies(plan: Plan, architectures: dict[str, dict[str, Any]], data_root: str | None) -> list[str]:
     """Where nothing fits, what makes the smallest cells fit: smaller micro-batches, recomputed activations."""
     least = sorted(plan.predicted, key=lambda point: point.taken)[:REMEDIES]
-    smaller = {point.name: _smaller(point) for point in least}
-    requests = [PlannedCell(cell, architectures.get(cell.model)) for cells in smaller.values() for cell in cells]
+    smaller = [_smaller(point) for point in least]
+    requests = [PlannedCell(cell, architectures.get(cell.model)) for cells in smaller for cell in cells]
     rates = None if plan.card is None else plan.card.rates
     answers = runner.plan(requests, data_root, plan.budget, plan.kernels, rates)["predictions"]
     predictions = iter(
         [Planned(planned.cell.name, planned.cell, answer) for planned, answer in zip(requests, answers, strict=True)]
     )
-    return [_remedy(plan, name, [next(predictions) for _ in cells]) for name, cells in smaller.items()]
+    return [
+        _remedy(plan, point, [next(predictions) for _ in cells])
+        for point, cells in zip(least, smaller, strict=True)
+    ]
 
 
 def _smaller(point: Planned) -> list[Cell]:
@@ -220,19 +223,19 @@ def _training(cell: Cell, changes: dict[str, Any]) -> Cell:
     return dataclasses.replace(cell, settings=dataclasses.replace(cell.settings, train=train))
 
 
-def _remedy(plan: Plan, name: str, smaller: Sequence[Planned]) -> str:
+def _remedy(plan: Plan, point: Planned, smaller: Sequence[Planned]) -> str:
     """The first of the `smaller` cells that fits, as what to type; if none does, what else there is."""
     predicted = [point for point in smaller if "peak" in point.prediction]
-    for point in predicted:
-        if plan.fits(point):
-            train = point.cell.settings.train
+    for other in predicted:
+        if plan.fits(other):
+            train = other.cell.settings.train
             settings = [f"train.batch_size={train.batch_size}"]
             settings += [f"train.grad_accum={train.grad_accum}"] if train.grad_accum else []
             settings += ["train.gradient_checkpointing=true"] if train.gradient_checkpointing else []
-            return f"{name} fits with {' '.join(settings)}."
-    least = min((point.taken for point in predicted), default=None)
-    takes = "" if least is None else f": one sequence takes {units.size(least + BESIDE)}"
+            return f"{point.name} fits with {' '.join(settings)}."
+    # Not always with one sequence: what accumulates holds a weight's gradients twice while it adds them.
+    least = min(other.taken for other in (point, *predicted))
     return (
-        f"{name} fits with no batch size{takes}. Take a method with a quantised base (qlora), a smaller model or more "
-        "memory."
+        f"{point.name} fits with no batch size: it takes {units.size(least + BESIDE)} or more. Take a method with a "
+        "quantised base (qlora), a smaller model or more memory."
     )

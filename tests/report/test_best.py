@@ -616,7 +616,7 @@ def test_power_on_the_command_line(inside, folder, study):
     assert f"{items_needed(0.05, 4):,} items per model with 4 seeds, to tell two methods apart." in run.stdout
     assert "|     4 * |" in run.stdout
     run = inside("power", "--effect", "0.01", "--seeds", "2")
-    assert "more than 2 seeds: " in run.stdout
+    assert "no number of items is enough with 2 seeds; it takes " in run.stdout
     run = inside("power", "--effect", "0.05", "--seeds", "3", "--study", "demo")
     assert "Measured by gsm8k, exact match, strict format." in run.stdout
     for arguments in (["--effect", "5", "--seeds", "3"], ["--effect", "0.1", "--seeds", "0"], ["--seeds", "3"]):

@@ -263,7 +263,7 @@ def test_what_can_not_be_compared_is_said(folder, make, said):
     [
         ("['18']", "exact_match", "18"),
         ("[(-5.8, False), (-2.3, True)]", "acc", "1"),
-        ("[(-5.8, False), (-2.3, True)]", "acc_norm", "[(-5.8, False), (-2.3, True)]"),  # by length, which is not kept
+        ("[(-5.8, False), (-2.3, True)]", "acc_norm", "–"),  # by length, which is not kept
         ("['a', 'b']", "exact_match", "['a', 'b']"),
         ("not python", "acc", "not python"),
     ],

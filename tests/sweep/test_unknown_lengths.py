@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from job_helpers import composed
 
 from harness.job.predict import examples
+from harness.sweep import plan_view
+from harness.sweep.estimates.times import Times
+from harness.sweep.planner import Plan, Planned
 
 PLAN = ("plan", "model=qwen3_1_7b", "--device", "h100")
 
@@ -85,3 +89,18 @@ def test_epochs_of_rows_that_are_not_here_have_no_time(harness):
     run = harness(*PLAN, "method=lora", "data=alpaca", "train.max_steps=null", "train.epochs=1")
     assert "train.epochs counts the rows of alpaca, which are not on this machine" in first_lines(run)
     assert "Time: unknown without records" not in run.stdout, "that is not why"
+
+
+def test_only_cells_that_fit_count_in_that_time(tmp_path):
+    def planned(method, gib):
+        peak = {"resident": gib * 2**30, "gradients": 0, "activations": 0}
+        shape = {"steps": 10, "raw": 1000, "lengths": "characters"}
+        prediction = {"peak": peak, "trainable": 10, "flops": 1e12, "reference_flops": 0.0, "shape": shape}
+        return Planned(method, composed(f"method={method}"), prediction)
+
+    plan = Plan([planned("lora", 2), planned("dora", 2), planned("full", 20)], 8 * 2**30, {}, "cuda")
+    times = Times(tmp_path, {}, "cuda", throughput=10)
+    (said,) = plan_view.unknown_lengths(plan, times)
+    assert said.endswith("At 3 to 5 characters a token, training takes 3 to 4 min in all."), "two cells of 80 to 133 s"
+    (said,) = plan_view.unknown_lengths(dataclasses.replace(plan, points=plan.points[2:]), times)
+    assert said.endswith("tokens a sequence, the most."), "no time of what can't run"

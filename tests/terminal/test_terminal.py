@@ -175,7 +175,7 @@ def test_advice_says_what_does_not_fit_at_all():
     plan = Plan([small, large, larger], BESIDE + 4 * 2**30, {}, "cuda")
     unknown = Planned("a", small.cell, {"unknown": "its memory can't be predicted"})
     said = advising.too_large(plan, [[larger, large], [small, large], [unknown]])
-    assert said == ["lora does not fit: it takes 7.00 GiB or more."]
+    assert said == ["lora does not fit: it takes 7.00 GiB."]
 
 
 @pytest.mark.parametrize("width", [80, 200])

@@ -286,10 +286,11 @@ class Watch:
         elif "apart" in event:
             self._together = False
         elif link is self._speaker:
-            if event["phase"] == "recorded":
+            if event.get("phase") == "recorded":
                 self.end(Ending(recorded=True))
             else:
-                self.last = event
+                if "phase" in event:  # a note says nothing of where the cell stands
+                    self.last = event
                 self._report(event)
 
     def _look_around(self) -> None:

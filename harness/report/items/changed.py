@@ -70,15 +70,18 @@ class ChangedItems(Sequence[Changed]):
 
 
 def answer(prediction: str, metric: str) -> str:
-    """The answer in a prediction as lm-eval stores it: a text, or the index of the chosen option."""
+    """The answer in a prediction as lm-eval stores it: a text, or the index of the chosen option.
+
+    A dash where the option is chosen by more than the stored log-likelihoods, as by their length in characters.
+    """
     try:
         found = ast.literal_eval(prediction)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return prediction
     if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str):
         return found[0]
-    if metric == "acc" and isinstance(found, list) and found and all(_is_choice(one) for one in found):
-        return str(max(range(len(found)), key=lambda i: found[i][0]))
+    if isinstance(found, list) and found and all(_is_choice(one) for one in found):
+        return str(max(range(len(found)), key=lambda i: found[i][0])) if metric == "acc" else "–"
     return prediction
 
 

@@ -174,7 +174,8 @@ def contaminated(records: Sequence[Record]) -> Sentences:
                     overlaps = [record.contamination[task] for record in cells]
                     counts = [f"{number:,}" for number in sorted({*map(count, overlaps)})]
                     many = " to ".join(dict.fromkeys([counts[0], counts[-1]]))
-                    kind, meaning = text.format(words=overlaps[0].words).split(": ")
+                    verbs = ONE if many == "1" else SEVERAL
+                    kind, meaning = text.format(words=overlaps[0].words, **verbs).split(": ")
                     yield (
                         f"{many} of {overlaps[0].items:,} items of {task_label(task)} {kind}{where}, in "
                         f"{named(cells, members)}: {meaning}.",
@@ -182,18 +183,20 @@ def contaminated(records: Sequence[Record]) -> Sentences:
                     )
 
 
+ONE = {"are": "is", "share": "shares", "are_near": "is a near-duplicate"}
+SEVERAL = {"are": "are", "share": "share", "are_near": "are near-duplicates"}
 OVERLAPS: tuple[tuple[Callable[[Contamination], int], str], ...] = (
     (
         lambda counts: counts.same or 0,
-        "are a training question, but for case, spaces and punctuation: the model may repeat what it was shown",
+        "{are} a training question, but for case, spaces and punctuation: the model may repeat what it was shown",
     ),
     (
         lambda counts: counts.shared - (counts.same or 0),
-        "share a {words}-gram with the training data: possible contamination, or a common template",
+        "{share} a {words}-gram with the training data: possible contamination, or a common template",
     ),
     (
         lambda counts: counts.near or 0,
-        "are near-duplicates of a training question: possible contamination, or a common template",
+        "{are_near} of a training question: possible contamination, or a common template",
     ),
 )
 """How many items are part of the training data in some way, and what that is and may mean."""

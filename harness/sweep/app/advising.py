@@ -137,13 +137,13 @@ def _best(variants: Sequence[tuple[Variant, Planned | Impossible]], plan: Plan, 
 
 
 def too_large(plan: Plan, without: Sequence[Sequence[Planned | Impossible]]) -> list[str]:
-    """A sentence on each cell none of whose variants, `without`, fits: the least that it takes."""
+    """A sentence on each cell none of whose variants, `without`, fits: the least that one of them takes."""
     sentences = []
     for variants in without:
         predicted = [point for point in variants if isinstance(point, Planned) and "peak" in point.prediction]
         if predicted and not any(map(plan.fits, predicted)):
             least = min(planned.taken for planned in predicted)
-            sentences.append(f"{predicted[0].cell.method} does not fit: it takes {units.size(least + BESIDE)} or more.")
+            sentences.append(f"{predicted[0].cell.method} does not fit: it takes {units.size(least + BESIDE)}.")
     return sentences
 
 
@@ -194,7 +194,7 @@ def _row(one: Timed, times: Times) -> list[str]:
     size = one.planned.prediction["micro_batch"] or step
     return [
         cell.method,
-        " ".join(f"{axis}={value:g}" for axis in ("rank", "lr") if (value := getattr(cell, axis)) is not None),
+        " ".join(f"{axis}={record.short(value)}" for axis in ("rank", "lr") if (value := getattr(cell, axis)) is not None),
         f"{size} × {-(-step // size)}",
         "yes" if cell.settings.train.gradient_checkpointing else "no",
         units.size(one.planned.peak),

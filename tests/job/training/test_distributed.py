@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import json
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from job_helpers import no_peak, run_here, run_leased, run_request, tiny  # noqa: F401
+from job_helpers import composed, no_peak, run_here, run_leased, run_request, tiny  # noqa: F401
 from records import change, make_record, measured
 from several_devices import SHORT, alike, go, short
 
@@ -138,6 +139,18 @@ def test_two_gpus_come_to_what_one_does(tmp_path, alone, shared):
     assert record.train.batches == one.train.batches
     assert [p.loss for p in record.train.loss] == pytest.approx([p.loss for p in one.train.loss], rel=1e-4)
     assert record.environment["device"]["id"].count("+") == 1
+
+
+@pytest.mark.slow
+@on_cpu
+def test_what_is_noted_of_a_file_of_ones_own_is_said_once_and_ends_nothing(tmp_path, capfd):
+    rows = [{"question": f"What is {a} and {b}?", "answer": str(a + b)} for a in range(12) for b in range(12)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data=local", f"data.path={tmp_path / 'sums.jsonl'}")
+    harmless = ("method.optim._target_=harm.build", "+method.optim.harm=none")
+    record = go(tmp_path, composed("model=tiny", *SHORT, *harmless, *own, *TWO))
+    assert record.status == "ok", record.failure
+    assert capfd.readouterr().err.count("sums.jsonl is read as questions and answers: 144 records.") == 1
 
 
 # Harm
