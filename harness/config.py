@@ -84,7 +84,7 @@ class ModelConfig:
     """Commit, tag or branch of the hub repository (null: its main branch)."""
     dtype: str = setting("bfloat16", choices=("float32", "bfloat16", "float16"))
     """Number format of the weights that are not quantised: bfloat16, float16 or float32. float16 can be trained with
-    train.precision=bf16 alone."""
+    train.precision=bf16 alone, and not over a quantised base."""
     trust_remote_code: bool = False
     """Runs code that comes with the model. The record says so."""
     use_safetensors: bool = True

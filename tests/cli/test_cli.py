@@ -173,6 +173,7 @@ def test_impossible_cells_are_named_when_they_are_left_out(inside):
     grid = ("method=lora,galore_layer", "--skip-impossible", "train.nodes=2")  # which this launcher refuses later
     said = inside("sweep", *grid).stderr
     assert "Left out: method=galore_layer can't be combined with train.max_grad_norm=1.0" in said
+    assert "adhoc: 1 cell (2 points of the grid, 1 left out), 0 recorded, 1 to run." in said
     assert_refused(said, "requires hydra/launcher=slurm")
 
 

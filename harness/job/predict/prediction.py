@@ -23,7 +23,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from harness.errors import UserError
 from harness.job.data import batching
-from harness.job.measure.device import check_gradients
+from harness.job.measure.device import check_float16
 from harness.job.models import empty_weights, loading
 from harness.job.predict import examples, phases
 from harness.job.predict.extrapolation import Line
@@ -83,7 +83,7 @@ class Predictor:
         of each of its phases, and of its machines' own memory, too.
         """
         cell = replace(cell, settings=_decided(cell.settings, self._auto))
-        check_gradients(cell.settings)
+        check_float16(cell.settings)
         train = cell.settings.train.validated()
         layout, devices = self._layout(cell, architecture), train.total_devices
         chosen = train.sizes_itself

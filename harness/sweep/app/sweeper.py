@@ -136,6 +136,7 @@ class GridSweeper(Sweeper):
                 raise UserError(f"{key} is not an axis: a sweep is one study. Run one sweep for each {key}.")
         unique: dict[str, Point] = {}
         refused: dict[str, UserError] = {}
+        left_out = 0
         with Planning(len(requested)) as planning:
             for overrides in requested:
                 composed, applicable = self._composed(overrides)
@@ -143,6 +144,7 @@ class GridSweeper(Sweeper):
                     point = self._shared(point_of(composed, applicable))
                 except UserError as error:
                     refused.setdefault(str(error), error)
+                    left_out += 1
                 else:
                     unique.setdefault(point.cell.id, point)
                 planning.advance()
@@ -150,7 +152,7 @@ class GridSweeper(Sweeper):
         self._points |= unique
         study = next(iter(unique.values())).study
         pending = self._pending(study, list(unique.values()))
-        _announce(study, len(requested), len(unique), len(pending))
+        _announce(study, len(requested), left_out, len(unique), len(pending))
         self._require_same_data(study, list(unique.values()), pending)
         impossible = self._checked(pending) if pending else {}
         if pending or self._session.options.confirm:
@@ -344,9 +346,11 @@ def _freed(study: Study, elsewhere: list[Point]) -> tuple[list[Point], list[Poin
     return [p for p in elsewhere if p.cell in free], [p for p in elsewhere if p.cell not in free]
 
 
-def _announce(study: Study, points: int, cells: int, pending: int) -> None:
-    same = "" if cells == points else f" ({points} points of the grid, equal ones run once)"
+def _announce(study: Study, points: int, left_out: int, cells: int, pending: int) -> None:
+    without = [f"{left_out} left out"] if left_out else []
+    same = ["equal ones run once"] if cells < points - left_out else []
+    grid = f" ({', '.join([f'{points} points of the grid', *without, *same])})" if without or same else ""
     print(
-        f"{study.name}: {units.plural(cells, 'cell')}{same}, {cells - pending} recorded, {pending} to run.",
+        f"{study.name}: {units.plural(cells, 'cell')}{grid}, {cells - pending} recorded, {pending} to run.",
         file=sys.stderr,
     )
