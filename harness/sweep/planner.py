@@ -195,8 +195,7 @@ def _remedies(plan: Plan, architectures: dict[str, dict[str, Any]], data_root: s
         [Planned(planned.cell.name, planned.cell, answer) for planned, answer in zip(requests, answers, strict=True)]
     )
     return [
-        _remedy(plan, point, [next(predictions) for _ in cells])
-        for point, cells in zip(least, smaller, strict=True)
+        _remedy(plan, point, [next(predictions) for _ in cells]) for point, cells in zip(least, smaller, strict=True)
     ]
 
 

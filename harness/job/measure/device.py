@@ -122,8 +122,8 @@ def check_float16(settings: Settings) -> None:
     in_bf16 = compute_dtype(settings.train.validated().precision) is torch.bfloat16
     if in_bf16 and settings.method.bits is not None:
         raise UserError(
-            "model.dtype=float16 can't be combined with a quantised base and train.precision=bf16: its layers answer in "
-            "float16, and autocast to bf16 does not mix the two; use model.dtype=bfloat16."
+            "model.dtype=float16 can't be combined with a quantised base and train.precision=bf16: its layers answer "
+            "in float16, and autocast to bf16 does not mix the two; use model.dtype=bfloat16."
         )
     if settings.method.tuned and not in_bf16:
         raise UserError(

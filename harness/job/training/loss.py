@@ -65,7 +65,11 @@ def attach(model: nn.Module, kernel: Kernel, name: str, fuses: bool = False) -> 
 
 
 def _changes_logits(net: PreTrainedModel, head: LossHead) -> bool:
-    """Whether the logits of `net` are not just what its `head` returns."""
+    """Whether the logits of `net` are not just what its `head` returns.
+
+    Adapters take no part in it, and some of them compute nothing on weights without values, as other ranks of a sharded
+    cell have them.
+    """
     given: list[Tensor] = []
 
     def products(hidden: Tensor) -> Tensor:
@@ -73,9 +77,22 @@ def _changes_logits(net: PreTrainedModel, head: LossHead) -> bool:
         return given[0]
 
     ids = torch.ones(1, 2, dtype=torch.long, device=head.weight.device)
-    with head.returning(products), torch.no_grad():
+    with _without_adapters(net), head.returning(products), torch.no_grad():
         logits = net(input_ids=ids, use_cache=False).logits
     return len(given) != 1 or logits is not given[0] or logits._version > 0
+
+
+@contextmanager
+def _without_adapters(net: nn.Module) -> Iterator[None]:
+    """A context in which tuned layers answer as their base. peft's own also sets which weights are trained."""
+    layers = [layer for layer in net.modules() if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def at_head(model: nn.Module, targets: Tensor) -> AbstractContextManager[bool]:

@@ -194,7 +194,9 @@ def _row(one: Timed, times: Times) -> list[str]:
     size = one.planned.prediction["micro_batch"] or step
     return [
         cell.method,
-        " ".join(f"{axis}={record.short(value)}" for axis in ("rank", "lr") if (value := getattr(cell, axis)) is not None),
+        " ".join(
+            f"{axis}={record.short(value)}" for axis in ("rank", "lr") if (value := getattr(cell, axis)) is not None
+        ),
         f"{size} × {-(-step // size)}",
         "yes" if cell.settings.train.gradient_checkpointing else "no",
         units.size(one.planned.peak),

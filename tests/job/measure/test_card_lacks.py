@@ -67,7 +67,9 @@ def test_gradients_are_never_in_float16(monkeypatch):
 def test_a_quantised_base_is_not_computed_in_two_formats_of_sixteen_bits(method):
     """torch: Unexpected floating ScalarType in at::autocast::prioritize."""
     settings = (f"method={method}", "model.dtype=float16")
-    with pytest.raises(UserError, match=r"^model\.dtype=float16 can't be combined with a quantised base and .*bfloat16\.$"):
+    with pytest.raises(
+        UserError, match=r"^model\.dtype=float16 can't be combined with a quantised base and .*bfloat16\.$"
+    ):
         preflight.check([tiny(*settings, "train.precision=bf16")], None)
     if method.startswith("base"):
         device.check_formats(tiny(*settings, "train.precision=fp32").settings)

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from job_helpers import prepared, tiny
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.job.evaluate import linear_weights
 from harness.job.measure.live_memory import LiveBytes
+from harness.job.phases import load
 from harness.job.training import loop, loss
 
 needs_liger = pytest.mark.skipif(
@@ -255,3 +257,12 @@ def test_liger_gives_the_same_on_a_gpu():
     expected = loop.summed_loss(bench.net, batch)
     assert loss.enable(bench.net) == "on: liger"
     assert torch.allclose(loop.summed_loss(bench.net, batch), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora_fast", "loha", "lokr", "waveft"])
+def test_weights_without_values_are_enough_to_know_it(method):
+    """The other ranks of a sharded cell have no values yet; the last three adapters compute nothing without."""
+    net = prepared(tiny(f"method={method}", "speedups=off")).net.to("meta")
+    with load._valueless(net):
+        assert loss.enable(net) == "on: chunked"
+    assert not any(layer.disable_adapters for layer in net.modules() if isinstance(layer, BaseTunerLayer))

@@ -17,16 +17,19 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
-from job_helpers import no_peak, tiny  # noqa: F401
+from job_helpers import no_peak, run_leased, tiny  # noqa: F401
 from several_devices import go, short
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from harness.config import CONF
+from harness.errors import UserError
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.models import embedded, loading, placement
 from harness.job.run_cell import run_cell
 from harness.job.training import distributed, launch, sharded_checkpoints
 from harness.protocol import Progress, RunCell
 from harness.record import Cell, Precautions, Record, read
+from harness.sweep.store import Study
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="its devices are a CPU's")
 LIMITED = ("rank=4", "train.batch_size=4", "train.max_steps=2", "train.validate_every=null", "infer.repeats=0")
@@ -159,6 +162,24 @@ def test_a_sharded_cell_comes_to_the_same_losses_from_its_checkpoint(tmp_path, s
     assert resumed.validation == unbroken.validation
     assert resumed.merge.max_logit_difference == unbroken.merge.max_logit_difference
     assert not list((tmp_path / "broken").rglob("step-*"))
+
+
+@pytest.mark.long
+@on_cpu
+@pytest.mark.parametrize("method", sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - {"api"}))
+def test_each_method_trains_on_shards_or_is_refused(tmp_path, method):
+    settings = ("train.max_grad_norm=null", "model.dtype=bfloat16", "train.precision=bf16", "train.validation_items=4")
+    reason = rf"^method={method} can't be combined with .*(fsdp|train.devices=2)"
+    try:
+        cell = tiny(f"method={method}", *SHARDED, *settings, "infer.repeats=0")
+    except UserError as error:
+        if not re.search(reason, str(error)):
+            raise
+        return
+    if cell.settings.method.quantisation in ("int8wo", "fp8wo"):
+        pytest.importorskip("torchao")
+    record = run_leased(cell, Study(tmp_path, "study"), None, lambda event: None)
+    assert record.status == "ok", record.failure
 
 
 # After training
