@@ -18,7 +18,7 @@ from test_best import leave
 from harness import read, terminal
 from harness.cli.sweep import _answer as sweep_answer
 from harness.config import ROOT
-from harness.record import add_plans, note_command, noted_commands, read_study, studies
+from harness.record import Memory, Phase, add_plans, note_command, noted_commands, read_study, studies
 from harness.report.answer import answer
 from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
 from harness.report.answer.next_run import with_seeds
@@ -240,6 +240,18 @@ def test_without_scores_costs_are_told_and_nothing_is_recommended():
         "No score is recorded, so none of the methods is recommended. "
         "qlora needs the least memory (512 MiB; the others at least 1.00 GiB)."
     ]
+
+
+def test_memory_that_reads_the_same_decides_nothing():
+    records = [make_record(method, scores=[]) for method in ("lora", "qlora")]
+
+    def answer_with(*peaks):
+        for record, peak in zip(records, peaks, strict=True):
+            record.phases["train"] = Phase(60.0, Memory(peak, peak))
+        return best(records, None).answer[0]
+
+    assert "qlora needs the least memory (2 MiB; lora 3 MiB)." in answer_with(2_900_000, 2_100_000)
+    assert "least memory" not in answer_with(2_500_000, 2_100_000)  # 2 MiB both
 
 
 def test_none_of_equal_scores_is_the_highest(folder):

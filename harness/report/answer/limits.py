@@ -129,7 +129,10 @@ class Limits:
         text: Callable[[float], str],
         highest: bool = False,
     ) -> Advantage | None:
-        """The label whose value is told to be the least (or the highest), with its value and the next one's."""
+        """The label whose value is told to be the least (or the highest), with its value and the next one's.
+
+        None if both read the same: so small a difference decides nothing.
+        """
         measured_values = {label: value for label, value in values.items() if value}
         if len(measured_values) < len(labels):
             return None
@@ -138,13 +141,12 @@ class Limits:
             ratio = ratios(self.place_rows[first], self.place_rows[other], self._all)
             if ratio is None or not _apart(ratio, highest):
                 return None
+        best, second = (text(measured_values[label]) for label in (first, others[0]))
+        if best == second:
+            return None
         bound = "at most" if highest else "at least"
-        rest = (
-            f"{others[0]} {text(measured_values[others[0]])}"
-            if len(others) == 1
-            else f"the others {bound} {text(measured_values[others[0]])}"
-        )
-        return Advantage(limit, first, clause.format(text(measured_values[first]), rest))
+        rest = f"{others[0]} {second}" if len(others) == 1 else f"the others {bound} {second}"
+        return Advantage(limit, first, clause.format(best, rest))
 
 
 def _apart(ratio: Ratio, above: bool) -> bool:

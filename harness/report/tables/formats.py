@@ -62,12 +62,13 @@ def _markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    sides = ["left" if column in table.text_columns else "right" for column in table.columns]
-    align = sides if table.rows else None  # tabulate 0.9 fails to align the columns of an empty table
+    align = ["left" if column in table.text_columns else "right" for column in table.columns]
     table = _escaped(table, _markdown_text)
-    grid = tabulate(table.rows, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
     answer = [part for text in table.answer for part in (text, "")]
-    return "\n".join([f"**{table.title}**", "", *answer, grid, "", *(f"- {text}" for text in table.caption)])
+    grid = []  # a table without rows has notes alone
+    if table.rows:
+        grid = [tabulate(table.rows, table.columns, tablefmt="pipe", colalign=align, disable_numparse=True), ""]
+    return "\n".join([f"**{table.title}**", "", *answer, *grid, *(f"- {text}" for text in table.caption)])
 
 
 def _markdown_text(text: str) -> str:
