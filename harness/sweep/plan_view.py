@@ -297,8 +297,9 @@ def time_notes(plan: Plan, times: Times) -> list[str]:
             "times its kernels, --throughput sets a rate, --device a card with published rates."
         )
     if times.price is not None:
+        time = "the estimate within that range," if times.by_rates else "that time"
         notes.append(
-            f"Cost: that time at {units.dollars(times.price)} an hour and device. Loading, validation and scoring come "
+            f"Cost: {time} at {units.dollars(times.price)} an hour and device. Loading, validation and scoring come "
             "on top."
         )
     elif plan.card is not None:

@@ -538,6 +538,7 @@ def test_plan_for_a_card_tells_what_it_costs(inside, tmp_path):
     assert "estimated from the rates of t4 (8.1 TFLOP/s in fp32, 320 GB/s)" in said
     assert said.count("cells fit") == 1
     assert re.search(r"They train \S+(?: to \S+)? s in all, \$[\d,.]+\.", said)
+    assert "Cost: the estimate within that range, at $1,000,000.00 an hour and device." in said
     refused = inside("plan", "method=lora", *TINY, "--device", "t4", "train.precision=bf16").stdout
     assert re.search(r"train\.precision=bf16 .* got t4", refused)
 
