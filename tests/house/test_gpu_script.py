@@ -237,7 +237,13 @@ def test_a_package_that_is_hidden_is_not_found_by_processes(on_cpu):
     assert on_cpu.command(command, None) == b"False\n"
 
 
-@pytest.mark.parametrize("model", [["model=smollm2_135m"], [f"model={script.RANDOM}", f"model.path={script.BUILT}"]])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["model=smollm2_135m"],
+        pytest.param([f"model={script.RANDOM}", f"model.path={script.BUILT}"], marks=pytest.mark.long),
+    ],
+)
 def test_every_cell_of_the_gpu_run_composes(tmp_path, model):
     facts = {"job": {"compute": {"device": {"type": "cuda"}}}}
     on_cuda = Bench(tmp_path, facts, model, time.monotonic())

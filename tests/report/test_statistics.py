@@ -486,10 +486,10 @@ def test_the_lucky_end_of_what_was_picked_errs_in_four_percent(rivals, share):
 
 MEANS = [
     [0] * 6,
-    [12, 12, 0, 0, 0, 0],
+    pytest.param([12, 12, 0, 0, 0, 0], marks=pytest.mark.long),
     [12, 12, 12, 0, 0, 0],
-    [24, 24, 12, 12, 0, 0],
-    [12, 0, 0, 0, 0, 0],
+    pytest.param([24, 24, 12, 12, 0, 0], marks=pytest.mark.long),
+    pytest.param([12, 0, 0, 0, 0, 0], marks=pytest.mark.long),
     [3, 3, 0, 0],
 ]
 

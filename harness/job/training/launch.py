@@ -260,14 +260,21 @@ class Watch:
                 self.ending = _tell(self._store, ending)
 
     def _follow(self) -> None:
-        while not self._stopping.is_set():
-            for link in self._ready(GLANCE):
-                self._hear(link, link.recv())
-            if self._together:
-                self._look_around()
-        while ready := self._ready(0.0):
-            for link in ready:
-                self._hear(link, link.recv())
+        try:
+            while not self._stopping.is_set():
+                for link in self._ready(GLANCE):
+                    self._hear(link, link.recv())
+                if self._together:
+                    self._look_around()
+            while ready := self._ready(0.0):
+                for link in ready:
+                    self._hear(link, link.recv())
+        except Exception as error:  # else a rank would wait for an answer forever
+            what = f"{type(error).__name__}: {first_line(error)}"
+            self._ends_elsewhere(Ending(reason=f"Following the cell's processes failed: {what}."))
+            while self._outer and not self._stopping.wait(GLANCE):
+                self._end_launcher()
+            raise
 
     def _ready(self, seconds: float) -> list[Connection]:
         """The ranks that have something to tell within `seconds`."""
@@ -306,7 +313,11 @@ class Watch:
                     self._ends_elsewhere(Ending(reason=words))
             except (DistError, RuntimeError):
                 self._ends_elsewhere(Ending(reason="Machine 0 left."))
-        if self._outer and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # the launcher is ready for it
+        self._end_launcher()
+
+    def _end_launcher(self) -> None:
+        """End the launcher, and with it the ranks, if it is to be told of an end and is ready for it."""
+        if self._outer and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             self._outer = False
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -164,6 +164,25 @@ def test_a_rank_that_dies_ends_all(tmp_path):
     assert record.failure.reason.startswith("Rank 1 of the cell's processes was killed by SIGKILL")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_while_ranks_are_followed_ends_them(monkeypatch):
+    sent = []
+    monkeypatch.setattr(launch.os, "kill", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr(launch.signal, "getsignal", lambda number: "the launcher's")
+
+    def report(event):
+        raise KeyError("phase")
+
+    ours, rank = get_context("fork").Pipe()
+    watch = launch.Watch([ours], launch._open(launch.ALONE), launch.ALONE, report)
+    watch.start()
+    rank.send({"phase": "load"})
+    watch._thread.join(timeout=60)
+    assert not watch._thread.is_alive()
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+    assert watch.ending.reason == "Following the cell's processes failed: KeyError: 'phase'."
+
+
 @pytest.mark.slow
 @on_cpu
 def test_a_rank_that_raises_says_why(tmp_path):
