@@ -164,9 +164,12 @@ def _narrow_tensors(state: dict[str, Any]) -> list[Tensor]:
 
 
 def _all_wide(tensors: list[Tensor]) -> list[Tensor]:
-    """`tensors` in fp32; those that are not yet are cast by one operation, into one buffer if there are several."""
+    """`tensors` in fp32; those that are not yet are cast by one operation, into one buffer if there are several.
+
+    Sharded ones, for which torch has no such operation, are cast one by one.
+    """
     narrow = [tensor for tensor in tensors if not _wide(tensor)]
-    if len(narrow) < 2:
+    if len(narrow) < 2 or any(isinstance(tensor, DTensor) for tensor in narrow):
         return [tensor.float() for tensor in tensors]
     buffer = torch.empty(sum(tensor.numel() for tensor in narrow), device=narrow[0].device)
     parts = buffer.split([tensor.numel() for tensor in narrow])
