@@ -201,6 +201,7 @@ def test_items_are_the_answers_behind_the_scores(study):
     assert means.to_dict() == pytest.approx(study.best().set_index("method")["value"].to_dict())
 
 
+@pytest.mark.long
 def test_power_is_that_of_the_command(study, inside, tmp_path):
     (tmp_path / "results").symlink_to(ROOT / "results")
     said = inside("power", "--study", "reference/quickstart", "--effect", "0.05", "--seeds", "3")

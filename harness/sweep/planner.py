@@ -232,7 +232,7 @@ def _remedy(plan: Plan, point: Planned, smaller: Sequence[Planned]) -> str:
             settings += [f"train.grad_accum={train.grad_accum}"] if train.grad_accum else []
             settings += ["train.gradient_checkpointing=true"] if train.gradient_checkpointing else []
             return f"{point.name} fits with {' '.join(settings)}."
-    # Not always with one sequence: what accumulates holds a weight's gradients twice while it adds them.
+    # Not always with one sequence: a step that accumulates may take more than one that does not.
     least = min(other.taken for other in (point, *predicted))
     return (
         f"{point.name} fits with no batch size: it takes {units.size(least + BESIDE)} or more. Take a method with a "

@@ -284,6 +284,7 @@ def test_the_work_of_products_is_their_flops(method):
         assert work["moved"] == 0
 
 
+@pytest.mark.long
 def test_operations_that_the_host_begins_are_of_a_micro_batch():
     published = CardRates(bf16=None, fp32=math.inf, bandwidth=math.inf)
 
@@ -578,6 +579,7 @@ def test_plan_names_what_can_not_be_combined_and_goes_on(inside):
     assert "lora-r4-a8-lr1e-4" in done.stdout
 
 
+@pytest.mark.long
 def test_a_setting_of_adapters_holds_for_the_methods_that_have_one(inside):
     done = inside("plan", "method=full,lora", *TINY, "++method.adapt.target_modules=[q_proj]", "--budget", "2GB")
     assert done.returncode == 0, done.stderr

@@ -53,6 +53,7 @@ def test_the_phase_that_does_not_fit_is_named():
     assert planner.refusal(plan, alone).startswith("Its predicted peak in the phase infer, ")
 
 
+@pytest.mark.long
 def test_the_host_that_does_not_hold_the_weights_is_named():
     point = planned(78 * GIB, "train.devices=8")
     plan = plan_of(point, 79 * GIB, host=100 * GIB)
@@ -64,6 +65,7 @@ def test_the_host_that_does_not_hold_the_weights_is_named():
     assert plan_of(point, 79 * GIB, host=200 * GIB).fits(point)
 
 
+@pytest.mark.long
 def test_a_cell_that_one_device_can_hold_is_not_divided():
     point = planned(200 * GIB, "train.devices=8", "infer.repeats=0", "eval.tasks=[]")
     assert list(point.prediction["phases"]) == ["load", "train", "merge"]

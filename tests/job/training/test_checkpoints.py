@@ -47,6 +47,10 @@ METHODS = {
     "corda": ("method=corda", "method.init.sequences=8"),  # its start is made again, from data
     "accumulated": ("method=lora", "train.grad_accum=2", "train.bucketing=2"),
 }
+EACH = [
+    pytest.param(overrides, id=name, marks=[pytest.mark.long] if name in ("corda", "adalora", "dropout") else [])
+    for name, overrides in METHODS.items()
+]
 UNTUNED = ("base", "base_nf4", "base_int8", "base_int8wo", "base_fp8wo", "api")
 PAGED = "qlora_paged"  # memory that no checkpoint is made of
 OTHERS = sorted({path.stem for path in (CONF / "method").glob("*.yaml")} - METHODS.keys() - {*UNTUNED, PAGED})
@@ -97,7 +101,7 @@ def same(one: Record, other: Record) -> None:
 # Bit by bit
 
 
-@pytest.mark.parametrize("overrides", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("overrides", EACH)
 def test_a_killed_cell_comes_to_the_same_losses(tmp_path, overrides):
     cell = short(*overrides)
     whole = go(tmp_path / "whole", cell, every=None)
