@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from galore_torch import GaLoreAdamW
 from galore_torch.galore_projector import GaLoreProjector
-from torch.distributed.tensor import DTensor
 
 from harness.job.methods.adamw import Bitsandbytes
+from harness.job.methods.master_weights import any_sharded
 
 # Enough by Halko, Martinsson & Tropp (2011, arXiv:0909.4061, section 1.6).
 OVERSAMPLE = 10  # columns beyond the rank
@@ -83,7 +83,7 @@ class GroupedGaLoreAdamW(GaLoreAdamW):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         weights = [p for group in self.param_groups for p in group["params"]]
-        if any(isinstance(p, DTensor) for p in weights):  # torch has not all operations for sharded ones
+        if any_sharded(weights):
             super().step()
             return
         largest = max(map(torch.Tensor.numel, weights), default=0)

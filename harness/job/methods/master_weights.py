@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -57,7 +58,7 @@ class InFp32(Optimizer):
 
     def _parts(self, weights: list[Tensor], largest: int) -> list[list[Tensor]]:
         """The `weights` one at a time, or grouped in their order by at most `largest` values."""
-        if not self.grouped or any(isinstance(p, DTensor) for p in weights):
+        if not self.grouped or any_sharded(weights):
             return [[p] for p in weights]
         parts: list[list[Tensor]] = []
         room = 0
@@ -163,13 +164,18 @@ def _narrow_tensors(state: dict[str, Any]) -> list[Tensor]:
     return out
 
 
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether one of `tensors` is sharded, for which torch has not all operations."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors)
+
+
 def _all_wide(tensors: list[Tensor]) -> list[Tensor]:
     """`tensors` in fp32; those that are not yet are cast by one operation, into one buffer if there are several.
 
     Sharded ones, for which torch has no such operation, are cast one by one.
     """
     narrow = [tensor for tensor in tensors if not _wide(tensor)]
-    if len(narrow) < 2 or any(isinstance(tensor, DTensor) for tensor in narrow):
+    if len(narrow) < 2 or any_sharded(narrow):
         return [tensor.float() for tensor in tensors]
     buffer = torch.empty(sum(tensor.numel() for tensor in narrow), device=narrow[0].device)
     parts = buffer.split([tensor.numel() for tensor in narrow])
@@ -181,7 +187,7 @@ def _all_wide(tensors: list[Tensor]) -> list[Tensor]:
 
 def _copy_all(places: list[Tensor], tensors: list[Tensor]) -> None:
     """Copy `tensors` to `places`, by one operation unless they are sharded, for which torch has none."""
-    if any(isinstance(tensor, DTensor) for tensor in tensors):
+    if any_sharded(tensors):
         for place, tensor in zip(places, tensors, strict=True):
             place.copy_(tensor)
     else:
