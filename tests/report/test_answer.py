@@ -33,13 +33,7 @@ from harness.report.tables.formats import document, one_line
 from harness.report.tables.frames import chosen_of
 
 REFERENCE = ROOT / "results" / "reference"
-DIFFERENT = [
-    "gsm8k",
-    "peft_llama_3_2_3b",
-    "quickstart",
-    "smollm2",
-    "study_rank",
-]  # from each other: real data, seeds, …
+DIFFERENT = ["gsm8k", "peft_llama_3_2_3b", "quickstart", "smollm2", "study_rank"]  # in data, seeds and tasks
 ONE_SEED = "No method is recommended: one seed compares trained models, not methods."
 BITS = {"task": "plain_text", "metric": "bits_per_byte", "filter": "none", "higher_is_better": False}
 
