@@ -71,7 +71,7 @@ def claim_table(article: Article, verdicts: ArticleVerdicts, explained: bool = F
     `data` has a row for each place of a claim, with unrounded numbers and the names of the records.
     """
     judged, not_judged = verdicts.judged, verdicts.not_judged
-    open_ = [merged for merged in judged if merged.decision == OPEN]
+    open_ = [merged for merged in judged if _is_open(merged)]
     claims = [*(merged.claim for merged in judged), *(verdict.claim for verdict in not_judged)]
     return Table(
         title=_title(article, verdicts),
@@ -115,6 +115,16 @@ def not_judged_text(verdicts: ArticleVerdicts) -> str:
     return ", ".join(verdict.claim.name for verdict in verdicts.not_judged)
 
 
+def _is_interim(merged: MergedVerdict) -> bool:
+    """Whether cells of the study's plan are left, so that seeds and reasons of now are not the last word."""
+    return merged.plan.word == "interim"
+
+
+def _is_open(merged: MergedVerdict) -> bool:
+    """Whether further cells must decide it. What is interim is decided by its plan, as a line of its own says."""
+    return merged.judgement.decision == OPEN and not _is_interim(merged)
+
+
 def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
     if merged.plan.word != "exploratory":
         yield merged.plan.word
@@ -124,6 +134,8 @@ def _remarks(merged: MergedVerdict, one_study: bool) -> Iterator[str]:
         yield f"on {', '.join([*merged.depends_on[:NAMED], *(['…'] if merged.depends_on[NAMED:] else [])])}"
     elif len(merged.counted) > 1 or merged.claim.counted_on:
         yield studies_text(merged)
+    elif _is_interim(merged):
+        return
     elif merged.judgement.decision == OPEN and (seeds := enough_seeds(merged.judgement)) is not None:
         yield f"needs {_seeds_text(seeds)}"
     elif merged.judgement.decision == OPEN and len(merged.judgement.why) <= SHORT:
@@ -211,7 +223,10 @@ def _answer(verdicts: ArticleVerdicts) -> Iterator[str]:
         if decision in names:
             yield f"{sentence}: {', '.join(names[decision])}."
     if open_ := len(names[OPEN]):
-        yield f"Not decided: {open_} of {len(verdicts.judged)}. Below the table is the command that would decide each."
+        how = (
+            "the command that would decide each" if any(map(_is_open, verdicts.judged)) else "what is left of the plan"
+        )
+        yield f"Not decided: {open_} of {len(verdicts.judged)}. Below the table is {how}."
     if verdicts.not_judged:
         yield f"Not judged, since cells are missing: {not_judged_text(verdicts)}."
 

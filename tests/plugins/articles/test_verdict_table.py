@@ -106,3 +106,27 @@ def test_a_verdict_says_whether_it_was_planned(tmp_path, planned, plan, verdict,
     holds = [sentence for sentence in table.answer if sentence.startswith("These claims hold: ")]
     assert ("dora-full" in "".join(holds)) == (plan != "interim")
     assert table.data.set_index("claim").loc["dora-full", "plan"] == plan
+
+
+@pytest.mark.parametrize("planned", [0, 3], ids=["exploratory", "interim"])
+def test_what_a_plan_will_decide_needs_no_further_command(tmp_path, planned):
+    article = find("beyond_lora")
+    study = JudgedStudy(tmp_path, article.claims)
+    for method in ("dora", "full"):
+        study.seeds(method, seeds=3, gsm8k=0.6)
+    if planned:
+        add_plans(tmp_path, [make_plan(study.records, created="2026-01-02T00:00:00+00:00")])
+    one_seed = [record for record in study.records if record.cell.seed == 0]
+    verdicts = article.merged([(one_seed, tmp_path)])
+    table = claim_table(article, verdicts)
+    (line,) = (line for line in table.caption if line.startswith("dora-full: One seed."))
+    remarks = {row[0]: row[3] for row in claim_lines(article, verdicts).rows}
+    (answer,) = (line for line in table.answer if line.startswith("Not decided: "))
+    if planned:
+        assert (line, remarks["dora-full"]) == ("dora-full: One seed.", "interim")
+        assert not any("To decide it" in each for each in table.caption)
+        assert answer.endswith("Below the table is what is left of the plan.")
+    else:
+        assert "To decide it, run `python -m harness sweep " in line
+        assert remarks["dora-full"] == "One seed"
+        assert answer.endswith("Below the table is the command that would decide each.")
