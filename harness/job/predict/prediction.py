@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,8 @@ from harness.settings import AUTO, Settings, TrainSettings, plain
 
 LIMIT = 4096  # sequences (or packs) of the largest micro-batch that is looked for
 PROBED = 64  # of them at most that are probed with all layers; what is larger is extrapolated
+OF_SOME_LAYERS = ("layers_to_transform", "adapter_layers", "layer_replication")  # peft's settings
+LAYER_NUMBER = re.compile(r"(?<![a-zA-Z_0-9])[0-9]")  # in the name of a module: not that of w1 or fc2
 
 
 class Predictor:
@@ -208,6 +211,7 @@ class Predictor:
         key = _key(cell, shape, times, layout, architecture)
         if key not in self._lines:
             config, alike = self._config(cell, architecture)
+            alike = alike and not _names_layers(plain(cell.settings.method))
             line = self._extended(cell, config, shape, times, layout) if alike else None
             self._lines[key] = line or self._whole(cell, shape, times, layout, architecture)
         line = self._lines[key]
@@ -384,6 +388,17 @@ def without_rates(method: Any) -> Any:
     if isinstance(method, dict):
         return {k: without_rates(v) for k, v in method.items() if k not in ("lr", "lora_alpha", "scale")}
     return method
+
+
+def _names_layers(method: Any) -> bool:
+    """Whether the settings `method` treat decoder layers unlike: some are named by number, as `layers.20.` or by a
+    pattern, or the uppermost are counted."""
+    if isinstance(method, dict):
+        own = any(value not in (None, []) for key, value in method.items() if key in OF_SOME_LAYERS)
+        return own or any(map(_names_layers, [*method, *method.values()]))
+    if isinstance(method, list):
+        return any(map(_names_layers, method))
+    return isinstance(method, str) and LAYER_NUMBER.search(method) is not None
 
 
 def _decided(settings: Settings, auto: str) -> Settings:

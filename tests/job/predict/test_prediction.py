@@ -158,6 +158,37 @@ def test_a_first_layer_that_computes_less_than_the_others_is_no_measure(monkeypa
     _extrapolates(monkeypatch, cell, {"model_type": "phi", "num_hidden_layers": 8, **sizes})
 
 
+QV = "method.adapt.target_modules=[q_proj,v_proj]"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method=lora", "+method.adapt.layers_to_transform=[0,3,6]", QV),
+        ("method=lora", "+method.adapt.rank_pattern={layers.5.self_attn.q_proj:64}"),
+        ("method=adaption_prompt", "train.gradient_checkpointing=true"),
+    ],
+    ids=["layers", "ranks", "uppermost"],
+)
+def test_layers_that_a_method_treats_unlike_are_all_built(monkeypatch, settings):
+    cell = composed("model=smollm2_135m", "train.precision=fp32", *settings)
+    _extrapolates(monkeypatch, cell, loading.config_of(cell.settings.model).to_dict() | {"num_hidden_layers": 8})
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ({"adapt": {"target_modules": ["w1", "fc2", "q_proj"], "layers_to_transform": None}}, False),
+        ({"name": "adamw_8bit", "optim": {"optimizer": {"_target_": "bitsandbytes.optim.AdamW8bit"}}}, False),
+        ({"adapt": {"target_modules": r".*[.](3|5)[.].*q_proj"}}, True),
+        ({"adapt": {"exclude_modules": ["layers.0.mlp.up_proj"]}}, True),
+        ({"adapt": {"alpha_pattern": {"layers.20.q_proj": 8}}}, True),
+    ],
+)
+def test_a_method_may_name_layers(method, names):
+    assert prediction._names_layers(method) == names
+
+
 def _extrapolates(monkeypatch, cell, architecture):
     shape, layout = shapes.Shape([[(64, 30), (50, 20)]], 1, 114, 114, True), batching.Layout(flat=True)
     shallow = prediction.Predictor(None, "fp32")._line(cell, shape, 1, layout, architecture)
