@@ -30,8 +30,8 @@ def check(config: DictConfig) -> None:
         redact.named.add(config.model.key_env)
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     redact.refuse(resolved)
-    if config.method.optim is not None and config.lr is None:
-        raise UserError("lr must be positive, got null.")
+    if config.method.optim is not None:
+        _check_trained(config)
     schema.check(SETTINGS, functools.partial(_value, resolved))
     _check_batch(config.train)
     _check_training(config)
@@ -69,6 +69,17 @@ def check_installed(tracker: str) -> None:
     """Raise UserError if the package of `tracker` is not there."""
     if find_spec(tracker) is None:
         raise UserError(f"tracker={tracker} is not installed: pip install {tracker}.")
+
+
+def _check_trained(config: DictConfig) -> None:
+    """Raise UserError for what no method can train with, such as gradients in float16: there is no loss scaling."""
+    if config.lr is None:
+        raise UserError("lr must be positive, got null.")
+    if config.model.dtype == "float16":
+        raise UserError(
+            f"model.dtype=float16 can't be combined with method={config.method.name}, which trains: small gradients "
+            "are 0 in float16; use model.dtype=bfloat16, or float32 on a GPU without bf16."
+        )
 
 
 def _check_batch(train: DictConfig) -> None:

@@ -247,6 +247,10 @@ def test_a_batch_that_is_none_or_is_said_twice_is_refused(compose, overrides, sa
             ("train.betas=[0.9,0.95]", "method=adafactor"),
             r"train\.betas requires a method that steps by AdamW, got adaf",
         ),
+        (
+            ("model.dtype=float16", "method=lora"),
+            r"model\.dtype=float16 can't be combined with method=lora, which trains: .* use model\.dtype=bfloat16,",
+        ),
     ],
 )
 def test_training_settings_that_contradict_each_other_or_the_method_are_refused(compose, overrides, said):
@@ -265,6 +269,7 @@ def test_rows_are_filled_in_the_order_drawn_or_cut_by_length(compose):
     [
         (),
         ("method=base", "lr=null"),
+        ("method=base", "model.dtype=float16"),
         ("eval.num_fewshot=0",),
         ("infer.repeats=0",),
         ("study=a/b.c_d-1",),

@@ -116,19 +116,13 @@ def check_formats(settings: Settings) -> None:
 
 
 def check_float16(settings: Settings) -> None:
-    """Raise UserError if gradients would be computed in float16, or if autocast meets what it can't compute with."""
-    if settings.model.dtype != "float16":
+    """Raise UserError for a quantised base in float16 under autocast to bf16."""
+    if settings.model.dtype != "float16" or settings.method.bits is None:
         return
-    in_bf16 = compute_dtype(settings.train.validated().precision) is torch.bfloat16
-    if in_bf16 and settings.method.bits is not None:
+    if compute_dtype(settings.train.validated().precision) is torch.bfloat16:
         raise UserError(
             "model.dtype=float16 can't be combined with a quantised base and train.precision=bf16: its layers answer "
             "in float16, and autocast to bf16 does not mix the two; use model.dtype=bfloat16."
-        )
-    if settings.method.tuned and not in_bf16:
-        raise UserError(
-            "model.dtype=float16 requires train.precision=bf16 to be trained, as small gradients are 0 in float16 "
-            "without loss scaling; use model.dtype=float32."
         )
 
 
