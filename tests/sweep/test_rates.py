@@ -41,6 +41,8 @@ def test_a_card_without_published_runs_has_the_spread_of_all():
         (3_600, (3_000, 9_000), "50 min to 2.5 h"),
         (60, (50, 70), "50 to 70 s"),
         (60, (60.1, 60.2), "60 s"),
+        (0.34, None, "0.3 s"),
+        (0.01, None, "<0.1 s"),
     ],
 )
 def test_a_range_is_told_as_one(seconds, between, told):

@@ -27,9 +27,14 @@ def points(overrides: list[str]) -> list[list[str]]:
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.get_key_element()
         if not override.is_sweep_override():
-            axes[key] = [f"{key}={override.get_value_element_as_str()}"]
+            axes[key] = [f"{key}={_as_typed(override.get_value_element_as_str())}"]
         elif override.is_discrete_sweep():
-            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            axes[key] = [f"{key}={_as_typed(value)}" for value in override.sweep_string_iterator()]
         else:
             raise UserError(f"A grid requires key=a,b,c, got {override.input_line}.")
     return [list(point) for point in itertools.product(*axes.values())]
+
+
+def _as_typed(value: str) -> str:
+    """`value` as one types it: Hydra writes true and false as Python does, and messages show them."""
+    return value.lower() if value in ("True", "False") else value
