@@ -109,9 +109,7 @@ def to_go(left: Sequence[float | None]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Rounded: 0.3 s, 45 s, 12 min, 3.5 h."""
-    if 0 < seconds < 0.95:
-        return f"{seconds:.1f} s" if seconds >= 0.05 else "<0.1 s"
+    """Rounded: 45 s, 12 min, 3.5 h."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -173,7 +173,9 @@ def _row(plan: Plan, point: Planned, times: Times) -> list[str]:
 
 
 def told_time(seconds: float, between: tuple[float, float] | None) -> str:
-    """A time; where it is known as a range, that: 3 to 5 h."""
+    """A time; where it is known as a range, that: 3 to 5 h. No training takes 0 s."""
+    if between is None and 0 < seconds < 0.95:
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "<0.1 s"
     if between is None:
         return duration(seconds)
     least, most = map(duration, between)

@@ -95,6 +95,7 @@ def test_a_bad_command_line_is_one_error(capsys, line, culprits):
         ("run model.architecture.new=1", ["can't be set: model.architecture is null."]),
         ("run model.architecture={hidden_size:64}", ["model.architecture is null", "set it in a file of conf/model/"]),
         ("run method=full method.adapt.r=8", ["method.adapt.r=8 can't be set: method.adapt is null."]),
+        ("plan method=full,lora method.adapt.r=8", ["is null; ++method.adapt.r=8 sets it for the methods that have"]),
         ("run +rank=8", ["rank is there already; to change it, write rank=VALUE, without +."]),
         ("run ~rank", ["rank can't be removed", "got ~rank"]),
         ("run ~train", ["train can't be removed", "got ~train"]),

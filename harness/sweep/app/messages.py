@@ -201,7 +201,9 @@ def require_slots(overrides: list[str]) -> None:
             raise UserError(f"{override} can't be set: the method has no `{name}`.")
         above = re.match(r"\+{0,2}(.+)\.", override.partition("=")[0])
         if above and "None" in _types(FullConfig).get(above[1], ""):
-            raise UserError(f"{override} can't be set: {above[1]} is null.")
+            several = slot(f"++{override}") and any(re.match("method=.*,", other) for other in overrides)
+            where = f"; ++{override} sets it for the methods that have one" if several else ""
+            raise UserError(f"{override} can't be set: {above[1]} is null{where}.")
 
 
 def require_dictionary(error: AttributeError) -> None:
