@@ -39,15 +39,10 @@ def enable(
             return layout, states | dict.fromkeys(names, attention.OFF)
         states["fused_loss"] = loss.enable(model, by_token=by_token)
     states |= {name: enabled() for name, enabled in adapters.items()}
-    states["layer_kernels"] = _of_layers(model, sharded, compiled)
+    device = accelerator.device
+    states["layer_kernels"] = layer_kernels.COMPILED if compiled else layer_kernels.enable(model, device)
     states["kept_memory"] = heap.keep(accelerator.device.type)
     return layout, states
-
-
-def _of_layers(model: nn.Module, sharded: bool, compiled: bool) -> str:
-    if sharded:
-        return layer_kernels.SHARDED
-    return layer_kernels.COMPILED if compiled else layer_kernels.enable(model)
 
 
 def _of_adapters(
@@ -57,6 +52,6 @@ def _of_adapters(
     if torch.is_autocast_enabled(accelerator.device.type) and uncast_inputs.concerns(model):
         yield uncast_inputs.NAME, partial(uncast_inputs.enable, model)
     if fused_lora.concerns(model):
-        yield fused_lora.NAME, partial(fused_lora.enable, model, sharded, compiled)
+        yield fused_lora.NAME, partial(fused_lora.enable, model, once=not (sharded or compiled))
     if fused_dora.concerns(model):
         yield fused_dora.NAME, partial(fused_dora.enable, model, sharded, compiled)

@@ -142,8 +142,8 @@ class FakeProbe:
             )
         if self._layout.flat:
             attention.enable(net, self._device.kernels)
-        if self._settings.fast and not (self._train.compile or self._train.sharded):
-            layer_kernels.enable(net, self._device.kernels)
+        if self._settings.fast and not self._train.compile and self._device.kernels == "cuda":
+            layer_kernels.attach(structure.inner(net))
         if self._train.gradient_checkpointing:
             gradient_checkpointing.enable(net, stored=False)
         return net, added
@@ -168,6 +168,7 @@ class FakeProbe:
             with FakeTensors(allow_non_fake_inputs=True), accelerator.autocast():
                 loss.enable(net, self._device.kernels)  # before it is sharded, as in a run
                 uncast_inputs.enable(net)
+                fused_lora.enable(net, once=False)
         shards.forget_scales(net)
         return accelerator.prepare_model(net)
 
@@ -181,7 +182,7 @@ class FakeProbe:
                 state = loss.enable(net, self._device.kernels, self._objective.by_token, self.fuses_loss)
             self.fuses_loss = state.startswith("on")
             uncast_inputs.enable(net)
-            fused_lora.enable(net, compiled=self._train.compile)
+            fused_lora.enable(net, once=not self._train.compile)
             fused_dora.enable(net, compiled=self._train.compile, kernels=self._device.kernels)
 
     def _steps(

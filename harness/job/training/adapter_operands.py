@@ -119,13 +119,8 @@ class Once(Generic[T]):
             self.ready.update(zip(names, self._prepare(names, self.ready.clear), strict=True))
 
 
-def hindrance(layers: Sequence[LoraLayer], adapter: str, sharded: bool) -> str | None:
-    """Why no operation can stand for the products of `layers`, which have `adapter`; None if one can.
-
-    sharded: whether the weights will be; then they are whole in peft's modules only.
-    """
-    if sharded:
-        return "the weights are sharded"
+def hindrance(layers: Sequence[LoraLayer], adapter: str) -> str | None:
+    """Why no operation can stand for the products of `layers`, which have `adapter`; None if one can."""
     if not layers:
         return f"no linear layer has {adapter}"
     dropouts = (part for layer in layers for part in layer.lora_dropout.values())

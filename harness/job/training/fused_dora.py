@@ -43,11 +43,15 @@ def concerns(model: nn.Module) -> bool:
 def enable(model: nn.Module, sharded: bool = False, compiled: bool = False, kernels: str | None = None) -> str:
     """Have DoRA's linear layers in `model` train by one operation. Returns "on", or "off: " and the reason.
 
-    sharded, compiled: as of harness.job.training.fused_lora.enable. kernels: as of layer_kernels.enable.
+    sharded: whether weights will be; then there are none to take norms of before a layer computes. compiled: whether
+    decoder layers will be. kernels: for a prediction, the device whose kernels are predicted, ``cpu`` or ``cuda``
+    (null: those of the model's device).
     """
     layers = list(_plain(model))
-    if (reason := adapter_operands.hindrance(layers, "DoRA", sharded)) is not None:
+    if (reason := adapter_operands.hindrance(layers, "DoRA")) is not None:
         return f"off: {reason}"
+    if sharded:
+        return "off: the weights are sharded"
     if compiled:
         return "off: train.compile fuses these itself"
     device = layers[0].get_base_layer().weight.device

@@ -32,16 +32,16 @@ def concerns(model: nn.Module) -> bool:
     return any(_plain(model))
 
 
-def enable(model: nn.Module, sharded: bool = False, compiled: bool = False) -> str:
+def enable(model: nn.Module, once: bool = True) -> str:
     """Have plain LoRA's linear layers in `model` train by one operation. Returns "on", or "off: " and the reason.
 
-    sharded: whether the weights will be; then they are whole in peft's modules only. compiled: whether decoder layers
-    will be, which then cast their weights themselves.
+    once: whether adapters are cast for all layers at once. Decoder layers that are to be compiled, or sharded, cast
+    their own: sharded weights are whole only while their layer computes.
     """
     layers = list(_plain(model))
-    if (reason := adapter_operands.hindrance(layers, "plain LoRA", sharded)) is not None:
+    if (reason := adapter_operands.hindrance(layers, "plain LoRA")) is not None:
         return f"off: {reason}"
-    prepared = None if compiled else Once(model, layers, _prepare)
+    prepared = Once(model, layers, _prepare) if once else None
     for layer in layers:
         layer.__class__ = FUSED[type(layer)]
         if prepared is not None:

@@ -35,7 +35,6 @@ from transformers.models.llama import modeling_llama as llama
 from harness.job.models.structure import inner
 
 COMPILED = "off: train.compile fuses these itself"
-SHARDED = "off: weights are sharded"  # and loaded before they are on the device
 NOT_HERE = "off: these kernels are for CUDA"
 # Of kernels to torch's operations, relative and absolute: a few units in the last place.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -283,22 +282,21 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 # In a model
 
 
-def enable(model: nn.Module, kernels: str | None = None) -> str:
+def enable(model: nn.Module, device: torch.device) -> str:
     """Have layers of `model` use these kernels. Returns for the record "on: " and which, or "off: " and the reason.
 
-    kernels: for a prediction, the device whose kernels are predicted, ``cpu`` or ``cuda``; null for those of the
-        model's device, where they must first agree with torch's operations.
+    device: which the layers will compute on, where the kernels must agree with torch's operations. A model that is to
+        be sharded is not there yet; while a layer computes, its weights are whole.
     """
-    net = inner(model)
-    if (kernels or net.device.type) != "cuda":
+    if device.type != "cuda":
         return NOT_HERE
-    if kernels is None and (obstacle := _obstacle(net.device)) is not None:
+    if (obstacle := _obstacle(device)) is not None:
         return f"off: {obstacle}"
-    return attach(net)
+    return attach(inner(model))
 
 
 def attach(net: nn.Module) -> str:
-    """As `enable`, on any device."""
+    """As `enable`, on any device: in a prediction for CUDA there is none that could be asked."""
     replaced: Counter[str] = Counter()
     for module in net.modules():
         if _computes(module, llama.LlamaRMSNorm.forward):

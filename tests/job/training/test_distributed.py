@@ -29,9 +29,10 @@ from harness.errors import UserError
 from harness.job.data import batching
 from harness.job.measure import device, timing
 from harness.job.models import adapting, loading
+from harness.job.models.structure import inner
 from harness.job.predict import prediction, workers
 from harness.job.run_cell import run_cell
-from harness.job.training import distributed, launch
+from harness.job.training import distributed, launch, layer_kernels
 from harness.protocol import PlanCells, PlannedCell, Progress, RunCell
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
 from harness.report.frame import frame
@@ -72,6 +73,22 @@ def test_two_devices_come_to_what_one_does(tmp_path, alone, method):
 
 
 @pytest.mark.long
+@on_cpu
+@pytest.mark.parametrize("method", ["full", "lora train.gradient_checkpointing=true"])
+def test_layers_that_share_their_weights_have_kernels_of_their_own(tmp_path, monkeypatch, alone, method):
+    """Which are for CUDA, but composed of torch's operations for a CPU."""
+    settings = f"method={method}".split()
+    one = alone(*settings)
+    monkeypatch.setattr(layer_kernels, "enable", lambda model, device: layer_kernels.attach(inner(model)))
+    cell, path = short(*settings, *SHARDED), tmp_path / "cell.json"
+    assert launch.run(2, run_cell, RunCell(cell, "test", str(path)), lambda event: None) == 0
+    record = read(path)
+    assert record.environment["speedups"]["layer_kernels"] == "on: rms_norm, rope, swiglu"
+    assert [p.loss for p in record.train.loss] == pytest.approx([p.loss for p in one.train.loss], rel=1e-5)
+    assert [v.loss for v in record.validation] == pytest.approx([v.loss for v in one.validation], rel=1e-5)
+
+
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 @pytest.mark.parametrize(
@@ -87,7 +104,9 @@ def test_two_devices_share_the_weights(tmp_path, alone, method):
     settings = f"method={method}".split()
     record, one = go(tmp_path, short(*settings, *SHARDED)), alone(*settings)
     alike(record, one)
-    assert record.environment["speedups"]["fused_loss"] == "on: chunked"  # in the head, while its weights are whole
+    used = record.environment["speedups"]
+    assert used["fused_loss"] == "on: chunked"  # in the head, while its weights are whole
+    assert used.get("fused_lora", "none") == ("on" if "lora" in method else "none")  # in a layer, while they are
     held, here = record.probe.resident, one.probe.resident
     for kind in ("weights", "adapters", "optimizer"):
         shared = 0.05 if method == "qlora" and kind == "weights" else 0.01  # scales are in every device

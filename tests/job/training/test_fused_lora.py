@@ -12,7 +12,6 @@ import torch
 from chains import KINDS, TARGETS, Chain
 from job_helpers import composed, run_tiny
 from omegaconf import OmegaConf
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from harness.config import CONF
@@ -128,12 +127,6 @@ def test_other_than_plain_lora_stays_as_it_is(keywords, state):
     kinds = [type(module) for module in net.modules()]
     assert fused_lora.enable(net) == state
     assert [type(module) for module in net.modules()] == kinds
-
-
-def test_sharded_weights_are_left_to_peft():
-    net = chain("linear")
-    assert fused_lora.enable(net, sharded=True) == "off: the weights are sharded"
-    assert not any("Fused" in type(module).__name__ for module in net.modules() if isinstance(module, LoraLayer))
 
 
 def test_no_tensor_as_large_as_the_output_is_saved():

@@ -204,7 +204,7 @@ def test_the_plan_for_a_gpu_counts_no_copies_of_inputs(monkeypatch, model, metho
 
     for fused in (fused_lora, fused_dora):
         monkeypatch.setattr(fused, "enable", lambda net, **keywords: "off")
-    monkeypatch.setattr(layer_kernels, "enable", lambda net, kernels: "off")
+    monkeypatch.setattr(layer_kernels, "attach", lambda net: "off")
     assert planned() == pytest.approx(uncast, abs=0.006)
     monkeypatch.setattr(uncast_inputs, "enable", lambda net: "off")
     assert planned() == pytest.approx(cast, abs=0.006)
