@@ -83,8 +83,8 @@ class ModelConfig:
     revision: str | None = None
     """Commit, tag or branch of the hub repository (null: its main branch)."""
     dtype: str = setting("bfloat16", choices=("float32", "bfloat16", "float16"))
-    """Number format of the weights that are not quantised: bfloat16, float16 or float32. float16 can be trained with
-    train.precision=bf16 alone, and not over a quantised base."""
+    """Number format of the weights that are not quantised: bfloat16, float16 or float32. In float16 a
+    model can be scored, and not trained."""
     trust_remote_code: bool = False
     """Runs code that comes with the model. The record says so."""
     use_safetensors: bool = True
