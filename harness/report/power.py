@@ -179,7 +179,10 @@ def assumptions(records: Sequence[Record], folder: Path) -> tuple[Assumptions, l
         samples = [sample for sample, which in measured if which == measured[0][1]]
         if samples and all(np.isin(sample.values, (0, 1)).all() for sample in samples):
             return _measured(name, samples)
-    raise UserError("--study requires a study with a score of right and wrong items; leave it out to use assumptions.")
+    raise UserError(
+        "The study has no score of right and wrong items, of which noise could be measured; `harness power` without "
+        "--study uses assumptions."
+    )
 
 
 def describe(effect: float, seeds: int, noise_model: Assumptions, said: Sequence[str] = ()) -> str:
