@@ -34,6 +34,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
     samples: training data for an initialiser (slot `init`) that needs it. Without samples, or without values, the
         adapter gets peft's plain initialisation.
     saved: the folder of a saved adapter, which is loaded with the shapes that training gave it.
+    Raises ValueError for what can't be adapted, or not so.
     """
     slots = cell.settings.method
     if slots.adapt is None:
@@ -44,6 +45,8 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         adapted = change(base)
         freeze_senses(base)
         return adapted
+    if getattr(change, "layer_replication", None):
+        raise ValueError("layer_replication makes another model of the base, with more layers than its rows are of")
     experts, wanted = stacks(base), targets.apply(change, base)
     try:
         with _compilers_kept():

@@ -37,7 +37,7 @@ from harness.settings import AUTO, Settings, TrainSettings, plain
 
 LIMIT = 4096  # sequences (or packs) of the largest micro-batch that is looked for
 PROBED = 64  # of them at most that are probed with all layers; what is larger is extrapolated
-OF_SOME_LAYERS = ("layers_to_transform", "adapter_layers", "layer_replication")  # peft's settings
+OF_SOME_LAYERS = ("layers_to_transform", "adapter_layers")  # peft's settings
 LAYER_NUMBER = re.compile(r"(?<![a-zA-Z_0-9])[0-9]")  # in the name of a module: not that of w1 or fc2
 
 

@@ -313,6 +313,11 @@ def test_a_keyword_that_peft_does_not_know_is_named():
         checks.check(tiny("method=lora", "+method.adapt.use_dorra=true"))
 
 
+def test_an_adapter_that_makes_another_base_is_refused():
+    with pytest.raises(UserError, match=r"method=lora can't be applied to .*: layer_replication makes another model"):
+        checks.check(tiny("method=lora", "+method.adapt.layer_replication=[[0,2],[1,2]]"))
+
+
 def test_an_unknown_embedded_model_is_named():
     with pytest.raises(UserError, match=r"embedded model=tinny is unknown\. Did you mean tiny"):
         checks.check(tiny("model.path=embedded:tinny"))
