@@ -12,7 +12,7 @@ from typing import Any
 import peft
 import torch
 from hydra.utils import instantiate
-from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import (
@@ -60,6 +60,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         ) from error
     if experts:
         _check_reach(net, wanted)
+    _check_biases(net)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
@@ -134,6 +135,16 @@ def only(model: PreTrainedModel, names: str) -> PreTrainedModel:
     if not count(model, trainable=True):
         raise ValueError(f"no weight's name matches {names}")
     return model
+
+
+def _check_biases(net: nn.Module) -> None:
+    """Raise ValueError for a bias of LoRA's at a layer without one: after training it can't be merged."""
+    for name, layer in net.named_modules():
+        own = isinstance(layer, LoraLayer) and any(layer.lora_bias.values())
+        if own and getattr(layer.get_base_layer(), "bias", None) is None:
+            raise ValueError(
+                f"lora_bias=true requires layers that have a bias, unlike {name.removeprefix('base_model.model.')}"
+            )
 
 
 def _check_reach(net: nn.Module, wanted: dict[str, nn.Parameter]) -> None:

@@ -313,6 +313,11 @@ def test_a_keyword_that_peft_does_not_know_is_named():
         checks.check(tiny("method=lora", "+method.adapt.use_dorra=true"))
 
 
+def test_a_bias_of_an_adapter_that_can_not_be_merged_is_refused():
+    with pytest.raises(UserError, match=r"lora_bias=true requires .* bias, unlike model\.layers\.0\.self_attn\.q_proj"):
+        checks.check(tiny("method=lora", "+method.adapt.lora_bias=true"))
+
+
 def test_an_adapter_that_makes_another_base_is_refused():
     with pytest.raises(UserError, match=r"method=lora can't be applied to .*: layer_replication makes another model"):
         checks.check(tiny("method=lora", "+method.adapt.layer_replication=[[0,2],[1,2]]"))
