@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ from harness.settings import plain
 DEPTH = 2  # decoder layers
 REPEATS = 3  # steps of a size, of which the least time of each operation counts
 SMALL = 16  # tokens of the micro-batch whose time is the host's
-WAITS = 20  # steps of the smallest micro-batch, of which the least time counts
+MOMENTS = 7  # in which the host's time is looked at
 
 Call = tuple[Kernel, float]
 
@@ -73,7 +73,7 @@ def answer(request: CalibrateDevice, report: Callable[[dict[str, Any]], None]) -
         device=device_of(environment),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         torch=torch.__version__,
-        launch=min(timed.launches),
+        launch=median(timed.launches),
         ahead=on.type == "cuda",
         kernels=[TimedKernel(**vars(kernel), seconds=mean(times)) for kernel, times in timed.kernels.items()],
     )
@@ -152,27 +152,35 @@ class _Step:
         """Each operation of a step over `shape`, with its seconds."""
         batch = self._batch(shape)
         self._take(batch)  # chooses kernels, and makes the optimizer's state
-        runs: list[list[Call]] = []
-        for _ in range(REPEATS):
-            with KernelTimes(self._on) as times:
-                self._take(batch)
-            runs.append(times.calls)
-        return _least(runs)
+        return _least([self._timed(batch) for _ in range(REPEATS)])
 
     def launch(self, ahead: bool) -> float:
-        """Seconds in which the host begins an operation. ahead: whether operations run meanwhile."""
+        """Seconds in which the host begins an operation. ahead: whether operations run meanwhile.
+
+        Whole steps and steps of timed operations take turns, and are compared within a moment: a machine that is faster
+        for a while is so for both. The median of all moments counts.
+        """
         batch = self._batch(Shape([[(SMALL, 0)]], 1, SMALL, SMALL, real=False))
         self._take(batch)
-        seconds = []
-        for _ in range(WAITS):
-            synchronize()
-            start = time.perf_counter()
+        costs = []
+        for _ in range(MOMENTS):
+            whole, runs = [], []
+            for _ in range(REPEATS):
+                synchronize()
+                start = time.perf_counter()
+                self._take(batch)
+                synchronize()
+                whole.append(time.perf_counter() - start)
+                runs.append(self._timed(batch))
+            calls = _least(runs)
+            busy = 0.0 if ahead else sum(seconds for _, seconds in calls)
+            costs.append((min(whole) - busy) / len(calls))
+        return max(0.0, median(costs))
+
+    def _timed(self, batch: Batch) -> list[Call]:
+        with KernelTimes(self._on) as times:
             self._take(batch)
-            synchronize()
-            seconds.append(time.perf_counter() - start)
-        calls = self.kernels(Shape([[(SMALL, 0)]], 1, SMALL, SMALL, real=False))
-        busy = 0.0 if ahead else sum(seconds for _, seconds in calls)
-        return max(0.0, min(seconds) - busy) / len(calls)
+        return times.calls
 
     def _batch(self, shape: Shape) -> Batch:
         batch = self._objective.batch(self._layout, shape.drawn(self._layout, 1)[0])

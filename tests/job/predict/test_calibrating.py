@@ -117,3 +117,33 @@ def test_cells_of_different_precision_are_timed_one_after_another():
     cells = [PlannedCell(tiny(*settings, f"train.precision={precision}")) for precision in ("fp32", "bf16")]
     found = calibrating.answer(CalibrateDevice(cells), lambda report: None)
     assert {"float32", "bfloat16"} <= {k.formats.split()[0] for k in found.kernels if k.name == "mm"}
+
+
+def test_the_hosts_time_is_right_where_the_machine_is_slower_for_a_while(monkeypatch):
+    """100 operations of 10 µs, 4 µs of the host for each, on a machine that takes twice as long for its last steps."""
+    now, taken = [0.0], [0]
+
+    class Simulated(calibrating._Step):
+        def __init__(self):
+            pass
+
+        def _batch(self, shape):
+            return shape
+
+        def _speed(self):
+            taken[0] += 1
+            return 1.0 if taken[0] < 25 else 0.5
+
+        def _take(self, batch):
+            now[0] += 100 * 14e-6 / self._speed()
+
+        def _timed(self, batch):
+            speed = self._speed()
+            return [
+                (kernel_of(torch.ops.aten.mm.default, (torch.ones(2, 2),), torch.ones(2, 2), 1), 10e-6 / speed)
+            ] * 100
+
+    monkeypatch.setattr(calibrating.time, "perf_counter", lambda: now[0])
+    assert Simulated().launch(ahead=False) == pytest.approx(4e-6)
+    taken[0] = 0
+    assert Simulated().launch(ahead=True) == pytest.approx(14e-6)
