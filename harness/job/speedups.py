@@ -41,7 +41,7 @@ def enable(
     states |= {name: enabled() for name, enabled in adapters.items()}
     device = accelerator.device
     states["layer_kernels"] = layer_kernels.COMPILED if compiled else layer_kernels.enable(model, device)
-    states["kept_memory"] = heap.keep(accelerator.device.type)
+    states["kept_memory"] = heap.keep(device.type)
     return layout, states
 
 

@@ -46,7 +46,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         freeze_senses(base)
         return adapted
     if getattr(change, "layer_replication", None):
-        raise ValueError("layer_replication makes another model of the base, with more layers than its rows are of")
+        raise ValueError("layer_replication makes a deeper model of the base, which the base can't be compared with")
     experts, wanted = stacks(base), targets.apply(change, base)
     try:
         with _compilers_kept():

@@ -4,7 +4,8 @@ Models of one and of two decoder layers are built from the model's dimensions, q
 and probed exactly as a run probes its real model. If all layers are alike, each figure is linear in their number. So is
 the peak of each window of a step: forward and backward of the first and of the last layer, the head between them, the
 optimizer. The window with the highest peak may change with depth, so each window is extrapolated, and the peak is the
-highest at the real depth. Extrapolation in the batch size gives the largest batch that fits.
+highest at the real depth. Extrapolation in the batch size gives the largest batch that fits. Where layers differ,
+or the method names some of them, all are built.
 
 What CUDA's allocator reserves beside the peak need not be linear: where an embedding is large beside a layer, holes of
 its size come and go with depth. Then a cell whose live tensors fit is probed with all its layers, which takes seconds.

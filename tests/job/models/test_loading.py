@@ -319,7 +319,7 @@ def test_a_bias_of_an_adapter_that_can_not_be_merged_is_refused():
 
 
 def test_an_adapter_that_makes_another_base_is_refused():
-    with pytest.raises(UserError, match=r"method=lora can't be applied to .*: layer_replication makes another model"):
+    with pytest.raises(UserError, match=r"method=lora can't be applied to .*: layer_replication makes a deeper model"):
         checks.check(tiny("method=lora", "+method.adapt.layer_replication=[[0,2],[1,2]]"))
 
 
