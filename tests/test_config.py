@@ -247,16 +247,20 @@ def test_a_batch_that_is_none_or_is_said_twice_is_refused(compose, overrides, sa
             ("train.betas=[0.9,0.95]", "method=adafactor"),
             r"train\.betas requires a method that steps by AdamW, got adaf",
         ),
-        (
-            ("model.dtype=float16", "method=lora"),
-            r"model\.dtype=float16 can't be combined with method=lora, which trains: .* use model\.dtype=bfloat16,",
-        ),
     ],
 )
 def test_training_settings_that_contradict_each_other_or_the_method_are_refused(compose, overrides, said):
     with pytest.raises(UserError, match=f"^{said}") as refused:
         check(compose(*overrides))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("method", ["lora", "full", "qlora", "lora_8bit"])
+def test_gradients_are_never_in_float16(compose, method, precision):
+    said = rf"model\.dtype=float16 can't .* method={method}, which trains: .* use model\.dtype=bfloat16, or float32"
+    with pytest.raises(UserError, match=f"^{said}"):
+        check(compose("model.dtype=float16", f"method={method}", f"train.precision={precision}"))
 
 
 def test_rows_are_filled_in_the_order_drawn_or_cut_by_length(compose):
