@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
+from architectures import GROUPED, built
 from bitsandbytes.nn import Linear8bitLt, Params4bit
 from job_helpers import prepared, run_tiny, tiny
 from safetensors.torch import load_file, save_file
@@ -316,6 +317,16 @@ def test_a_keyword_that_peft_does_not_know_is_named():
 def test_a_bias_of_an_adapter_that_can_not_be_merged_is_refused():
     with pytest.raises(UserError, match=r"lora_bias=true requires .* bias, unlike model\.layers\.0\.self_attn\.q_proj"):
         checks.check(tiny("method=lora", "+method.adapt.lora_bias=true"))
+
+
+def test_a_bias_of_an_adapter_is_merged_into_that_of_its_layer(tmp_path):
+    model = built(tmp_path / "model", "qwen2", **GROUPED)
+    where = ("method.adapt.target_modules=[q_proj,v_proj]", "+method.adapt.lora_bias=true")
+    short = ("train.max_steps=2", "eval.tasks=[]", "train.precision=fp32", "model.dtype=float32")
+    record = run_tiny(tmp_path, f"model.path={model}", "method=lora", *where, *short)
+    assert record.status == "ok", record.failure
+    assert record.merge.merged
+    assert record.merge.max_logit_difference < 1e-4
 
 
 def test_an_adapter_that_makes_another_base_is_refused():
