@@ -25,6 +25,7 @@ def forbid_jobs(patch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a job was started")
 
     patch.setattr(Server, "start", start)
+    patch.setattr(Server, "prepare", lambda *_: None)
 
 
 def called(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

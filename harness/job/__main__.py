@@ -1,4 +1,4 @@
-"""python -m harness.job DESCRIPTOR: serves the requests of harness/protocol.py; serve.py starts a job for each.
+"""python -m harness.job DESCRIPTOR [LIBRARIES]: serves requests of harness/protocol.py; serve.py starts a job for each.
 
 A job answers one request by events on its output. Whatever libraries print goes to standard error, which is the cell's
 log.
@@ -93,7 +93,7 @@ if __name__ == "__main__":
 
     # Before libraries come in, which keep the streams they find.
     sys.stdout, sys.stderr = (Filtered(stream, redact.redact) for stream in (sys.stdout, sys.stderr))
-    job = serve(int(sys.argv[1]))
+    job = serve(int(sys.argv[1]), *sys.argv[2:])
     if job is None:
         sys.exit(0)
     with ends_at_once() if job.forked else nullcontext(), answering() as send:

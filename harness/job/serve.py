@@ -41,7 +41,7 @@ class AcceptedJob:
     forked: bool
 
 
-def serve(descriptor: int) -> AcceptedJob | None:
+def serve(descriptor: int, prepared: str | None = None) -> AcceptedJob | None:
     """Fork a job for each request on the socket `descriptor`, until its other end is closed.
 
     Returns in each job, and None in the server at its end. If nothing is forked, the server becomes the job itself.
@@ -49,12 +49,15 @@ def serve(descriptor: int) -> AcceptedJob | None:
     A request brings the job's standard input (the request as JSON), output and error, and its working folder. The
     answer is the job's exit status.
 
+    prepared: the module whose libraries are imported before the first request (null: none).
+
     When the sweep is killed, this process is killed (see harness/boot.py), except while it has a job: then it ends that
     in order. Imports can't be ended otherwise: they take a minute on a cold disk, and may let no other thread run.
     """
     bound, sweep = boot.dies_with_parent(), os.getppid()
     channel = socket.socket(fileno=descriptor)
     tqdm.monitor_interval = 0  # otherwise a thread watches bars, and a lock that it holds stays locked in the fork
+    _import_ahead(prepared)
     loaded = False
     while True:
         message, descriptors, *_ = socket.recv_fds(channel, 1, 4)
@@ -91,6 +94,13 @@ def serve(descriptor: int) -> AcceptedJob | None:
         channel.send(str(code).encode())
         if bound:
             boot.die_with(sweep)
+
+
+def _import_ahead(module: str | None) -> None:
+    """Import the libraries of `module`, if any; what fails is imported again for a request, whose log says why."""
+    if module is not None:
+        with suppress(Exception):
+            libraries.load(module)
 
 
 def _without_fork(channel: socket.socket, streams: list[int]) -> AcceptedJob | None:

@@ -1,8 +1,8 @@
 """Job processes of a sweep, forked from one process that has imported the libraries: the fork server.
 
-The server starts with the first request and runs harness/job/__main__.py; its side is harness/job/serve.py. Each job
-is a fresh process: it shares nothing but imported code. When the sweep ends, in whatever way, the server stops its job
-and exits; while it imports libraries and has no job, it is killed.
+The server starts with the first request, or with `prepare` before it, and runs harness/job/__main__.py; its side is
+harness/job/serve.py. Each job is a fresh process: it shares nothing but imported code. When the sweep ends, in whatever
+way, the server stops its job and exits; while it imports libraries and has no job, it is killed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class Server:
     def __init__(self) -> None:
         self._holder: Holder | None = None
 
+    def prepare(self, libraries: str) -> None:
+        """Start importing the module `libraries`, which the first request will name, if nothing has started yet."""
+        if self._holder is None:
+            self._holder = _launched(libraries)
+
     def start(self, stderr: IO[bytes]) -> Job:
         """A new job, which waits for its request; its output goes to `stderr`.
 
@@ -78,16 +83,21 @@ class Server:
             self._holder.process.wait()
 
 
-def _launched() -> Holder:
-    """A new process that forks jobs, in the environment of now."""
+def _launched(libraries: str | None = None) -> Holder:
+    """A new process that forks jobs, in the environment of now.
+
+    libraries: the module that it imports before it is asked (null: none). What that prints is nobody's: a job that
+    lacks a library imports it again, and its log says what failed.
+    """
     variables = environment()
     ours, theirs = socket.socketpair()
     with theirs:
         # A session of its own, so that Ctrl-C reaches only us and we end the job in order.
         process = subprocess.Popen(
-            boot.command("harness.job", str(theirs.fileno())),
+            boot.command("harness.job", str(theirs.fileno()), *([libraries] if libraries else [])),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if libraries else None,
             pass_fds=[theirs.fileno()],
             env=variables,
             start_new_session=True,

@@ -57,6 +57,11 @@ OnEvent = Callable[[Progress], None]
 _server = Server()  # of this process
 
 
+def prepare(request: type[Request]) -> None:
+    """Start importing the libraries of jobs for such a `request`, which takes seconds, before it can be written."""
+    _server.prepare(request.libraries)
+
+
 def check(
     cells: list[Cell],
     data_root: str | None,

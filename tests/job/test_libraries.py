@@ -51,7 +51,19 @@ def test_garbage_is_not_looked_for_during_imports_alone():
 
     with pytest.raises(ImportError), libraries.uncollected():
         failing_import()
+    gc.unfreeze()
     assert gc.isenabled()
+
+
+def test_what_was_imported_is_never_gone_through():
+    imported = []
+    with libraries.uncollected():
+        imported.append([[] for _ in range(1000)])
+    try:
+        tracked = {id(item) for item in gc.get_objects()}
+        assert not any(id(item) in tracked for item in imported[0])
+    finally:
+        gc.unfreeze()  # what tests made before is looked through again
 
 
 def test_a_function_is_compiled_when_it_is_called():

@@ -53,6 +53,30 @@ def test_the_second_job_has_no_imports_to_wait_for(server, tmp_path):
         assert server._holder.process.pid == holder
 
 
+@pytest.mark.parametrize("libraries", ["harness.job.data.sources", "harness.job.has_no_such_module"])
+def test_a_prepared_server_serves_the_first_request(tmp_path, libraries):
+    prepared = Server()
+    prepared.prepare(libraries)
+    holder = prepared._holder.process.pid
+    prepared.prepare("another")  # it has begun
+    with open(tmp_path / "log", "wb") as log:
+        assert ask(prepared, log) == (0, [])
+    assert prepared._holder.process.pid == holder
+    prepared.stop()
+
+
+def test_a_server_imports_what_it_is_prepared_for_before_it_is_asked():
+    prepared = Server()
+    prepared.prepare("harness.job.data.sources")
+    maps = Path(f"/proc/{prepared._holder.process.pid}/maps")
+    until = time.monotonic() + 60
+    while "libtorch_python" not in maps.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    prepared._holder.process.kill()
+    prepared.stop()
+
+
 def test_a_refusal_and_its_status_come_back(server, tmp_path):
     with open(tmp_path / "log", "wb") as log:
         cells = [{"id": "x"}]  # no cell: the job breaks, its words are in its log

@@ -26,6 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config_folders import CONF, named_sweeps, offered_sweeps, published_sweeps, require_own_names
 from harness.errors import UserError, one_of
 from harness.program import PROGRAM
+from harness.protocol import PlanCells
+from harness.sweep import runner
 from harness.sweep.app import messages
 from harness.sweep.app.plugins import register
 from harness.sweep.app.running import RunPoint
@@ -61,6 +63,8 @@ def main(arguments: Arguments, options: Options) -> Session:
     if arguments.command == "sweep" and not arguments.hydra and _keys(arguments.settings) <= PLACES:
         raise UserError(f"`sweep` requires a grid: KEY=A,B,C, or one of {_offered()}.")
     messages.refuse_slips(arguments.settings)
+    if options.plan:
+        runner.prepare(PlanCells)  # libraries are imported while Hydra composes
     arguments = replace(arguments, settings=[messages.quoted(setting) for setting in arguments.settings])
     name, overrides = _named_sweep(arguments)
     # Without these, Hydra would leave an app.log in the user's folder.
