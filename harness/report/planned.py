@@ -39,9 +39,13 @@ class PlanState:
             return decision
         return "not decided yet" if decision == "not decided" else f"not decided yet (so far: {decision})"
 
+    def title(self, message: str) -> str:
+        """`message`, the title of a figure, as it stands before the plan is finished or after it."""
+        return f"Interim: {message}" if message and self.word == "interim" else message
+
     @property
     def sentence(self) -> str:
-        """One short line below a table."""
+        """One short line beside a table."""
         if self.word == "planned":
             return "Planned: seeds, items and rules were fixed before the first cell, and the plan is finished."
         if self.word == "interim":
@@ -75,7 +79,8 @@ class StudyPlanned:
             return PlanState("exploratory", why)
         progress = self._planned.progress
         if not progress.finished:
-            return PlanState("interim", f"The plan of {progress.created} has {progress.text}")
+            why = f"The plan of {progress.created} has {progress.text}; the same command runs the rest"
+            return PlanState("interim", why)
         groups = {group_of(record.cell) for record in records}
         if failed := [name for group, names in self._planned.failed.items() if group in groups for name in names]:
             runs = "runs it" if len(failed) == 1 else "runs them"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from markupsafe import escape
-from plans import make_plan
+from plans import make_plan, planned_record
 from records import make_record, make_score
 from scipy import stats
 from test_best import leave
@@ -23,6 +23,8 @@ from harness.report.answer import answer
 from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
 from harness.report.answer.next_run import with_seeds
 from harness.report.answer.place import by_cost
+from harness.report.figures.accuracy import accuracy_memory
+from harness.report.figures.study_results import StudyResults
 from harness.report.frame import score_name
 from harness.report.pages.page import render
 from harness.report.pairwise import MOST_PAIRED, contests
@@ -90,7 +92,7 @@ def test_methods_that_tie_stand_by_cost_and_what_to_take_under_a_limit_is_said(f
     (text,) = best(records, folder).answer
     assert text.startswith(
         "lora and dora tie within 2 points on gsm8k (60.9 to 61.1%). "
-        "lora needs the least memory (1.00 GiB; dora 1.10 GiB) and is the fastest (500 tokens/s; dora 350 tokens/s). "
+        "Of these, lora needs the least memory (1.00 GiB; dora 1.10 GiB) and is the fastest (500 tokens/s; dora 350 tokens/s). "
     )
     assert re.search(
         r"Each is at least \d+ points better than base; qlora saves 50% of the memory of lora and loses \d+ to \d+ "
@@ -102,6 +104,29 @@ def test_methods_that_tie_stand_by_cost_and_what_to_take_under_a_limit_is_said(f
     assert place.decision.tied == ("dora", "lora")
     assert place.decision.under["memory"] == "lora"
     assert [standing.choice.label for standing in place.best] == ["lora", "dora"]
+
+
+def test_before_a_plan_is_finished_the_answer_begins_with_that_and_asks_for_nothing_else(folder):
+    shares = {"lora": 0.61, "full": 0.6}
+    records = [leave(folder, planned_record(method), rights(share, 0)) for method, share in shares.items()]
+    note_command(folder, ["sweep", "quickstart", "study=demo", "seed=0,1"])
+    before = best(records, folder).answer
+    assert before[-1].startswith("To compare methods, run about 3 seeds: ")
+    add_plans(folder, [make_plan([*records, *(planned_record(method, seed=1) for method in shares)])])
+    begun, said = best(records, folder).answer
+    assert begun == (
+        "Interim, nothing is decided yet. The plan of 2026-01-02 has 2 of 4 cells; the same command runs the rest."
+    )
+    assert said == before[0]
+    assert not any("Interim" in line for line in best(records, folder).caption)
+    (title,) = messages(records, folder)
+    assert title.startswith("Interim: Undecided. lora needs the least memory")
+
+
+def messages(records, folder):
+    """The titles of the panels of score against memory."""
+    axes = accuracy_memory(StudyResults(records, folder)).figure.axes
+    return [title for each in axes if (title := each.get_title("left") or each.get_title())]
 
 
 def test_a_place_has_at_most_three_sentences(folder):
@@ -121,7 +146,7 @@ def test_of_methods_that_tie_the_one_that_forgets_least_is_named(folder):
             add_score(folder, record, values, make_score(n=200, **BITS))
             records.append(record)
     said = " ".join(best(records, folder).answer)
-    assert "lora needs the least memory (1.00 GiB; full 2.00 GiB), is the fastest (" in said
+    assert "Of these, lora needs the least memory (1.00 GiB; full 2.00 GiB), is the fastest (" in said
     assert ") and forgets least (plain text)." in said
 
 

@@ -29,7 +29,8 @@ def test_a_finished_plan_decides(folder):
 
 def test_before_it_is_finished_a_look_decides_nothing(folder):
     interim = state(folder, [*TRIED, *FRESH[:3]], FRESH[:3])
-    assert interim == PlanState("interim", "The plan of 2026-01-02 has 2 of 2 cells, 3 of 4 confirming cells")
+    begun = "The plan of 2026-01-02 has 2 of 2 cells, 3 of 4 confirming cells"
+    assert interim == PlanState("interim", f"{begun}; the same command runs the rest")
     assert interim.shown("supported") == "not decided yet (so far: supported)"
     assert interim.shown("not decided") == "not decided yet"
 

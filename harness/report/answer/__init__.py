@@ -22,6 +22,7 @@ from harness.report.answer.place import PlaceAnswer, place_prefix, unscored, wit
 from harness.report.answer.published import experiment_choices, experiment_contests, published_ahead, published_answer
 from harness.report.answer.rank_ties import rank_sentences
 from harness.report.pairwise import Contest, contests
+from harness.report.planned import PlanState, study_plan
 from harness.report.reruns import Reruns, only_published, reruns
 from harness.report.select import Choice, Place
 from harness.report.tables.rows import Row, Rows, group
@@ -88,6 +89,12 @@ class StudyAnswer:
         return [row_of[choice.index[0]] if choice.index else None for choice in self.choices]
 
     @cached_property
+    def plan(self) -> PlanState:
+        """Whether what is compared was planned, and whether the plan is finished."""
+        records = self.rows.records
+        return study_plan(records, self.folder).state(records[i] for choice in self.choices for i in choice.index)
+
+    @cached_property
     def places(self) -> dict[Place, PlaceAnswer]:
         """The answer of each place."""
         return {place: self._place(place) for place in dict.fromkeys(choice.place for choice in self.choices)}
@@ -111,7 +118,7 @@ class StudyAnswer:
     @cached_property
     def sentences(self) -> list[str]:
         """A line for each place, the decision first, then what would decide what they leave open, if anything; none if
-        nothing was tuned. Before all a caution, if test items were trained on."""
+        nothing was tuned. Before all a caution, if the plan is not finished or test items were trained on."""
         if self.untuned:
             return []
         return [*(" ".join(filter(None, line)) for line in self.decisions), *self.advice]
@@ -128,12 +135,15 @@ class StudyAnswer:
             for prefix, sentences in lines
             if sentences
         ]
-        return [*((caution, "") for caution in cautions(self.rows.records)), *said]
+        interim = [self.plan.sentence] if said and self.plan.word == "interim" else []
+        return [*((caution, "") for caution in [*interim, *cautions(self.rows.records)]), *said]
 
     @cached_property
     def advice(self) -> list[str]:
-        """Which ranks tie in each place, and what would decide what is left open."""
-        return [] if self.untuned else [*self.ranks, *self._advice()]
+        """Which ranks tie in each place, and what would decide what is left open; first of all that is the plan."""
+        if self.untuned:
+            return []
+        return [*self.ranks, *(self._advice() if self.plan.word != "interim" else ())]
 
     @cached_property
     def ranks(self) -> list[str]:

@@ -185,7 +185,7 @@ class ComparedMethods:
             if len(better) < len(tied):
                 clauses.append(self._no_gain(base, "none is" if not better else f"only {few(better)} {_is(better)}"))
         lines.append(f"{clauses[0][0].upper()}{'; '.join(clauses)[1:]}.")
-        advantages = self.limits.told(self._labels(self._judged))
+        advantages = self.limits.told(self._labels(self._trained))
         lines += [as_sentence(advantages)] if advantages else []
         doubt = Doubt("compare methods", FEW_SEEDS)
         return PlaceAnswer(tuple(tied), tuple(lines), doubt, Decision(under=_by_limit(advantages)))
@@ -211,7 +211,7 @@ class ComparedMethods:
             )
         if not above_base:
             tie = f"No method is shown to be better than {base} on {self._words.task}; {tie}"
-        lines = [f"{tie}.", *([as_sentence(advantages)] if advantages else [])]
+        lines = [f"{tie}.", *([as_sentence(advantages, "Of these, ")] if advantages else [])]
         clauses = [*self._apart(labels), *self._gains(labels, gained), *self._losing(labels)]
         lines += [sentence(clauses)] if clauses else []
         decision = Decision(tied=tuple(sorted(labels)), under=_by_limit(advantages))

@@ -33,14 +33,17 @@ class Advantage:
     text: str
 
 
-def as_sentence(advantages: Sequence[Advantage]) -> str:
-    """Such as "qlora needs the least memory (…) and is the fastest (…); full forgets least (…)."."""
+def as_sentence(advantages: Sequence[Advantage], among: str = "") -> str:
+    """Such as "qlora needs the least memory (…) and is the fastest (…); full forgets least (…)."
+
+    among: what it begins with where not all methods are meant, such as "Of these, ".
+    """
     by_label: dict[str, list[str]] = {}
     for each in advantages:
         by_label.setdefault(each.label, []).append(each.text)
     clauses = [f"{label} {units.listed(texts)}" for label, texts in by_label.items()]
     single = len(clauses) == len(advantages)  # "and" joins what one method has, else methods
-    return f"{units.listed(clauses) if single else '; '.join(clauses)}."
+    return f"{among}{units.listed(clauses) if single else '; '.join(clauses)}."
 
 
 @dataclass(frozen=True)

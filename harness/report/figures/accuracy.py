@@ -93,7 +93,7 @@ def _message(study: StudyResults, place: Place, score: Score) -> str:
     contest = headline(study.answer.contests, place)
     if contest is None or contest.score != score_name(score):
         return ""
-    return score_and_memory(study.answer.places[place].decision)
+    return study.answer.plan.title(score_and_memory(study.answer.places[place].decision))
 
 
 def _accuracy_memory(

@@ -35,7 +35,7 @@ def differences(study: StudyResults) -> Drawn | None:
     if not found:
         return None
     most = max(len(contest.against_best) for contest, *_ in found.values())
-    messages = {place: against_best(contest) for place, (contest, *_) in found.items()}
+    messages = {place: study.answer.plan.title(against_best(contest)) for place, (contest, *_) in found.items()}
     made, panels = place_panels(messages, height=1.4 + 0.17 * min(most, BARS))
     for (contest, title, scale), axes in zip(found.values(), panels, strict=False):
         _differences(axes, contest, scale)

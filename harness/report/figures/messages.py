@@ -24,8 +24,8 @@ def score_and_memory(decision: Decision) -> str:
         decided = f"{decision.tied[0]} alone has this score"
     else:
         decided = "Undecided"
-    least = decision.under.get(MEMORY)
-    return f"{decided}. {least} needs the least memory" if least else decided
+    least, of_these = decision.under.get(MEMORY), "Of these, " if decision.tied else ""
+    return f"{decided}. {of_these}{least} needs the least memory" if least else decided
 
 
 def against_best(contest: Contest) -> str:

@@ -17,7 +17,6 @@ from harness.report.costs import Ratios, memory_ratio, speed_ratios
 from harness.report.frame import TRAIN_MEMORY, score_name
 from harness.report.memory import meaning
 from harness.report.pairwise import MANY, Contest
-from harness.report.planned import study_plan
 from harness.report.select import Choice
 from harness.report.statistics import Interval, Ratio, seeds_interval
 from harness.report.tables.captions import THROTTLED_MEANING, groups_line, rounded_weights
@@ -245,9 +244,8 @@ def _caption(answer: StudyAnswer) -> Iterator[str]:
     else:
         yield "No chosen setting has a score."
     yield from _selection_caption(choices, held)
-    if any(contest.differences for contest in held):
-        compared = [records[i] for choice in choices for i in choice.index]
-        yield study_plan(records, answer.folder).state(compared).sentence
+    if any(contest.differences for contest in held) and answer.plan.word != "interim":  # which the answer begins with
+        yield answer.plan.sentence
     yield (
         f"Memory is {meaning(records)}; × is its ratio to full. Tokens/s counts raw tokens; × "
         "is its ratio to lora. Ratios have 95% intervals over seeds and runs, unless there was a single run or it "
