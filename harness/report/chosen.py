@@ -15,7 +15,7 @@ from harness.report.select import Choice, Place
 class ChosenCell:
     """record: of the seed with the least validation loss, among those with saved weights if any has.
 
-    answer: what the report says of the methods of its place.
+    answer: what the report says of the methods of its place, and first whether the plan is not finished.
     """
 
     record: Record
@@ -34,7 +34,8 @@ def chosen(records: Sequence[Record], folder: Path | None) -> dict[Place, Chosen
         here = [choice for choice in study.choices if choice.place == place and choice.index]
         tuned = [choice for choice in here if recorded[choice.index[0]].cell.seed is not None]
         if said.best:
-            cells[place] = ChosenCell(_of_seeds(said.best[0].choice, recorded), " ".join(said.sentences))
+            sentences = " ".join([*study.interim, *said.sentences])
+            cells[place] = ChosenCell(_of_seeds(said.best[0].choice, recorded), sentences)
         elif len(tuned) == 1:
             cells[place] = ChosenCell(_of_seeds(tuned[0], recorded), f"{tuned[0].label} is the only tuned method.")
     return cells

@@ -23,6 +23,7 @@ from harness.report.answer import answer
 from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
 from harness.report.answer.next_run import with_seeds
 from harness.report.answer.place import by_cost
+from harness.report.chosen import chosen
 from harness.report.figures.accuracy import accuracy_memory
 from harness.report.figures.study_results import StudyResults
 from harness.report.frame import score_name
@@ -92,7 +93,8 @@ def test_methods_that_tie_stand_by_cost_and_what_to_take_under_a_limit_is_said(f
     (text,) = best(records, folder).answer
     assert text.startswith(
         "lora and dora tie within 2 points on gsm8k (60.9 to 61.1%). "
-        "Of these, lora needs the least memory (1.00 GiB; dora 1.10 GiB) and is the fastest (500 tokens/s; dora 350 tokens/s). "
+        "Of these, lora needs the least memory (1.00 GiB; dora 1.10 GiB) and is the fastest (500 tokens/s; dora 350 "
+        "tokens/s). "
     )
     assert re.search(
         r"Each is at least \d+ points better than base; qlora saves 50% of the memory of lora and loses \d+ to \d+ "
@@ -119,6 +121,8 @@ def test_before_a_plan_is_finished_the_answer_begins_with_that_and_asks_for_noth
     )
     assert said == before[0]
     assert not any("Interim" in line for line in best(records, folder).caption)
+    (cell,) = chosen(records, folder).values()
+    assert cell.answer == f"{begun} {said}"
     (title,) = messages(records, folder)
     assert title.startswith("Interim: Undecided. lora needs the least memory")
 

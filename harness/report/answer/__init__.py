@@ -94,6 +94,11 @@ class StudyAnswer:
         records = self.rows.records
         return study_plan(records, self.folder).state(records[i] for choice in self.choices for i in choice.index)
 
+    @property
+    def interim(self) -> list[str]:
+        """That the plan is not finished, in one line; empty if it is, or if there is no plan."""
+        return [self.plan.sentence] if self.plan.word == "interim" else []
+
     @cached_property
     def places(self) -> dict[Place, PlaceAnswer]:
         """The answer of each place."""
@@ -135,7 +140,7 @@ class StudyAnswer:
             for prefix, sentences in lines
             if sentences
         ]
-        interim = [self.plan.sentence] if said and self.plan.word == "interim" else []
+        interim = self.interim if said else []
         return [*((caution, "") for caution in [*interim, *cautions(self.rows.records)]), *said]
 
     @cached_property
@@ -143,7 +148,7 @@ class StudyAnswer:
         """Which ranks tie in each place, and what would decide what is left open; first of all that is the plan."""
         if self.untuned:
             return []
-        return [*self.ranks, *(self._advice() if self.plan.word != "interim" else ())]
+        return [*self.ranks, *(() if self.interim else self._advice())]
 
     @cached_property
     def ranks(self) -> list[str]:
