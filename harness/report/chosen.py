@@ -34,7 +34,7 @@ def chosen(records: Sequence[Record], folder: Path | None) -> dict[Place, Chosen
         here = [choice for choice in study.choices if choice.place == place and choice.index]
         tuned = [choice for choice in here if recorded[choice.index[0]].cell.seed is not None]
         if said.best:
-            sentences = " ".join([*study.interim, *said.sentences])
+            sentences = " ".join([*study.plan.interim, *said.sentences])
             cells[place] = ChosenCell(_of_seeds(said.best[0].choice, recorded), sentences)
         elif len(tuned) == 1:
             cells[place] = ChosenCell(_of_seeds(tuned[0], recorded), f"{tuned[0].label} is the only tuned method.")

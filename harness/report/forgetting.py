@@ -25,6 +25,7 @@ from harness.report.headline import BASES, base_of
 from harness.report.items.answered import AnsweredItems, answers
 from harness.report.items.changed import Changed, ChangedItems
 from harness.report.pairwise import primary, score_of
+from harness.report.planned import PlanState, study_plan
 from harness.report.statistics import ALPHA, Answers, Difference
 from harness.report.tables.captions import groups_line
 from harness.report.tables.entries import ABSENT
@@ -81,10 +82,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """All comparisons, and a sentence for each that is missing."""
+    """All comparisons, a sentence for each that is missing, and whether they were planned and the plan is finished."""
 
     comparisons: list[Comparison]
     left_out: list[str]
+    plan: PlanState
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def forgetting(records: Sequence[Record], folder: Path, each_cell: bool = False)
             else:
                 without.setdefault((name, compared), []).append(of_it.label)
     left_out += [f"{named(name)} of {few(labels)}: {reason}" for (name, reason), labels in without.items()]
-    return Forgetting(_corrected(comparisons), list(dict.fromkeys(left_out)))
+    plan = study_plan(rows.records, folder).state(record for of_it in groups for record in of_it.records)
+    return Forgetting(_corrected(comparisons), list(dict.fromkeys(left_out)), plan)
 
 
 def _groups(rows: Rows, each_cell: bool) -> tuple[list[_Group], list[str]]:
@@ -255,7 +258,8 @@ def _tally(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> Tally:
 
 def to_json(found: Forgetting) -> dict[str, Any]:
     """All results as JSON types, with full answers."""
-    return {"comparisons": [_plain(c) for c in found.comparisons], "left_out": found.left_out}
+    comparisons = [_plain(c) for c in found.comparisons]
+    return {"plan": found.plan.word, "comparisons": comparisons, "left_out": found.left_out}
 
 
 def _plain(value: Any) -> Any:
@@ -325,7 +329,10 @@ def _totals(found: Forgetting, study: str, several: bool) -> Table:
 
 
 def _answer(results: Forgetting, several: bool) -> Iterator[str]:
-    """A sentence for each task, by its tested score: which methods forget, which gain, of which that is open."""
+    """A sentence for each task, by its tested score: which methods forget, which gain, of which that is open.
+
+    That the plan is not finished is said before all of them.
+    """
     sentences = []
     for place, score in dict.fromkeys((c.place, c.score) for c in results.comparisons if c.primary):
         here = [c for c in results.comparisons if (c.place, c.score) == (place, score) and c.total.change]
@@ -344,6 +351,8 @@ def _answer(results: Forgetting, several: bool) -> Iterator[str]:
         where = f" ({'/'.join(place[1:])})" if several else ""
         if clauses:
             sentences.append((not losing, f"{named(score)}{where}: {'; '.join(clauses)}."))
+    if sentences:
+        yield from results.plan.interim
     yield from (sentence for _, sentence in sorted(sentences, key=lambda each: each[0]))
 
 

@@ -39,6 +39,11 @@ class PlanState:
             return decision
         return "not decided yet" if decision == "not decided" else f"not decided yet (so far: {decision})"
 
+    @property
+    def interim(self) -> list[str]:
+        """That the plan is not finished, in one line, which an answer begins with; else empty."""
+        return [self.sentence] if self.word == "interim" else []
+
     def title(self, message: str) -> str:
         """`message`, the title of a figure, as it stands before the plan is finished or after it."""
         return f"Interim: {message}" if message and self.word == "interim" else message

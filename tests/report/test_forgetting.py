@@ -7,12 +7,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from plans import make_plan, planned_record
 from records import make_record, make_score
 from rendered import caption
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.record import read_study, write
+from harness.record import add_plans, read_study, write
 from harness.report import statistics
 from harness.report.figures.study_results import StudyResults
 from harness.report.forgetting import forgetting, tables
@@ -300,6 +301,16 @@ def test_the_answer_says_who_forgets_and_who_gains():
     folder = ROOT / "results" / "reference" / "study_skill"
     first, *_ = tables(forgetting(read_study(folder)[0], folder), "study_skill", 1)
     assert first.answer == ["skill, solved: qlora, dora, lora, galore and full gain (+49.0 to +51.6 points)."]
+
+
+def test_before_a_plan_is_finished_that_is_said_first(folder):
+    base, first, second = planned_record("base"), planned_record(seed=0), planned_record(seed=1)
+    add_plans(folder, [make_plan([base, first, second])])
+    records = [leave(folder, record, BASE) for record in (base, first)]
+    begun, said = tables(forgetting(records, folder), "demo", 0)[0].answer
+    assert begun.startswith("Interim, nothing is decided yet. The plan of ")
+    records.append(leave(folder, second, BASE))
+    assert tables(forgetting(records, folder), "demo", 0)[0].answer == [said]
 
 
 def test_pages_and_figures_show_the_same_change_as_the_command():

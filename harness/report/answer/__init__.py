@@ -94,11 +94,6 @@ class StudyAnswer:
         records = self.rows.records
         return study_plan(records, self.folder).state(records[i] for choice in self.choices for i in choice.index)
 
-    @property
-    def interim(self) -> list[str]:
-        """That the plan is not finished, in one line; empty if it is, or if there is no plan."""
-        return [self.plan.sentence] if self.plan.word == "interim" else []
-
     @cached_property
     def places(self) -> dict[Place, PlaceAnswer]:
         """The answer of each place."""
@@ -140,7 +135,7 @@ class StudyAnswer:
             for prefix, sentences in lines
             if sentences
         ]
-        interim = self.interim if said else []
+        interim = self.plan.interim if said else []
         return [*((caution, "") for caution in [*interim, *cautions(self.rows.records)]), *said]
 
     @cached_property
@@ -148,7 +143,7 @@ class StudyAnswer:
         """Which ranks tie in each place, and what would decide what is left open; first of all that is the plan."""
         if self.untuned:
             return []
-        return [*self.ranks, *(() if self.interim else self._advice())]
+        return [*self.ranks, *(() if self.plan.interim else self._advice())]
 
     @cached_property
     def ranks(self) -> list[str]:

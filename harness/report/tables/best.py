@@ -244,7 +244,7 @@ def _caption(answer: StudyAnswer) -> Iterator[str]:
     else:
         yield "No chosen setting has a score."
     yield from _selection_caption(choices, held)
-    if any(contest.differences for contest in held) and not answer.interim:  # which the answer begins with
+    if any(contest.differences for contest in held) and not answer.plan.interim:  # which the answer begins with
         yield answer.plan.sentence
     yield (
         f"Memory is {meaning(records)}; × is its ratio to full. Tokens/s counts raw tokens; × "
