@@ -48,3 +48,6 @@ def test_a_plan_has_libraries_imported_before_it_composes(monkeypatch, tmp_path,
     monkeypatch.setattr(point.cells_of, "from_config", composed)
     assert called(tmp_path, command, "model=tiny", "method=lora").returncode == 130
     assert order == begun
+    order.clear()
+    assert called(tmp_path, command, "model=tiny", "method=lora", "--cfg", "job").returncode == 0
+    assert order == []  # nothing is run

@@ -63,7 +63,8 @@ def main(arguments: Arguments, options: Options) -> Session:
     if arguments.command == "sweep" and not arguments.hydra and _keys(arguments.settings) <= PLACES:
         raise UserError(f"`sweep` requires a grid: KEY=A,B,C, or one of {_offered()}.")
     messages.refuse_slips(arguments.settings)
-    if options.plan:
+    launches = not NOT_A_LAUNCH & set(arguments.hydra)
+    if options.plan and launches:
         runner.prepare(PlanCells)  # libraries are imported while Hydra composes
     arguments = replace(arguments, settings=[messages.quoted(setting) for setting in arguments.settings])
     name, overrides = _named_sweep(arguments)
@@ -74,7 +75,7 @@ def main(arguments: Arguments, options: Options) -> Session:
     keys = _keys(overrides)
     overrides += [f"{group}={choice}" for group, choice in defaults.items() if group not in keys]
     hydra_options = [*arguments.hydra, *(["--config-dir", arguments.config_dir] if arguments.config_dir else [])]
-    if arguments.command != "run" and not NOT_A_LAUNCH & set(arguments.hydra):
+    if arguments.command != "run" and launches:
         hydra_options.append("--multirun")
     if threading.current_thread() is threading.main_thread():  # Python lets no other one handle signals
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
