@@ -97,18 +97,27 @@ def serve(descriptor: int, prepared: str | None = None) -> AcceptedJob | None:
 
 
 def _import_ahead(module: str | None) -> None:
-    """Import the libraries of `module`, if any; what fails is imported again for a request, whose log says why."""
+    """Import the libraries of `module`, if any; what fails is imported again for a request, whose log says why.
+
+    With an accelerator torch alone: the processes of a plan import theirs, at the same time as this one.
+    """
     if module is not None:
         with suppress(Exception):
-            libraries.load(module)
+            libraries.load("torch")
+            if not _accelerated():
+                libraries.load(module)
+
+
+def _accelerated() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
 
 
 def _without_fork(channel: socket.socket, streams: list[int]) -> AcceptedJob | None:
     """This process as the job itself, where there is an accelerator; None where jobs are forked."""
-    with libraries.uncollected():
-        import torch
-
-    if not torch.accelerator.is_available():
+    libraries.load("torch")
+    if not _accelerated():
         return None
     _become(streams)
     threading.Thread(target=_end_with, args=[channel], daemon=True).start()

@@ -84,14 +84,14 @@ def _local(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def plan(request: PlanCells, send: Send) -> None:
-    from harness.job.predict import workers
+    from harness.job.predict import pool
 
     if own := [planned.cell for planned in request.cells if planned.cell.settings.data.own]:
         from harness.job import own_files
 
         for note in own_files.notes(own, request.data_root):
             send(Noted(note))
-    for answer in workers.answer(request):
+    for answer in pool.answer(request):
         send(Result(answer))
 
 

@@ -30,6 +30,7 @@ from harness.job.models import empty_weights, loading
 from harness.job.predict import examples, phases
 from harness.job.predict.extrapolation import Line
 from harness.job.predict.fake_probe import CPU, WORK, FakeProbe, PredictedDevice
+from harness.job.predict.pool import without_rates
 from harness.job.predict.shapes import Shape, assumed_shape, even_parts
 from harness.job.training import attention, objectives
 from harness.protocol import CardRates
@@ -382,13 +383,6 @@ def _drawn_by(cell: Cell) -> list[Any]:
 def _share(train: TrainSettings) -> list[Any]:
     """What decides the share of weights and gradients of a device."""
     return [train.total_devices if train.sharded else train.total_devices > 1, train.sharded]
-
-
-def without_rates(method: Any) -> Any:
-    """The settings `method` without those that memory does not depend on, at any depth."""
-    if isinstance(method, dict):
-        return {k: without_rates(v) for k, v in method.items() if k not in ("lr", "lora_alpha", "scale")}
-    return method
 
 
 def _names_layers(method: Any) -> bool:

@@ -26,7 +26,7 @@ from harness.config import CONF
 from harness.errors import UserError
 from harness.job.data import batching
 from harness.job.models import checks, empty_weights, loading
-from harness.job.predict import prediction, shapes, workers
+from harness.job.predict import pool, prediction, shapes, workers
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.protocol import CardRates, PlanCells, PlannedCell
 from harness.record import (
@@ -102,21 +102,21 @@ def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
 @pytest.mark.slow
 def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypatch):
     asked = PlanCells([PlannedCell(tiny("method=lora"))], None, BUDGET, 0, 1.0, "cpu")
-    _, forked = workers.answer(asked)
+    _, forked = pool.answer(asked)
     begun = []
-    context, submit = workers.get_context, workers.ProcessPoolExecutor.submit
+    context, submit = pool.get_context, pool.ProcessPoolExecutor.submit
 
     def submitted(*arguments):
         begun.append(os.environ["CUDA_VISIBLE_DEVICES"])
         return submit(*arguments)
 
-    monkeypatch.setattr(workers, "get_context", lambda how: begun.append(how) or context(how))
-    monkeypatch.setattr(workers.ProcessPoolExecutor, "submit", submitted)
+    monkeypatch.setattr(pool, "get_context", lambda how: begun.append(how) or context(how))
+    monkeypatch.setattr(pool.ProcessPoolExecutor, "submit", submitted)
     monkeypatch.setattr(workers.device, "here", lambda: prediction.CPU)
-    monkeypatch.setattr(workers.torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(pool.torch.accelerator, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    _, anew = workers.answer(asked)
-    assert begun == ["spawn", ""]
+    _, anew = pool.answer(asked)
+    assert begun == ["spawn", "", "1"]  # the process, which imports libraries, and then predicts
     assert anew == forked
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
@@ -711,7 +711,7 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_predict", _stay)
     job = os.fork()
     if job == 0:
-        list(workers.answer(PlanCells([PlannedCell(tiny("method=lora"))], None, BUDGET, 0, 1.0, "cpu")))
+        list(pool.answer(PlanCells([PlannedCell(tiny("method=lora"))], None, BUDGET, 0, 1.0, "cpu")))
         os._exit(0)
     until = time.monotonic() + 30
     while not (note.is_file() and note.read_text()) and time.monotonic() < until:

@@ -30,7 +30,7 @@ from harness.job.data import batching
 from harness.job.measure import device, timing
 from harness.job.models import adapting, loading
 from harness.job.models.structure import inner
-from harness.job.predict import prediction, workers
+from harness.job.predict import pool, prediction
 from harness.job.run_cell import run_cell
 from harness.job.training import distributed, launch, layer_kernels
 from harness.protocol import PlanCells, PlannedCell, Progress, RunCell
@@ -458,7 +458,7 @@ def test_a_build_for_cuda_without_a_gpu_computes_on_the_cpu(cuda_build):
 
 @on_cpu
 def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
-    found, told = workers.answer(PlanCells([PlannedCell(tiny(*SHORT))], None, None, 0, 1.0, None))
+    found, told = pool.answer(PlanCells([PlannedCell(tiny(*SHORT))], None, None, 0, 1.0, None))
     assert found["budget"] == found["environment"]["cpu"]["memory_bytes"]
     assert found["kernels"] == "cpu"
     assert found["environment"]["device"]["type"] == "cpu"
