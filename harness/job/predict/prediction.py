@@ -30,7 +30,7 @@ from harness.job.models import empty_weights, loading
 from harness.job.predict import examples, phases
 from harness.job.predict.extrapolation import Line
 from harness.job.predict.fake_probe import CPU, WORK, FakeProbe, PredictedDevice
-from harness.job.predict.pool import without_rates
+from harness.job.predict.groups import without_rates
 from harness.job.predict.shapes import Shape, assumed_shape, even_parts
 from harness.job.training import attention, objectives
 from harness.protocol import CardRates
