@@ -27,9 +27,9 @@ def load(module: str) -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """A context without garbage collection, which never goes through what is made in it.
+    """A context without garbage collection; none that comes later searches what is made in it.
 
-    What imports make stays, and a third of their time would be the search in it.
+    What imports make stays, and a fifth of their time would be the search in it.
     """
     gc.disable()
     try:
