@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -34,17 +35,16 @@ def _processes(count: int, module: str) -> ProcessPoolExecutor:
     They are spawned beside an accelerator: importing libraries uses it, after which forks fail, and a backward pass
     starts threads for every device. Otherwise forked, before this process computes in threads.
     """
-    beside_accelerator = torch.accelerator.is_available()
-    if not beside_accelerator:
-        libraries.load(module)
     # The system ends each when this process is killed: it would wait for tasks forever.
-    context = get_context("spawn" if beside_accelerator else "fork")
-    pool = ProcessPoolExecutor(count, context, boot.die_with, (os.getpid(),))
-    if not beside_accelerator:
+    begin = partial(ProcessPoolExecutor, count, initializer=boot.die_with, initargs=(os.getpid(),))
+    if torch.accelerator.is_available():
+        pool = begin(mp_context=get_context("spawn"))
+        with device.seeing(""):  # each would use memory of the GPU
+            for _ in range(count):
+                pool.submit(libraries.load, module)
+        libraries.load(module)
+    else:
+        libraries.load(module)
+        pool = begin(mp_context=get_context("fork"))
         pool.submit(int).result()
-        return pool
-    with device.seeing(""):  # each would use memory of the GPU
-        for _ in range(count):
-            pool.submit(libraries.load, module)
-    libraries.load(module)
     return pool
