@@ -40,6 +40,7 @@ from pathlib import Path
 from statistics import mean, median
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import hydra
 import launches
@@ -143,9 +144,14 @@ class Side(ABC):
         self.pad = self.tokenizer.pad_token_id
 
     def _begin(self) -> LRScheduler:
-        """Ready the model for training; returns the schedule of its learning rate."""
+        """Ready the model for training; returns the schedule of its learning rate.
+
+        Layers are compiled into an empty folder, so that what compiling takes doesn't depend on runs before this one.
+        """
         if self.settings.compile:
-            compiled.enable(self.net)
+            self.kept = tempfile.TemporaryDirectory()
+            with mock.patch.dict(os.environ, HARNESS_CACHE=self.kept.name):
+                compiled.enable(self.net)
         self.net.train()
         return torch.optim.lr_scheduler.LambdaLR(self.optimizer, loop.rate_factor(self.settings, STEPS))
 
