@@ -29,7 +29,7 @@ RESULTS = ROOT / "results"
 TARGET = Path(__file__).with_name("methods.md")
 MODEL, RANK = "smollm2_135m", 16
 DTYPE = "model.dtype!=bfloat16"  # of methods that train weights in bf16
-STUDY = "reference/study_skill"  # whose records say what the core methods take
+STUDY = "reference/study_speed"  # whose records say what the core methods take
 CORE = {  # the methods that a newcomer compares: what each adapts, and when to take it
     "full": ("all weights", "memory is no limit, or as the reference for all others"),
     "lora": ("a low-rank sum beside each linear layer", "first: little memory, fast, one small file to keep"),
@@ -41,8 +41,8 @@ HEAD = f"""\
 # Methods
 
 Compare these five first. Memory and speed are those of the study
-[a skill](studies.md#a-skill) (SmolLM2-135M on 2 CPU cores, five seeds), as ratios to LoRA: on a GPU, and on a larger
-model, `harness plan` and your own sweep say more.
+[`study_speed`](study-design.md) (SmolLM2-135M on 2 idle CPU cores, batches of 8), as ratios to LoRA: on a GPU, and on a
+larger model, `harness plan` and your own sweep say more.
 
 {{core}}
 Below are these five, then all others by family. The page is made from `conf/method/` by `make publish`. *Trains* and

@@ -29,6 +29,7 @@ class Choice:
     index: positions of the chosen setting's records, one per seed; of the fresh seeds alone if it was confirmed.
     loss: mean validation loss over seeds, in nats per token or pair; None if no loss was recorded.
     tries: number of settings tried. lost: how many of them did not finish, by status, or lack seeds ("unfinished").
+    rates: number of learning rates tried.
     edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.
     confirmed: whether `index` and `loss` are of fresh seeds, which had no part in the choice.
@@ -54,6 +55,7 @@ class Choice:
     rivals: int = 1
     experiments: tuple[Choice, ...] = ()
     experiment: str | None = None
+    rates: int = 0
 
     @property
     def method(self) -> str:
@@ -198,7 +200,8 @@ def _choice(place: Place, key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
         choice = replace(choice, experiments=tuple(replace(_alone(place, key, t), reason=reason) for t in finished))
     edges = tuple(_edges(best, tries)) if best else ()
     rivals = _rivals(best, finished, common) if best else 1
-    return replace(choice, tries=len(tries), lost=dict(lost), edges=edges, reason=reason, rivals=rivals)
+    rates = len(_tried("lr", tries))
+    return replace(choice, tries=len(tries), rates=rates, lost=dict(lost), edges=edges, reason=reason, rivals=rivals)
 
 
 def _rivals(best: Try, finished: Sequence[Try], common: set[int | None]) -> int:

@@ -37,6 +37,7 @@ from harness.report.tables.frames import chosen_of
 
 REFERENCE = ROOT / "results" / "reference"
 DIFFERENT = ["gsm8k", "peft_llama_3_2_3b", "quickstart", "smollm2", "study_rank"]  # in data, seeds and tasks
+ONE_RATE = "At the one learning rate tried of each method, "
 ONE_SEED = "No method is recommended: one seed compares trained models, not methods."
 BITS = {"task": "plain_text", "metric": "bits_per_byte", "filter": "none", "higher_is_better": False}
 
@@ -78,7 +79,7 @@ def test_a_method_is_taken_and_the_others_are_told_by_what_they_cost(folder):
     records = trained(folder, {"base": 0.2, "lora": 0.61, "qlora": 0.5, "full": 0.4})
     (text,) = best(records, folder).answer
     assert re.fullmatch(
-        r"Take lora lr=1e-4: at least \d+ points better than the rest on gsm8k\. "
+        ONE_RATE + r"take lora lr=1e-4: at least \d+ points better than the rest on gsm8k\. "
         r"It scores 61% \(59–63\) at 1\.00 GiB\. "
         r"qlora saves 50% of the memory of lora and loses \d+ to \d+ points\.",
         text,
@@ -92,7 +93,7 @@ def test_methods_that_tie_stand_by_cost_and_what_to_take_under_a_limit_is_said(f
     records = trained(folder, {"base": 0.2, "lora": 0.61, "qlora": 0.5, "full": 0.4, "dora": 0.608})
     (text,) = best(records, folder).answer
     assert text.startswith(
-        "lora and dora tie within 2 points on gsm8k (60.9 to 61.1%). "
+        f"{ONE_RATE}lora and dora tie within 2 points on gsm8k (60.9 to 61.1%). "
         "Of these, lora needs the least memory (1.00 GiB; dora 1.10 GiB) and is the fastest (500 tokens/s; dora 350 "
         "tokens/s). "
     )
@@ -186,7 +187,7 @@ def test_how_far_apart_methods_may_be_is_the_end_of_their_interval(folder):
     gap = contest.differences["lora", "dora"]
     half = stats.t.ppf(1 - 0.05 / 2, gap.freedom) * gap.error
     lines = best(records, folder).answer
-    assert lines[0].startswith("lora and dora tie on gsm8k (")
+    assert lines[0].startswith(f"{ONE_RATE}lora and dora tie on gsm8k (")
     most = math.ceil(100 * (half + gap.value))
     assert f"Differences of up to {most} points between them are possible" in lines[0]
     assert "; significantly worse than lora: full." in lines[0]
@@ -211,12 +212,12 @@ def test_of_one_seed_too_the_untuned_model_is_named(folder, base, end):
 def test_nothing_is_taken_that_is_not_better_than_the_base(folder):
     records = trained(folder, {"base": 0.5, "lora": 0.5, "full": 0.3})
     text = " ".join(best(records, folder).answer)
-    assert text.startswith("No method is shown to be better than base on gsm8k; lora is at least ")
+    assert text.startswith(f"{ONE_RATE}no method is shown to be better than base on gsm8k; lora is at least ")
     (place,) = answer(records, folder).places.values()
     assert place.decision.take is None
     records = trained(folder, {"base": 0.7, "lora": 0.5, "full": 0.3})
     (text,) = best(records, folder).answer
-    assert text.startswith("Take base, untuned: at least ")
+    assert text.startswith(f"{ONE_RATE}take base, untuned: at least ")
     assert text.endswith(" points better than every method on gsm8k.")
 
 
@@ -232,11 +233,23 @@ def test_one_seed_says_what_is_true_of_its_runs_and_how_to_decide(folder):
     assert left == "To compare methods, run about 3 seeds: `harness sweep quickstart study=demo seed=0,1,2`."
 
 
+def test_methods_with_a_single_learning_rate_are_named(folder):
+    records = trained(folder, {"base": 0.2, "lora": 0.61, "full": 0.4})
+    for seed in range(3):
+        worse = make_record("lora", lr=1e-2, seed=seed)
+        worse.validation[-1].loss *= 2
+        records.append(leave(folder, worse, rights(0.3, seed)))
+    table = best(records, folder)
+    (text,) = table.answer
+    assert text.startswith("At the one learning rate tried of full, take lora lr=1e-4: at least ")
+    assert "One learning rate was tried of full; another one may suit it better." in table.caption
+
+
 def test_of_many_methods_the_first_are_named_and_the_others_counted(folder):
     near, worse = {f"m{i}": 0.608 - i / 4000 for i in range(8)}, {f"w{i}": 0.4 for i in range(6)}
     shares = {"base": 0.2, "lora": 0.61} | near | worse
     said, *_ = best(trained(folder, shares), folder).answer
-    assert said.startswith("lora, m0, m1, m2, m3 and 4 more tie within 2 points on gsm8k (")
+    assert said.startswith(f"{ONE_RATE}lora, m0, m1, m2, m3 and 4 more tie within 2 points on gsm8k (")
     assert " points better than base; significantly worse than lora: w0, w1, w2, w3, w4 and w5." in said
 
 
@@ -387,7 +400,7 @@ def test_methods_with_other_items_are_not_compared(folder):
         for seed in range(3):
             records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), rights(0.9, seed, 300)))
     (text,) = best(records, folder).answer
-    assert text.startswith("Take lora")
+    assert text.startswith(f"{ONE_RATE}take lora")
     assert "Not compared, as items are missing or differ: full and galore." in text
 
 
@@ -398,7 +411,9 @@ def test_a_score_that_is_better_when_lower_is_told_in_its_unit(folder):
             values = level + np.random.default_rng([seed, int(10 * level)]).normal(0, 0.01, 200)
             records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), values, make_score(n=200, **BITS)))
     (text,) = best(records, folder).answer
-    assert text.startswith("Take lora lr=1e-4: at least 0.20 bits per byte better than the rest on plain text. ")
+    assert text.startswith(
+        f"{ONE_RATE}take lora lr=1e-4: at least 0.20 bits per byte better than the rest on plain text. "
+    )
     assert "It scores 0.899 bits per byte (0.89" in text
     records = [replace(record, cell=replace(record.cell, seed=0)) for record in records if record.cell.seed == 0]
     assert (
@@ -424,7 +439,7 @@ def test_a_method_of_one_seed_is_not_judged_beside_those_of_several(folder):
     records = trained(folder, {"lora": 0.6, "full": 0.3})
     records += trained(folder, {"qlora": 0.2}, seeds=1)
     said, left = best(records, folder).answer
-    assert said.startswith("Of the methods with several seeds, take lora lr=1e-4: at least ")
+    assert said.startswith(f"{ONE_RATE}of the methods with several seeds, take lora lr=1e-4: at least ")
     assert said.endswith("Not judged, as of one seed: qlora.")
     assert left == "To compare all methods, run about 3 seeds: repeat its sweep with seed=0,1,2."
 

@@ -84,7 +84,10 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["study_skill"] = ["tries", "code", "seeds"]  # one seed chooses; adapters have a fourth rate at rank 32
     known["study_stability"] = ["code", "seeds"]  # eight more seeds of the better rates; one high rate came later
     known["study_memory"] = ["batch", "training", "targets", "tries", "seeds"]  # one tiny adapter
-    assert [finding.rule for finding in findings(records)] == known.get(folder.name, ["seeds"])
+    short = {"quickstart", "gsm8k", "memory", "smollm2", "study_facts", "study_memory", "study_skill", "study_speed"}
+    rules = [finding.rule for finding in findings(records)]
+    assert [rule for rule in rules if rule != "projection"] == known.get(folder.name, ["seeds"])
+    assert ("projection" in rules) == (folder.name in short)  # GaLore for fewer steps than it has between projections
 
 
 def test_what_every_method_has_alike_is_an_axis_of_the_study():
@@ -615,6 +618,24 @@ def test_low_rank_per_layer_wants_a_row_of_plain_adamw_per_layer():
     assert "the saving of low rank in galore_layer (2 cells) can't be separated from it." in sentence
     assert told(study() + galore + per_layer("full_layer")) == []
     assert told(study() + per_layer("full_layer")) == []
+
+
+@pytest.mark.parametrize(("steps", "gap", "kept"), [(200, 200, True), (201, 200, False), (200, None, False)])
+def test_low_rank_gradients_that_kept_their_first_projection_are_named(steps, gap, kept):
+    records = study("base", "lora", "galore")
+    for record in of(records, "galore"):
+        record.cell.knobs["update_proj_gap"] = gap
+    for record in records:
+        if record.train:
+            record.train.steps = steps
+    if not kept:
+        assert told(records) == []
+        return
+    sentence = told(records, "projection")
+    assert sentence == (
+        "galore's projection was never renewed (200 steps, update_proj_gap=200): such a run says little of longer ones."
+    )
+    assert findings(records)[0].cells == tuple(record.cell.name for record in of(records, "galore"))
 
 
 def test_the_shipped_methods_per_layer_are_known_by_their_settings(cell):

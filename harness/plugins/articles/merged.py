@@ -31,7 +31,6 @@ from harness.plugins.articles.claims import (
     Judgement,
     Part,
     Verdict,
-    fewest_seeds,
     names,
 )
 from harness.report.planned import PlanState, weakest
@@ -63,10 +62,11 @@ class JudgedClaim(Protocol):
 class MergedVerdict:
     """The verdict on a claim over several places.
 
-    judgement: its effect is that of `closest`, its seeds are the fewest of a place, its records those of all places
-    with the study before each name if there are several studies. places: the verdicts behind it, the place that was
-    designed to decide the claim first. closest: of these, the one that comes closest to another decision (if it
-    depends: the one that contradicts the claim most; if it is not decided: the one with the narrowest interval).
+    judgement: its effect, seeds and items are those of `shown`, its records those of all places with the study before
+    each name if there are several studies. places: the verdicts behind it, the place that was designed to decide the
+    claim first. shown: of these, the one that contradicts the claim most if it depends; else the one that was designed
+    to decide the claim, if it decides as all do; else the one that comes closest to another decision (if it is not
+    decided: the one with the narrowest interval).
     depends_on: where the claim depends, the settings that tell apart where it holds and where it fails; study where
     none that is recorded does, setting where a place alone depends and its settings are unknown.
     """
@@ -74,16 +74,16 @@ class MergedVerdict:
     claim: Claim
     judgement: Judgement
     places: tuple[Verdict, ...]
-    closest: Verdict
+    shown: Verdict
     depends_on: tuple[str, ...] = ()
 
     @property
     def place(self) -> tuple[str, str, str]:
-        return self.closest.place
+        return self.shown.place
 
     @property
     def fresh(self) -> bool:
-        return self.closest.fresh
+        return self.shown.fresh
 
     @property
     def plan(self) -> PlanState:
@@ -142,8 +142,9 @@ def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None
     for name, each in by_claim.items():
         estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
         if estimated:
-            places = sorted(estimated, key=lambda verdict: _rank(verdict, (designed or {}).get(name)))
-            judged.append(_merged(places[:1] if places[0].claim.counted_on else places))
+            study = (designed or {}).get(name)
+            places = sorted(estimated, key=lambda verdict: (not _is_of(verdict, study), verdict.place))
+            judged.append(_merged(places[:1] if places[0].claim.counted_on else places, study))
         else:
             not_judged.append(max(each, key=lambda verdict: len(verdict.judgement.records)))
     return ArticleVerdicts(judged, not_judged)
@@ -207,20 +208,19 @@ def place_label(verdict: Verdict, among: Sequence[Verdict]) -> str:
     return f"{study} ({more})" if more else study
 
 
-def _merged(places: Sequence[Verdict]) -> MergedVerdict:
-    """The verdict over `places`, which all have an effect."""
+def _merged(places: Sequence[Verdict], designed: str | None) -> MergedVerdict:
+    """The verdict over `places`, which all have an effect. designed: the study that was designed to decide it."""
     counted = _counted(places)
     judgements = [verdict.judgement for verdict in counted]
     decision = merged_decision(judgements)
-    closest = _closest(counted, decision)
+    shown = _shown(counted, decision, designed)
     apart = _apart(counted) if decision == DEPENDS else []
     unnamed = ["setting"] if decision == DEPENDS and not apart else []
-    judgement = closest.judgement
+    judgement = shown.judgement
     if len(counted) > 1:
         judgement = replace(
             judgement,
             decision=decision,
-            seeds=fewest_seeds(judgements),
             records=_records(counted),
             why=_why(counted, decision, [one.text for one in apart] or unnamed),
             by_seeds=False,  # how many seeds of which place would do depends on all places
@@ -229,15 +229,16 @@ def _merged(places: Sequence[Verdict]) -> MergedVerdict:
     if rest := len(places) - len(counted):
         judgement = replace(judgement, why="; ".join(filter(None, [judgement.why, _untested(rest)])))
     depends_on = tuple([one.words for one in apart] or unnamed)
-    return MergedVerdict(closest.claim, judgement, tuple(places), closest, depends_on)
+    return MergedVerdict(shown.claim, judgement, tuple(places), shown, depends_on)
 
 
 def _untested(places: int) -> str:
     return f"{units.plural(places, 'more place')} can't test it"
 
 
-def _rank(verdict: Verdict, designed: str | None) -> tuple[bool, tuple[str, str, str]]:
-    return verdict.place[0].rpartition("/")[2] != designed, verdict.place
+def _is_of(verdict: Verdict, study: str | None) -> bool:
+    """study: without the folders before its name."""
+    return verdict.place[0].rpartition("/")[2] == study
 
 
 def _corrected(judgement: Judgement, places: float) -> Decision:
@@ -249,7 +250,10 @@ def _counted(places: Sequence[Verdict]) -> list[Verdict]:
     return [verdict for verdict in places if tests(verdict.judgement)] or list(places)
 
 
-def _closest(counted: Sequence[Verdict], decision: Decision) -> Verdict:
+def _shown(counted: Sequence[Verdict], decision: Decision, designed: str | None) -> Verdict:
+    of_study = [verdict for verdict in counted if _is_of(verdict, designed)]
+    if decision != DEPENDS and len(of_study) == 1 and of_study[0].judgement.decision == decision:
+        return of_study[0]
     if decision == OPEN:
         return min(counted, key=_width)
     if decision == DEPENDS:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from harness import units
@@ -52,7 +52,7 @@ class ComparedMethods:
         elif self._first in self.contest.one_seed:
             place_answer = self._single_runs()
         else:
-            place_answer = self._methods()
+            place_answer = self._at_one_rate(self._methods())
         return place_answer.noting([*self._unjudged()])
 
     @cached_property
@@ -216,6 +216,17 @@ class ComparedMethods:
         lines += [sentence(clauses)] if clauses else []
         decision = Decision(tied=tuple(sorted(labels)), under=_by_limit(advantages))
         return PlaceAnswer(tuple(tied), tuple(lines), self._doubt(), decision)
+
+    def _at_one_rate(self, place_answer: PlaceAnswer) -> PlaceAnswer:
+        """With the condition that some methods had one learning rate, as the best ones of methods lie far apart."""
+        single = [s.choice.label for s in self._judged if s.choice.rates == 1]
+        if not single:
+            return place_answer
+        first, *rest = place_answer.sentences
+        whose = "each method" if len(single) == len(self._judged) else few(sorted(single))
+        word, _, end = first.partition(" ")
+        word = word.lower() if word in ("Take", "No", "Of") else word  # else it names a method
+        return replace(place_answer, sentences=(f"At the one learning rate tried of {whose}, {word} {end}", *rest))
 
     def _gained(self, labels: Sequence[str]) -> list[str]:
         """Those of `labels` that are better than the untuned model."""

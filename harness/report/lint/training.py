@@ -187,6 +187,27 @@ def per_layer(records: Sequence[Record]) -> Sentences:
             )
 
 
+def first_projections(records: Sequence[Record]) -> Sentences:
+    """Methods of low-rank gradients whose runs kept their first projection."""
+    for (method, why), cells in group_by(records, lambda record: (record.cell.method, never_renewed(record))).items():
+        if why:
+            yield (
+                f"{method}'s projection was never renewed ({why}): such a run says little of longer ones.",
+                tuple(record.cell.name for record in cells),
+            )
+
+
+def never_renewed(record: Record) -> str:
+    """How many steps a run took, if it is of low-rank gradients and kept its first projection; else empty.
+
+    galore-torch projects anew at step 0, update_proj_gap, twice that, and so on. Within one projection the update of a
+    matrix stays in one space of low rank, as that of an adapter does: it is the changes of space that GaLore adds.
+    """
+    gap = record.cell.knobs.get("update_proj_gap")
+    steps = record.train.steps if record.train else None
+    return f"{units.plural(steps, 'step')}, update_proj_gap={gap}" if gap and steps and steps <= gap else ""
+
+
 def resumed(records: Sequence[Record]) -> Sentences:
     """Cells that were resumed with steps left to take; others were timed as a whole."""
     cells = [r for r in records if r.train and any(step < r.train.steps for step in r.train.resumed_at)]

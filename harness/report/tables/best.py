@@ -15,6 +15,7 @@ from harness.report.answer.place import place_prefix
 from harness.report.cost_fronts import require_one_device
 from harness.report.costs import Ratios, memory_ratio, speed_ratios
 from harness.report.frame import TRAIN_MEMORY, score_name
+from harness.report.lint.training import first_projections
 from harness.report.memory import meaning
 from harness.report.pairwise import MANY, Contest
 from harness.report.select import Choice
@@ -243,7 +244,8 @@ def _caption(answer: StudyAnswer) -> Iterator[str]:
         yield from _score_caption(records, choices, held)
     else:
         yield "No chosen setting has a score."
-    yield from _selection_caption(choices, held)
+    yield from _tries_caption(choices, held)
+    yield from _places_caption(choices)
     if any(contest.differences for contest in held) and not answer.plan.interim:  # which the answer begins with
         yield answer.plan.sentence
     yield (
@@ -252,6 +254,8 @@ def _caption(answer: StudyAnswer) -> Iterator[str]:
         "shared the machine."
     )
     yield from rounded_weights(records)
+    compared = [records[i] for choice in choices for i in choice.index]
+    yield from (sentence for sentence, _ in first_projections(compared))
     if any(row is not None and row.throttled for row in answer.settled):
         yield THROTTLED_MEANING
 
@@ -298,7 +302,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: Seque
         yield f"Letters with /2: {units.listed(apart)} answered other items, and are compared among themselves."
 
 
-def _selection_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:
+def _tries_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:
     if any(choice.tries > 1 for choice in choices):
         yield (
             "Each setting has the least validation loss, mean over seeds, of its method's settings that finished with "
@@ -312,8 +316,14 @@ def _selection_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterat
                 f"Fresh seeds, which took no part in the choice, stand for {units.listed(confirmed)}: the best of "
                 "several tries looks no better there than it is."
             )
+        if single := dict.fromkeys(choice.label for choice in choices if choice.rates == 1):
+            each = "it" if len(single) == 1 else "each"
+            yield f"One learning rate was tried of {units.listed(single)}; another one may suit {each} better."
     elif any(choice.experiment is None for choice in choices):
         yield "Each method had one setting; another one may suit it better."
+
+
+def _places_caption(choices: list[Choice]) -> Iterator[str]:
     places = list(dict.fromkeys(choice.place for choice in choices))
     for place in places:
         here = [choice for choice in choices if choice.place == place]

@@ -168,6 +168,23 @@ def test_the_effect_is_the_one_closest_to_another_decision():
     assert merged(wide, narrow).judgement.effect == narrow.effect, "of open ones the one that tells most"
 
 
+def test_the_effect_is_that_of_the_designed_study_if_it_decides_as_all_do():
+    close, far, straddling, narrow = judgement(0.45), judgement(0.2), judgement(0.5, 0.2), judgement(0.5, 0.1)
+    for judgements in ((close, far), (narrow, straddling)):
+        (verdict,) = merge(places(*judgements), {CLAIM.name: "b"}).judged
+        assert verdict.judgement.effect == judgements[1].effect
+        assert verdict.place[0] == "b"
+    (verdict,) = merge(places(far, close, STRADDLING), {CLAIM.name: "c"}).judged
+    assert (verdict.decision, verdict.judgement.effect) == (SUPPORTED, close.effect)
+
+
+def test_the_seeds_are_those_of_the_effect():
+    few, many = judgement(0.45), replace(judgement(0.2), seeds=9)
+    assert merged(few, many).judgement.seeds == 3
+    (verdict,) = merge(places(few, many), {CLAIM.name: "b"}).judged
+    assert verdict.judgement.seeds == 9
+
+
 def test_a_place_that_cannot_test_the_claim_counts_for_nothing_but_is_listed():
     unknown = Judgement(OPEN, Interval(0.4, math.nan, math.nan), 1, None, ("cell",), "One seed", (0.0, 0.5))
     unfair = Judgement(OPEN, Interval(0.9, 0.8, 1.0), 3, None, ("cell",), "The runs differ in device", (0.0, 0.5))

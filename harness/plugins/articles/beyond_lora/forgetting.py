@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness import units
-from harness.plugins.articles.beyond_lora.galore import never_renewed
 from harness.plugins.articles.beyond_lora.methods import TUNED
 from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, bits_per_byte, lacking, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import Gain, any_gain, scored_gain
 from harness.report.frame import score_name
 from harness.report.headline import LEARNED, MMLU, PLAIN_TEXT, base_of
+from harness.report.lint.training import never_renewed
 
 CLAIMS = Claims()
 ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU, and solve more of GSM8K, than chance does
@@ -36,7 +36,7 @@ def _forgotten(at: Evidence, score: str, least: float, lower_is_better: bool = F
         if (method,) not in chosen:
             continue
         base = base_of(at.chosen(chosen[method,])[0])
-        if (base,) not in chosen or (method == "galore" and never_renewed(at.chosen(chosen[method,]))):
+        if (base,) not in chosen or any(map(never_renewed, at.chosen(chosen[method,]))):
             left_out.append(method)
             continue
         before, after = [chosen[base,]], [chosen[method,]]
@@ -100,7 +100,7 @@ def forgetting_format(at: Evidence) -> Judgement:
 @CLAIMS.claim(
     "forgetting-text",
     "Tuning catastrophically forgets plain English (the method that forgets most needs at least 0.05 bits per byte "
-    "more on plain English text)",
+    "more on paragraphs of Python's language reference)",
     "sweep forgetting 'eval.tasks=[wordmath,plain_text]'",
     bits_per_byte,
 )

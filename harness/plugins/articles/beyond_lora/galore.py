@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from harness import units
@@ -11,8 +10,8 @@ from harness.plugins.articles.beyond_lora.methods import ADAPTERS
 from harness.plugins.articles.claims import OPEN, Claims, Judgement, lacking, times, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import BETTER, counted, each_gain, scored_gain
-from harness.record import Record
 from harness.report.headline import LEARNED
+from harness.report.lint.training import never_renewed
 
 CLAIMS = Claims()
 
@@ -48,20 +47,7 @@ def galore_facts(at: Evidence) -> Judgement:
             return gained
         gains.append(gained)
     judgement = each_gain(gains, BETTER)
-    if why := never_renewed(at.chosen(chosen["galore",])):
+    if ran := next(filter(None, map(never_renewed, at.chosen(chosen["galore",]))), ""):
+        why = f"GaLore's projection was never renewed: {ran}"
         return replace(judgement, decision=OPEN, why=why, by_seeds=False, corrected=None)
     return judgement
-
-
-def never_renewed(records: Sequence[Record]) -> str:
-    """Why runs of GaLore are no evidence for it: they kept their first projection; empty if they are, or may be.
-
-    galore-torch projects anew at step 0, update_proj_gap, twice that, and so on. Within one projection the update of a
-    matrix stays in one space of low rank, as that of an adapter does: it is the changes of space that GaLore adds.
-    """
-    for record in records:
-        gap = record.cell.knobs.get("update_proj_gap")
-        steps = record.train.steps if record.train else None
-        if gap and steps and steps <= gap:
-            return f"GaLore's projection was never renewed: {steps} steps, update_proj_gap={gap}"
-    return ""

@@ -259,9 +259,10 @@ MEANINGS = {
     ),
     "forgetting-text": Meaning(
         "Tuning may forget catastrophically what the model knew",
-        "bits per byte of plain English text of the method that loses most minus those of the untuned model, as "
-        "for forgetting-mmlu",
+        "bits per byte of paragraphs of Python's language reference (`plain_text`) of the method that loses most "
+        "minus those of the untuned model, as for forgetting-mmlu",
         "0.05 bits per byte: about 5% of what a small model needs for this text",
-        "Reasoning and knowledge: a model may lose them and still predict plain text well",
+        "Other English: the text is technical prose of one document. Reasoning and knowledge: a model may lose them "
+        "and still predict plain text well",
     ),
 }
