@@ -54,6 +54,9 @@ def _forward(
     scale: float | None = None,
     **_rest: Any,
 ) -> tuple[Tensor, ...]:
+    widths = {tensor.shape[-1] for tensor in (query, key, value)}
+    if len(widths) > 1 or widths.pop() % 8:  # as torch's flash_api.cpp checks
+        raise RuntimeError("FlashAttention requires one width of queries, keys and values, a multiple of 8.")
     q, k, v = (_by_head(tensor, query.shape[1]) for tensor in (query, key, value))
     scores, _ = _scores(q, k, bounds, key_bounds, causal, scale)
     out = (scores.softmax(-1) @ v).transpose(0, 1).to(query.dtype).contiguous()

@@ -396,9 +396,10 @@ def _engine(
         lm = Engine(**asked, batch_size=batch)
         if autocast is not None and linear_weights.only_multiplied(model):
             # After lm-eval's class was made, which ties the head to the embedding again.
-            undo = linear_weights.cast(model, autocast)
             if isinstance(model, PeftModel):
-                stack.callback(undo)
+                stack.callback(linear_weights.cast(model, autocast))
+            else:
+                linear_weights.cast(model, autocast)  # what would undo it holds the weights from before
         packed = stack.enter_context(linear_weights.packed(model))
         yield lm, ChainMap(lm.used, used, packed)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -94,14 +94,16 @@ def _history(
 
 
 def validate(cell: LocalCell, model: nn.Module, loaded: Loaded) -> HeldOutLoss:
-    """The validation loss, which a tracker is told."""
+    """The validation loss, which a tracker is told: on all devices that of the first, as they decide by it alike."""
     if isinstance(cell.objective, PairObjective):
         batches = [batch for batch in loaded.validation if isinstance(batch, PairBatch)]  # as all are
         held_out = pairs.validate(model, cell.inputs.held_out, batches, cell.objective, cell.accelerator)
     else:
         held_out = HeldOutLoss(loop.answer_loss(model, loaded.validation, cell.accelerator, cell.objective))
-    cell.reporter.track({"validation/loss": held_out.loss})
-    return held_out
+    agreed = [held_out]
+    broadcast_object_list(agreed)
+    cell.reporter.track({"validation/loss": agreed[0].loss})
+    return agreed[0]
 
 
 def validate_untuned(cell: LocalCell, model: nn.Module, loaded: Loaded) -> list[ValidationPoint]:

@@ -146,7 +146,7 @@ def attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     width = query.shape[-1]
-    if attn_mask is None and query.dtype in HALF and width <= WIDEST:
+    if attn_mask is None and query.dtype in HALF and value.shape[-1] == width <= WIDEST:
         scale = width**-0.5 if scale is None else scale
         padded = (functional.pad(tensor, (0, -width % 8)) if width % 8 else tensor for tensor in (query, key, value))
         out = aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0]

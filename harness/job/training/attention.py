@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -32,6 +32,7 @@ OFF = "off: asked for"  # of a switch, in the record
 PROMPTED = "the method puts tokens of its own before each sequence"
 HALF = (torch.float16, torch.bfloat16)  # what CUDA's kernel for rows computes in
 WIDEST = 256  # channels of a head that it takes at most
+STEP = 8  # of which the channels are a multiple
 CAUSAL = (-1, 0)  # a window without end to the left
 NAME, ON_CUDA = "end_to_end", "end_to_end_cuda"  # names of the implementations in transformers
 # Torch 2.11 has no such argument, and does not require equal numbers of heads.
@@ -143,8 +144,13 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
 def in_one_kernel(model: nn.Module, dtype: torch.dtype) -> bool:
     """Whether CUDA's kernel for rows computes the attention of `model` in `dtype`; else each length takes a call."""
     text = inner(model).config.get_text_config()
-    widths = (getattr(text, name, None) or 0 for name in ("head_dim", "global_head_dim"))
-    return dtype in HALF and max(*widths, text.hidden_size // text.num_attention_heads) <= WIDEST
+
+    def channels(*names: str) -> int:
+        return sum(getattr(text, name, None) or 0 for name in names)
+
+    latent = channels("qk_nope_head_dim", "qk_rope_head_dim"), channels("v_head_dim")
+    widths = channels("head_dim"), channels("global_head_dim"), *latent, text.hidden_size // text.num_attention_heads
+    return dtype in HALF and max(widths) <= WIDEST
 
 
 def within_window(model: nn.Module, tokens: int) -> bool:
@@ -207,18 +213,22 @@ def _attend(
     precision: AbstractContextManager[Any] = nullcontext()
     if row.bounds is not None:
         query, key, value = _as_autocast(query, key, value)
-        if not dropout and query.dtype in HALF and query.shape[-1] <= WIDEST:
+        if not dropout and query.dtype in HALF and max(query.shape[-1], value.shape[-1]) <= WIDEST:
             return _flash(row, row.bounds, query, key, value, scaling), None
         if row.shared is not None and row.shared.keys is not None:
             raise ValueError(f"Keys that sequences share within a row require 16 bits and heads of at most {WIDEST}.")
     elif query.device.type == "cpu":  # its backward pass is up to three times slower in autocast's bf16
         query, key, value = _finest(query, key, value)
         precision = torch.autocast("cpu", enabled=False)
+    grouped = query.device.type == "cpu" or (query.dtype in HALF and query.shape[-1] <= WIDEST)
+    if not grouped:  # CUDA's memory-efficient kernel takes no groups, and the one that then computes holds all scores
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     runs = [(length, len(list(run))) for length, run in groupby(row.lengths)]
     sizes = [length * count for length, count in runs]
     prefix = [tensor[:, :, : row.prefix] for tensor in (key, value)]
     parts = [tensor.split(sizes, dim=2) for tensor in (query, key[:, :, row.prefix :], value[:, :, row.prefix :])]
-    how: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": True}
+    how: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
     with precision:
         attended = [
             _causal(_batch(q, run), _batch(k, run), _batch(v, run), prefix, **how)
@@ -322,10 +332,22 @@ def _varlen(
     scaling: float | None,
     **keywords: Any,
 ) -> Any:
-    """Torch's kernel for sequences between `bounds`, each of which attends to the keys between its `key_bounds`."""
+    """Torch's kernel for sequences between `bounds`, each of which attends to the keys between its `key_bounds`.
+
+    It takes one width for all, a multiple of STEP, so zeros are added: multi-head latent attention has narrower values.
+    """
     longest, longest_key = (max(each.lengths) for each in (bounds, key_bounds))  # type: ignore[attr-defined]  # ours
+    own, of_values = query.shape[-1], value.shape[-1]
+    width = -(-max(own, of_values) // STEP) * STEP
+    scale = own**-0.5 if scaling is None else scaling
+    query, key, value = (
+        pad(each, (0, width - each.shape[-1])) if each.shape[-1] < width else each for each in (query, key, value)
+    )
     how = keywords | GROUPED
-    return varlen_attn(query, key, value, bounds, key_bounds, longest, longest_key, scale=scaling, **how)
+    result = varlen_attn(query, key, value, bounds, key_bounds, longest, longest_key, scale=scale, **how)
+    if of_values == width:
+        return result
+    return (result[0][..., :of_values], *result[1:]) if isinstance(result, tuple) else result[..., :of_values]
 
 
 def merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:

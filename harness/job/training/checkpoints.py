@@ -179,9 +179,10 @@ def check_readable(path: Path) -> None:
 def origin(device: torch.device) -> dict[str, Any]:
     """The machine and the code that a checkpoint is of, by name as JSON has it: those of the first device, which saves.
 
-    device: that trains here.
+    device: that trains here. Another GPU of its kind may go on.
     """
     machine = [env.describe() | describe(device)]
+    del machine[0]["device"]["id"]
     broadcast_object_list(machine)
     return {name: machine[0][name] for name in ("versions", "cpu", "device", "threads")} | {"harness": code()}
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.activations import SiLUActivation
@@ -386,9 +387,10 @@ def _obstacle(device: torch.device) -> str | None:
         return "triton is not installed"
     try:
         half = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        for dtype in (torch.float32, half):
-            if (disagreeing := disagreement(device, dtype)) is not None:
-                return f"the kernel {disagreeing} differs from torch's operations"
+        with unset_fake_temporarily():  # where this process has a model without weights
+            for dtype in (torch.float32, half):
+                if (disagreeing := disagreement(device, dtype)) is not None:
+                    return f"the kernel {disagreeing} differs from torch's operations"
     except Exception as error:  # compilers and drivers fail in many ways, and training works without
         return f"the kernels raise {type(error).__name__}"
     return None

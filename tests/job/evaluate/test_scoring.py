@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import datasets
@@ -379,6 +382,20 @@ def test_weights_cast_once_answer_as_those_that_autocast_casts(method, monkeypat
         assert embedding.weight.dtype == torch.float32
     assert {m.weight.dtype for m in bench.net.modules() if type(m) is torch.nn.Linear} == {torch.float32}
     pd.testing.assert_frame_equal(*found)
+
+
+def test_weights_that_were_cast_are_not_held_beside_their_copies(monkeypatch):
+    bench, held = moved("method=base"), []
+    before = [weakref.ref(m.weight) for m in bench.net.modules() if type(m) is torch.nn.Linear]
+
+    def packed(model):
+        gc.collect()
+        held.extend(each() for each in before)
+        return contextlib.nullcontext({})
+
+    monkeypatch.setattr(linear_weights, "packed", packed)
+    scoring.score(bench.net, bench.tokenizer, Tasks(settings("facts", limit=2), None), 8, torch.bfloat16)
+    assert held == [None] * len(before) != []
 
 
 def test_an_adapters_weights_are_as_before_once_it_is_scored():

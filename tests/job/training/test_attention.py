@@ -5,6 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
+from flash_on_cpu import flash_on_cpu
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -232,6 +233,49 @@ def test_the_kernel_takes_fewer_heads_of_keys_as_they_are():
     queries, keys = 2 * 6 * 17 * 32, 2 * 2 * 17 * 32
     forward = kernel(torch.bfloat16).windows[""]
     assert queries + 2 * keys + queries <= forward.total < queries + 2 * keys + queries + keys
+
+
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "first_k_dense_replace": 4,
+    "num_key_value_heads": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("deepseek_v3", LATENT), ("llama", {"num_key_value_heads": 2, "head_dim": 12})]
+)
+def test_the_kernel_of_rows_has_heads_of_any_width(kind, settings):
+    """The kernel itself takes one width of queries, keys and values, and none but multiples of 8."""
+    model = built(kind, **settings).to(torch.bfloat16)
+    expected = alone(model)
+    attention.enable(model, "cuda")
+    assert attention.in_one_kernel(model, torch.bfloat16)
+    batch = attention.layout(model, "auto", pad=0)[0].batch(EXAMPLES)
+    with torch.no_grad(), flash_on_cpu():
+        found = loop.answer_logits(model, batch)[batch.targets != -100]
+    assert torch.allclose(found, expected, atol=3e-2 * float(expected.abs().max()))
+
+
+def test_in_fp32_the_kernel_of_a_gpu_is_given_keys_for_all_heads(monkeypatch):
+    """Given fewer, torch would compute all scores at once, and keep them for the backward pass."""
+    seen = []
+
+    def attend(query, key, value, **how):
+        seen.append((key.shape[1], how["enable_gqa"]))
+        return query
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(attention, "_as_autocast", lambda *tensors: tensors)  # torch knows no autocast of "meta"
+    query, key = (torch.empty(1, heads, 17, 32, device="meta") for heads in (6, 2))  # what is no CPU is a GPU
+    row = attention.SequenceRow((9, 3, 5), 0, attention.bounds_of((9, 3, 5), query.device))
+    with attention.over(row):
+        attention._attend(torch.nn.Module(), query, key, key, None)
+    assert seen == [(6, False)] * 3
 
 
 @pytest.mark.gpu

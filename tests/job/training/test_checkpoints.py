@@ -392,3 +392,15 @@ def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
     assert at % 5 == 0
     assert not studies["broken"].checkpoints(cell).exists()
     assert "Resuming from the checkpoint step-" in studies["broken"].log(cell).read_text()
+
+
+def test_another_gpu_of_its_kind_may_go_on(monkeypatch):
+    """Workers of a sweep take cells as they come, so a restarted one rarely gives a cell the GPU that it had."""
+
+    def origin(**gpu):
+        device = {"type": "cuda", "name": "H100", "id": "a", "memory_bytes": 80} | gpu
+        monkeypatch.setattr(checkpoints, "describe", lambda _: {"device": device, "threads": 2})
+        return checkpoints.origin(torch.device("cpu"))
+
+    assert origin() == origin(id="b")
+    assert origin() != origin(name="H200")

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from job_helpers import prepared, tiny
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.config import ROOT
@@ -136,6 +137,13 @@ def test_kernels_that_do_not_work_on_a_card_are_left_off(monkeypatch):
     assert of_a_gpu(monkeypatch, failing) == "the kernels raise RuntimeError"
     wrong = of_a_gpu(monkeypatch, lambda device, dtype: "rope" if dtype is torch.bfloat16 else None)
     assert wrong == "the kernel rope differs from torch's operations"
+
+
+def test_a_process_that_holds_no_weights_finds_what_the_others_find(monkeypatch):
+    """Of a model that is to be sharded, all devices but the first have no weights, and choose speed-ups among fakes."""
+    real = layer_kernels.disagreement
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert of_a_gpu(monkeypatch, lambda device, dtype: real(torch.device("cpu"), dtype)) is None
 
 
 def test_a_wrong_kernel_is_noticed(monkeypatch):
