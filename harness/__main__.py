@@ -11,6 +11,8 @@ from harness.program import PROGRAM
 from harness.record import RecordError
 from harness.terminal.streams import cleaned_streams
 
+RUNS_CELLS = ("run", "sweep", "retry", "reproduce", "score")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 (a cell failed or a record is bad), 2 (bad input), 130 (Ctrl-C).
@@ -36,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("Interrupted. Finished cells are saved; rerun the same command to resume.", file=sys.stderr)
+            resumes = " Finished cells are saved; rerun the same command to resume." if name in RUNS_CELLS else ""
+            print(f"Interrupted.{resumes}", file=sys.stderr)
             return 130
         except BrokenPipeError:
             sys.stderr.close()  # the reader (head, less) has gone; there is nobody to tell

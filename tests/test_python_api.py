@@ -485,7 +485,7 @@ def test_an_interrupt_is_said_and_raised(capsys):
     before = state()
     with pytest.raises(KeyboardInterrupt), undisturbed():
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "Interrupted. Finished cells are saved; the same call resumes.\n"
+    assert capsys.readouterr().err == "Interrupted. Cells that finished are saved.\n"
     assert state() == before
 
 

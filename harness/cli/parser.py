@@ -60,7 +60,7 @@ class Group:
         """
         parser = self._subparsers.add_parser(
             name,
-            help=summary.partition(".")[0],
+            help=summary.partition(". ")[0].removesuffix("."),
             description=summary,
             epilog=f"example:\n  {self._prog} {name} {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -240,6 +240,8 @@ def lint(options: argparse.Namespace) -> int:
         problems += bad
         found = findings(records)
         total += len(found)
+        if not records and not bad:
+            raise UserError(f"There are no records to look at in {options.results_dir / name}; run a sweep first.")
         if records:
             count = units.plural(len(found), "finding") if found else "no findings"
             print(f"{name}: {count} on {units.plural(len(records), 'cell')}")
@@ -293,7 +295,10 @@ def render_joined(
                 studies.append((records, folder))
         print_errors(problems)
         if not studies:
-            raise UserError(f"There are no records to render in {options.results_dir}; run a sweep first.")
+            where = options.results_dir / (options.study or "")
+            raise UserError(
+                f"There are no records to render in {where}" + ("." if problems else "; run a sweep first.")
+            )
         render(tables(studies), options)
     return int(bool(problems))
 

@@ -57,6 +57,8 @@ def _names(options: argparse.Namespace) -> list[str]:
 
         if options.study is None or nearest(options.study, store.begun(options.results_dir)):
             raise
+        if (options.results_dir / options.study).is_file():
+            raise UserError(f"{options.results_dir / options.study} is a file; a study is a folder.") from None
         require_study_name(options.study, options.results_dir)
         print(f"{options.study} has not begun; its page waits for it.", flush=True)
         return [options.study]

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 KERNELS = ("cpu", "cuda")  # what a device may be besides a card
 SETTINGS = ("settings", "config_dir", "quiet")  # what `run`, `sweep` and `plan` all take
 LOCK = threading.RLock()  # Hydra's state is that of the process
-INTERRUPTED = "Interrupted. Finished cells are saved; the same call resumes."
 
 
 def run(
@@ -162,7 +161,7 @@ def undisturbed(quiet: bool = False) -> Iterator[None]:
                 raise  # not about a file of the user's
             raise UserError(about_file(error)) from None
         except KeyboardInterrupt:
-            print(INTERRUPTED, file=sys.stderr)
+            print("Interrupted. Cells that finished are saved.", file=sys.stderr)
             raise
 
 

@@ -44,7 +44,8 @@ def changes(overrides: Sequence[str]) -> dict[str, Any]:
     for key, override in zip(keys, overrides, strict=True):
         if key not in PRECAUTIONS or "=" not in override:
             choices = ", ".join(f"{key}=" for key in PRECAUTIONS)
-            raise UserError(f"`retry` changes only {choices}; got {override}.")
+            study = "" if "=" in override else f" A study is named by --study {override}."
+            raise UserError(f"`retry` changes only {choices}; got {override}.{study}")
     try:
         config: DictConfig = OmegaConf.structured(FullConfig)
         config.merge_with(OmegaConf.from_dotlist([*overrides]))
