@@ -181,8 +181,8 @@ class RecordedStudy:
         study, model, data                  text: the place; only with long=True, which lacks the columns above
         verdict                             text: supported, refuted, too small to matter, depends (on the setting),
                                             not decided, or not judged (cells are missing)
-        effect, low, high                   what was measured where it comes closest to another verdict, with its 95%
-                                            interval, in the claim's own unit: a ratio, a fraction of 1, …
+        effect, low, high                   what was measured in the place that is shown, with its 95% interval, in the
+                                            claim's own unit: a ratio, a fraction of 1, …
         shown                               text: the same with its unit
         seeds, items                        how many seeds of the smaller side and items per model it rests on
         records                             how many records it rests on

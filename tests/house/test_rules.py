@@ -23,7 +23,7 @@ RULES = {
 # Of each version of the rules, what their code was. After a change that can change an answer raise the version
 # (harness/report/rules.py, harness/plugins/articles/rule_version.py), then renew its digest here; after any other
 # change renew the digest alone.
-DIGESTS = {("comparison", 2): "d169394873a81050", ("claims", 2): "536843ad24af0c38"}
+DIGESTS = {("comparison", 2): "b560b3a1e8c056c9", ("claims", 2): "e6f5d77f626d0eaf"}
 
 
 def code(node: object) -> object:

@@ -62,11 +62,11 @@ class JudgedClaim(Protocol):
 class MergedVerdict:
     """The verdict on a claim over several places.
 
-    judgement: its effect, seeds and items are those of `shown`, its records those of all places with the study before
-    each name if there are several studies. places: the verdicts behind it, the place that was designed to decide the
-    claim first. shown: of these, the one that contradicts the claim most if it depends; else the one that was designed
-    to decide the claim, if it decides as all do; else the one that comes closest to another decision (if it is not
-    decided: the one with the narrowest interval).
+    judgement: its effect, seeds and items are those of `representative`, its records those of all places with the study
+    before each name if there are several studies. places: the verdicts behind it, the place that was designed to decide
+    the claim first. representative: of these, the one that contradicts the claim most if it depends; else the one that
+    was designed to decide the claim, if it decides as all do; else the one that comes closest to another decision (if
+    it is not decided: the one with the narrowest interval).
     depends_on: where the claim depends, the settings that tell apart where it holds and where it fails; study where
     none that is recorded does, setting where a place alone depends and its settings are unknown.
     """
@@ -74,16 +74,16 @@ class MergedVerdict:
     claim: Claim
     judgement: Judgement
     places: tuple[Verdict, ...]
-    shown: Verdict
+    representative: Verdict
     depends_on: tuple[str, ...] = ()
 
     @property
     def place(self) -> tuple[str, str, str]:
-        return self.shown.place
+        return self.representative.place
 
     @property
     def fresh(self) -> bool:
-        return self.shown.fresh
+        return self.representative.fresh
 
     @property
     def plan(self) -> PlanState:
@@ -213,10 +213,10 @@ def _merged(places: Sequence[Verdict], designed: str | None) -> MergedVerdict:
     counted = _counted(places)
     judgements = [verdict.judgement for verdict in counted]
     decision = merged_decision(judgements)
-    shown = _shown(counted, decision, designed)
+    representative = _representative(counted, decision, designed)
     apart = _apart(counted) if decision == DEPENDS else []
     unnamed = ["setting"] if decision == DEPENDS and not apart else []
-    judgement = shown.judgement
+    judgement = representative.judgement
     if len(counted) > 1:
         judgement = replace(
             judgement,
@@ -229,7 +229,7 @@ def _merged(places: Sequence[Verdict], designed: str | None) -> MergedVerdict:
     if rest := len(places) - len(counted):
         judgement = replace(judgement, why="; ".join(filter(None, [judgement.why, _untested(rest)])))
     depends_on = tuple([one.words for one in apart] or unnamed)
-    return MergedVerdict(shown.claim, judgement, tuple(places), shown, depends_on)
+    return MergedVerdict(representative.claim, judgement, tuple(places), representative, depends_on)
 
 
 def _untested(places: int) -> str:
@@ -250,7 +250,7 @@ def _counted(places: Sequence[Verdict]) -> list[Verdict]:
     return [verdict for verdict in places if tests(verdict.judgement)] or list(places)
 
 
-def _shown(counted: Sequence[Verdict], decision: Decision, designed: str | None) -> Verdict:
+def _representative(counted: Sequence[Verdict], decision: Decision, designed: str | None) -> Verdict:
     of_study = [verdict for verdict in counted if _is_of(verdict, designed)]
     if decision != DEPENDS and len(of_study) == 1 and of_study[0].judgement.decision == decision:
         return of_study[0]
