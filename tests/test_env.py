@@ -177,6 +177,7 @@ def test_a_gpu_that_another_process_holds_memory_of_is_busy():
     assert "measured times and memory will not be comparable" in words
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
 def test_a_sweep_on_a_busy_machine_warns_and_goes_on(inside):

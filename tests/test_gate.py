@@ -135,6 +135,7 @@ def test_settings_that_are_not_those_of_the_id_are_not_run(cell):
     assert "its id is not that of its settings" in gate.objection(record)
 
 
+@pytest.mark.long
 def test_all_methods_and_data_can_be_run_from_their_records(cell):
     record = record_of(cell)
     tried = 0

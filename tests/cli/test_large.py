@@ -57,6 +57,7 @@ def answered(tmp_path_factory, *size):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("command", "limit"), [("report", 480), ("forgetting", 320)])
 def test_texts_of_items_are_not_held(long_texts, tmp_path, command, limit):
     assert peak(long_texts, command, "--out", str(tmp_path / "out")) < limit * MIB

@@ -17,6 +17,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_needs_neither_tokenizer_nor_weights(folder):
     models = ",".join(f"./{kind}" for kind in KINDS)

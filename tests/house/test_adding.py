@@ -55,6 +55,7 @@ def test_a_data_set_is_swept_scored_and_shown(inside, tmp_path):
     assert {record.cell.data for record in read_study(tmp_path / "results" / "adding")[0]} == {"mine"}
 
 
+@pytest.mark.long
 def test_a_model_is_planned_without_the_hub(inside, tmp_path):
     (text,) = blocks("model", "yaml")
     path = tmp_path / "conf" / "model" / "mine.yaml"

@@ -30,6 +30,7 @@ def loaded_by(module: str) -> set[str]:
     return set(json.loads(ran.stdout.splitlines()[-1]))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_imports_no_compiler_and_no_tables():
     modules = loaded_by("harness.job.predict.workers")
@@ -37,6 +38,7 @@ def test_a_plan_imports_no_compiler_and_no_tables():
     assert not {"torch._inductor.compile_fx", "networkx", "datasets", "pandas", "pyarrow", "lm_eval"} & modules
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_cell_finds_what_it_needs_in_the_server_and_nothing_that_few_need():
     modules = loaded_by("harness.job.run_cell")

@@ -228,9 +228,8 @@ def test_a_step_is_cut_as_evenly_as_can_be():
     assert all(-(-60 // size) % 4 == 0 for size in shapes.even_parts(60, 4))
 
 
-@pytest.mark.parametrize(
-    "more", [(), pytest.param(("train.packing=true", "train.max_length=256"), marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("more", [(), ("train.packing=true", "train.max_length=256")])
 def test_the_largest_micro_batch_that_fits_is_planned(tmp_path, more):
     cell, planner = tiny(*SHORT, *AUTO, *more), prediction.Predictor(None, "fp32")
 

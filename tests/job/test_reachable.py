@@ -55,6 +55,7 @@ def test_what_can_not_be_had_is_refused_without_the_libraries_of_training(case, 
     assert imported == "0"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [["run"], ["sweep", "seed=0,1"]], ids=["run", "sweep"])
 @pytest.mark.parametrize("case", ["column", "model of the hub"])
 def test_a_command_says_so_before_it_imports_them(case, command, folder, tmp_path_factory):

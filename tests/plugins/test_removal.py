@@ -98,6 +98,7 @@ def test_the_plugins_here_are_those_that_are_listed():
     assert {part.name for part in plugin.installed()} >= HERE, "a plug-in has the name of its folder"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(HERE))
 def test_without_a_plugin_nothing_of_it_is_there_and_all_else_is(name, whole, tmp_path):
     (part,) = [part for part in plugin.installed() if part.name == name]

@@ -67,6 +67,7 @@ def test_devices_of_several_kinds_are_refused(study):
         study.costs(price=1.0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_keeps_to_a_budget_in_money():
     data = harness.plan(**TINY, budget="500USD", price=3.6, throughput=10.0)

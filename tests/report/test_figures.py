@@ -490,6 +490,7 @@ def test_a_method_looks_alike_in_every_study():
     assert looks(["lora"])["lora"] == looks(["aardvark", "lora"])["lora"]
 
 
+@pytest.mark.long
 def test_png_and_svg_of_each_are_written_the_same_bytes_each_time(tmp_path):
     records = everything()
     for out in ("one", "other"):

@@ -249,6 +249,7 @@ def winners(seed, methods, seeds, seed_sd):
     return found / 500
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", EQUAL)
 def test_equal_methods_have_no_winner(setting):
     """Up to two Monte Carlo standard errors."""
@@ -494,6 +495,7 @@ MEANS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("means", MEANS)
 def test_equal_methods_are_rarely_told_apart_by_any_step(means):
     draw, studies, wrong = np.random.default_rng(0), 1000, 0

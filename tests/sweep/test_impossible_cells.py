@@ -18,6 +18,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_method_that_a_model_refuses_does_not_refuse_the_grid(tmp_path):
     built(tmp_path / "m", "qwen3_moe", **ARCHITECTURES["qwen3_moe"])

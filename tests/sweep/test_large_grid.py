@@ -111,6 +111,7 @@ def test_points_share_equal_parts_and_stay_what_they_are(points):
     assert [type(settings.method.adapt["note"]) for settings in notes] == [int, float]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_memory_of_a_sweep_does_not_grow_with_its_cells(tmp_path):
     example = tmp_path / "example.json"

@@ -21,6 +21,7 @@ def test_plan_says_if_training_stays_within_the_budget(harness):
     assert "lora-r16" in above.stdout  # the plan is shown all the same
 
 
+@pytest.mark.long
 def test_plan_names_what_it_lacks(harness):
     priceless = harness("plan", *TINY, "5USD", "--throughput", "10")
     assert priceless.returncode == 2

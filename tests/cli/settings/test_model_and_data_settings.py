@@ -17,6 +17,7 @@ from tested_settings import CELL, SMALL, Line, lines, refused
 from harness.job.models import embedded
 
 
+@pytest.mark.long
 @lines(
     f"run {CELL} study=one method=lora method.name=mine method.adamw=8bit 'method.adapt.target_modules=[q_proj]' "
     "++method.load.attn_implementation=eager method.optim.optimizer.fused=false eval.tasks=[]",
@@ -54,6 +55,7 @@ def hub_with_a_model(tmp_path, monkeypatch):
         yield
 
 
+@pytest.mark.long
 @lines(
     f"run {CELL} study=hub model.path=org/tiny model.name=theirs model.revision={hub.COMMIT} "
     "model.trust_remote_code=true model.use_safetensors=false eval.tasks=[]",
@@ -105,6 +107,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.long
 @lines(
     f"run {SMALL} study=own data=local data_root={{folder}} data.path=mine.jsonl data.name=named "
     "data.columns.question=ask data.columns.answer=right +data.columns.hint=hint "

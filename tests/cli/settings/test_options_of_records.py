@@ -20,6 +20,7 @@ AT = "--results-dir {root}/results/reference"
 STUDY = f"--study quickstart {AT}"
 
 
+@pytest.mark.long
 @lines(
     Line(f"table {STUDY} --format text --wide", said="galore"),
     f"table {STUDY} --format md --price 2 --out priced.md",

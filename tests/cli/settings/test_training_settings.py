@@ -91,6 +91,7 @@ def test_what_is_not_here_is_refused_as_documented(run, monkeypatch):
         run()
 
 
+@pytest.mark.long
 @lines(
     f"run {SMALL} study=pairs data=local_preference data_root={{folder}} data.path=pairs.jsonl train.objective=dpo "
     "train.preference_beta=0.3",

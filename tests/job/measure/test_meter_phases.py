@@ -54,6 +54,7 @@ def test_phases_follow_one_another_within_the_whole(tmp_path):
     assert sum(phase.seconds for phase in record.phases.values()) <= record.seconds
 
 
+@pytest.mark.long
 def test_scoring_does_not_touch_the_memory_of_training(tmp_path, monkeypatch):
     stock = ("speedups=off", "eval.limit=64")  # our own scoring fills its rows whatever the batch size
     score, peaks = scoring.score, []

@@ -103,6 +103,7 @@ def test_their_peak_is_no_higher(method):
     assert peaks[1] <= 1.001 * peaks[0]
 
 
+@pytest.mark.long
 def test_the_record_says_so(tmp_path):
     states = {}
     for method, switch in (("full_bf16", "auto"), ("full_bf16", "off"), ("lora", "auto")):

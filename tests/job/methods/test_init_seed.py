@@ -22,6 +22,7 @@ def test_the_default_and_methods_that_draw_nothing_leave_ids_as_they_are(cell):
         assert (plain.id == cell("model=tiny", f"method={method}", "method.init_seed=5").id) == (method != "lora")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_first_weights_and_order_of_batches_have_seeds_of_their_own(tmp_path, monkeypatch):
     first, prepare = [], run_cell.prepare

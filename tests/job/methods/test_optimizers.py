@@ -105,6 +105,7 @@ def test_steps_in_the_backward_pass_are_the_same_steps(method):
         assert torch.equal(a, b)
 
 
+@pytest.mark.long
 def test_no_two_gradients_are_held_and_the_record_has_no_norm(tmp_path):
     cells = ("eval.tasks=[]", "infer.repeats=0", "train.max_grad_norm=null", "train.max_steps=2")
     whole, layer = (run_tiny(tmp_path, f"method={m}", *cells) for m in ("full", "adamw_layer"))

@@ -559,6 +559,7 @@ def test_plan_tells_and_launches_nothing(inside, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_plan_for_a_card_tells_what_it_costs(inside, tmp_path):
     """At a price that makes an hour a million dollars: the tiny model trains for milliseconds."""
     done = inside("plan", "method=lora,full", *TINY, "--device", "t4", "--price", "1e6", "model.dtype=float32")

@@ -30,6 +30,7 @@ def plan_of(point: Planned, budget: int, host: int | None = None) -> Plan:
     return Plan([point], budget, {"cpu": {"memory_bytes": host}}, "cuda", host=host)
 
 
+@pytest.mark.long
 def test_eight_devices_hold_what_one_can_not_in_every_phase():
     point = planned(78 * GIB, "train.devices=8")
     phases = point.prediction["phases"]
@@ -42,6 +43,7 @@ def test_eight_devices_hold_what_one_can_not_in_every_phase():
     assert plan_of(point, 79 * GIB).fits(point)
 
 
+@pytest.mark.long
 def test_the_phase_that_does_not_fit_is_named():
     budget = 30 * GIB
     alone = planned(budget, "train.devices=4", "train.nodes=2")  # 8 devices train, the first 4 of them score

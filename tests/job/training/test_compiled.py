@@ -76,6 +76,7 @@ def counting(monkeypatch, compiler=lambda graph, inputs: graph.forward) -> list[
     return graphs
 
 
+@pytest.mark.long
 def test_layers_are_compiled_in_training_alone(monkeypatch):
     graphs = counting(monkeypatch)
     bench = prepared(tiny("method=full", "train.max_steps=4", "train.batch_size=3"))
@@ -98,9 +99,8 @@ def test_layers_are_compiled_in_training_alone(monkeypatch):
     assert len(graphs) == made[-1][0]
 
 
-@pytest.mark.parametrize(
-    "settings", ["method=full", pytest.param("method=qlora", marks=pytest.mark.long), "method=lora speedups=off"]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("settings", ["method=full", "method=qlora", "method=lora speedups=off"])
 def test_layers_that_are_computed_again_are_compiled(monkeypatch, settings):
     graphs = counting(monkeypatch)
     bench = prepared(tiny(*settings.split(), "train.max_steps=4", "train.batch_size=3", "lr_scale=50"))

@@ -160,6 +160,7 @@ def test_two_gpus_come_to_what_one_does(tmp_path, alone, shared):
     assert record.environment["device"]["id"].count("+") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 def test_what_is_noted_of_a_file_of_ones_own_is_said_once_and_ends_nothing(tmp_path, capfd):

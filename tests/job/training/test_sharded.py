@@ -192,6 +192,7 @@ def test_each_method_trains_on_shards_or_is_refused(tmp_path, method):
 # After training
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 def test_a_model_that_one_device_can_not_hold_is_divided_after_training(tmp_path, monkeypatch):

@@ -294,6 +294,7 @@ def test_an_endpoint_without_log_probabilities_says_how_to_do_without(served, tm
         ask(tmp_path, found)
 
 
+@pytest.mark.long
 def test_tasks_of_log_probabilities_without_a_chat_form_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"^eval\.tasks=facts requires log-probabilities, .*model\.tokenizer"):
         estimate(tmp_path, cell("http://127.0.0.1:9/v1", "eval.tasks=[wordmath,facts]"))

@@ -9,6 +9,7 @@ from foreign_text import EVIL, OWN, Screen, assert_harmless, said
 from scripted import server
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [io.StringIO, Screen])
 def test_answers_of_models_and_bodies_of_servers_are_text(tmp_path, stream):

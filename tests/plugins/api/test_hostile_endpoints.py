@@ -210,6 +210,7 @@ def test_waiting_has_a_limit_in_all(tmp_path, monkeypatch):
     assert "(2 tries): it asked to wait for more than 0.025 minutes in all, HTTP 429" in record.failure.reason
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_user_sees_that_an_endpoint_is_waited_for(tmp_path):
     text = b'{"choices": [{"message": {"content": "seven"}}]}'

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from added import blocks, copy_of_project, python
 
 
+@pytest.mark.long
 def test_an_article_is_judged_and_published(tmp_path):
     project = copy_of_project(tmp_path)
     article, claims = blocks("article", "python")

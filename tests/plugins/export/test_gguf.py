@@ -32,6 +32,7 @@ def logits(net):
     return net.eval()(input_ids=torch.arange(3, 40)[None]).logits.float()
 
 
+@pytest.mark.long
 @needs_llama_cpp
 @pytest.mark.parametrize("tied", [True, False])
 def test_llama_cpp_reads_a_qwen3(tmp_path, tied):

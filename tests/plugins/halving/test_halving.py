@@ -124,6 +124,7 @@ def test_seeds_of_a_setting_are_one_and_knobs_are_others(cell):
     assert first.group == seed.group == other.group
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_real_cells(cell, tmp_path):
     """One cell that finishes, with the losses that it has without a rule, and one that is pruned."""
