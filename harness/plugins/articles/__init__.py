@@ -15,6 +15,7 @@ PLUGIN = Plugin(
     doc_blocks={
         "claims": "harness.plugins.articles.decided:claims",
         "decided": "harness.plugins.articles.decided:table",
+        "judged": "harness.plugins.articles.decided:judged_study",
         "headline": "harness.plugins.articles.decided:headline",
         "said": "harness.plugins.articles.decided:said",
         "others": "harness.plugins.articles.decided:others",

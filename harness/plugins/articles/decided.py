@@ -25,7 +25,7 @@ from harness.plugins.articles.published_figures import FOLDER, published_figures
 from harness.plugins.articles.published_forest import published_forest
 from harness.plugins.articles.published_rules import PublishedVerdict
 from harness.plugins.articles.published_tables import sizes_text, source_table, sources_text, verdict_table
-from harness.plugins.articles.verdict_tables import claim_tables, not_judged_text, studies_text
+from harness.plugins.articles.verdict_tables import claim_lines, claim_tables, not_judged_text, studies_text
 from harness.record import Record, read_study, studies
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.formats import document
@@ -181,6 +181,12 @@ def article_table(study: str) -> str:
     if article.table is None:
         raise ValueError(f"{article.name} has no table.")
     return document([article.table(_records(study), RESULTS / study)], "md")
+
+
+def judged_study(study: str) -> str:
+    """A line a claim of "Beyond LoRA": its verdict by results/STUDY alone, in Markdown."""
+    article = find("beyond_lora")
+    return document([claim_lines(article, article.merged([(_records(study), RESULTS / study)]))], "md")
 
 
 def verdicts_of_smollm2() -> str:
