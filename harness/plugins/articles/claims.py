@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from harness import units
 from harness.plugins.articles.evidence import Evidence
 from harness.report.planned import EXPLORATORY, PlanState
 from harness.report.statistics import Interval
+from harness.yaml_file import read_yaml
 
 Decision = Literal["supported", "refuted", "too small to matter", "depends", "not decided"]
 SUPPORTED: Decision = "supported"
@@ -196,38 +198,68 @@ class Claim:
     run: str
     shown: Callable[[float], str]
     rule: Rule
-    meaning: Meaning | None = None
+    meaning: Meaning
     least_model: float = 0
     counted_on: str = ""
 
 
-class Claims(dict[str, Claim]):
-    """The claims of a module by name, in order of definition."""
+class Claims:
+    """The claims of an article: its claims.yaml describes them, and rules judge them.
 
-    def claim(
-        self,
-        name: str,
-        text: str,
-        run: str,
-        shown: Callable[[float], str],
-        least_model: float = 0,
-        counted_on: str = "",
-    ) -> Callable[[Rule], Rule]:
-        """Decorator: adds a claim with the decorated rule, which smaller models than `least_model` leave open."""
+    Raises ValueError for a description with other keys than docs/adding/article.md has.
+    """
+
+    def __init__(self, file: Path):
+        self._described = {name: _described(name, **entry) for name, entry in read_yaml(file).items()}
+        self._claims: dict[str, Claim] = {}
+
+    def rule(self, name: str) -> Callable[[Rule], Rule]:
+        """Decorator: the rule that judges the claim `name`; one with a `least_model` leaves smaller models open."""
 
         def add(rule: Rule) -> Rule:
-            sized = from_size(rule, least_model) if least_model else rule
-            self[name] = Claim(name, text, run, shown, sized, least_model=least_model, counted_on=counted_on)
+            least_model = self._described[name]["least_model"]
+            self._claims[name] = Claim(**self._described[name], rule=from_size(rule, least_model))
             return rule
 
         return add
 
+    def all(self) -> dict[str, Claim]:
+        """The claims by name, in the order of the file. Raises ValueError if one has no rule."""
+        if without := self._described.keys() - self._claims.keys():
+            raise ValueError(f"No rule judges {', '.join(sorted(without))}.")
+        return {name: self._claims[name] for name in self._described}
+
+
+def _described(
+    name: str,
+    *,
+    text: str,
+    run: str,
+    unit: str,
+    measured: str,
+    bound: str,
+    limits: str,
+    quote: str = "",
+    paraphrase: str = "",
+    least_model: float = 0,
+    counted_on: str = "",
+) -> dict[str, Any]:
+    """All of a claim but its rule."""
+    if unit not in UNITS or bool(quote) == bool(paraphrase):
+        raise ValueError(f"{name} requires a unit of {', '.join(UNITS)}, and either a quote or a paraphrase.")
+    meaning = Meaning(quote or paraphrase, measured, bound, limits, quoted=bool(quote))
+    fields = {"text": text, "run": run, "shown": UNITS[unit], "meaning": meaning}
+    return {"name": name, **fields, "least_model": least_model, "counted_on": counted_on}
+
 
 def from_size(rule: Rule, least_model: float) -> Rule:
-    """`rule`, which decides nothing if the model is smaller than `least_model` parameters.
+    """`rule`, which decides nothing if the model is smaller than `least_model` parameters; 0 for any.
 
     Sizes are compared as models are called by them: one of 999,885,952 parameters has 1B.
     """
+
+    if not least_model:
+        return rule
 
     def of_size(at: Evidence) -> Judgement:
         judgement = rule(at)
@@ -356,3 +388,7 @@ def bits_per_byte(value: float) -> str:
 
 def rate(value: float) -> str:
     return f"{value:.1e}" if value else "0"
+
+
+UNITS = {"times": times, "points": units.points, "bits_per_byte": bits_per_byte, "rate": rate}
+"""Formats of effects, by their names in claims.yaml."""

@@ -1,28 +1,18 @@
 """What articles say in their claims, beside what is measured: the sentence, the quantity, the bound, and the limits.
 
-An article writes a `Meaning` for each of its claims. `harness claims --long` and docs/verdicts.md show them.
+Each claim has a `Meaning`. `harness claims --long` and docs/verdicts.md show them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
-from harness.plugins.articles.claims import Claim, Meaning, needs
-
-
-def meant(claims: Mapping[str, Claim], meanings: Mapping[str, Meaning]) -> dict[str, Claim]:
-    """`claims` with their meanings; ValueError if a claim lacks one, or there is one of no claim."""
-    if claims.keys() != meanings.keys():
-        raise ValueError(f"Claims and meanings differ in {sorted(claims.keys() ^ meanings.keys())}.")
-    return {name: replace(claim, meaning=meanings[name]) for name, claim in claims.items()}
+from harness.plugins.articles.claims import Claim, needs
 
 
 def explanation(claim: Claim) -> Iterator[tuple[str, str]]:
-    """What stands behind a claim, as pairs of a heading and a text; empty if its article says nothing."""
+    """What stands behind a claim, as pairs of a heading and a text."""
     meaning = claim.meaning
-    if meaning is None:
-        return
     yield "The article", f"“{meaning.sentence}”" if meaning.quoted else f"{meaning.sentence} (a paraphrase)"
     for heading, text in (("Measured", meaning.measured), ("Bound", meaning.bound), ("Can't show", meaning.limits)):
         yield heading, text[0].upper() + text[1:]

@@ -9,11 +9,13 @@ from added import blocks, copy_of_project, python
 @pytest.mark.long
 def test_an_article_is_judged_and_published(tmp_path):
     project = copy_of_project(tmp_path)
-    article, claims = blocks("article", "python")
+    rules, article = blocks("article", "python")
+    (claims,) = blocks("article", "yaml")
     folder = project / "harness" / "plugins" / "articles" / "mine"
     folder.mkdir()
     (folder / "__init__.py").write_text(article, encoding="utf-8")
-    (folder / "memory.py").write_text(claims, encoding="utf-8")
+    (folder / "claims.yaml").write_text(claims, encoding="utf-8")
+    (folder / "memory.py").write_text(rules, encoding="utf-8")
 
     judged = python(project, "-m", "harness", "claims", "--article", "mine", "--study", "reference/memory")
     assert "lora-memory" in judged

@@ -11,7 +11,7 @@ from records import make_record
 from harness.plugins.articles.article import every, find
 from harness.plugins.articles.claims import OPEN, SUPPORTED, Claims, Judgement, Meaning, from_size, times
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.meanings import explanation, meant, said
+from harness.plugins.articles.meanings import explanation, said
 from harness.record import Parameters
 from harness.report.statistics import Interval
 
@@ -54,13 +54,38 @@ def test_all_claims_are_said_with_what_a_smaller_model_cannot_decide():
     assert text.count("    - Model: Needs ≥ 1B.") == 3
 
 
-def test_a_claim_without_a_meaning_and_a_meaning_without_a_claim_are_refused():
-    claims, meaning = Claims(), Meaning("a", "b", "c", "d")
-    claims.claim("one", "One (bound)", "sweep one", times)(lambda at: Judgement(OPEN))
-    assert meant(claims, {"one": meaning})["one"].meaning == meaning
-    assert list(explanation(claims["one"])) == []
-    with pytest.raises(ValueError, match="two"):
-        meant(claims, {"one": meaning, "two": meaning})
+ENTRY = "{text: One (bound), run: sweep one, unit: times, measured: a, bound: b, limits: c, %s}"
+
+
+def described(tmp_path, *entries: str) -> Claims:
+    file = tmp_path / "claims.yaml"
+    file.write_text("".join(f"{name}: {entry}\n" for name, entry in zip(("one", "two"), entries, strict=False)))
+    return Claims(file)
+
+
+def test_a_claim_is_what_its_file_says_and_its_rule(tmp_path):
+    claims = described(tmp_path, ENTRY % "quote: Q", ENTRY % "paraphrase: P, least_model: 1.0e+9")
+    for name in ("two", "one"):
+        claims.rule(name)(lambda at: Judgement(OPEN))
+    one, two = claims.all().values()
+    assert (one.name, one.text, one.run, one.shown, one.least_model) == ("one", "One (bound)", "sweep one", times, 0)
+    assert one.meaning == Meaning("Q", "a", "b", "c", quoted=True)
+    assert (two.meaning.sentence, two.meaning.quoted, two.least_model) == ("P", False, 1e9)
+
+
+def test_a_claim_without_a_rule_and_a_rule_without_a_claim_are_refused(tmp_path):
+    claims = described(tmp_path, ENTRY % "quote: Q", ENTRY % "quote: Q")
+    claims.rule("one")(lambda at: Judgement(OPEN))
+    with pytest.raises(ValueError, match="No rule judges two"):
+        claims.all()
+    with pytest.raises(KeyError):
+        claims.rule("three")(lambda at: Judgement(OPEN))
+
+
+@pytest.mark.parametrize("more", ["quote: Q, paraphrase: P", "least_model: 1", "quote: Q, unit: parsecs"])
+def test_a_claim_has_a_unit_and_one_sentence_of_the_article(tmp_path, more):
+    with pytest.raises(ValueError, match=r"one requires a unit of times, points, .* either a quote or a paraphrase"):
+        described(tmp_path, ENTRY % more)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.job.data.generators.yaml_files import read_yaml, text, texts
+from harness.job.data.generators.yaml_files import text, texts
+from harness.yaml_file import read_yaml
 
 FILE = Path(__file__).with_name("facts.yaml")
 ENDS = ("land", "city", "river", "person", "tongue")

@@ -6,19 +6,17 @@ that models behind an API are worth a comparison, and that these can write train
 
 from harness.plugins.articles.article import Article
 from harness.plugins.articles.beyond_lora import alpha, dora, forgetting, galore, hyperparameters, lora, memory
-from harness.plugins.articles.beyond_lora.meanings import MEANINGS
+from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.published import PUBLISHED
 from harness.plugins.articles.beyond_lora.table import table
-from harness.plugins.articles.meanings import meant
 
-CLAIMS = lora.CLAIMS | dora.CLAIMS | memory.CLAIMS | galore.CLAIMS
-CLAIMS |= hyperparameters.CLAIMS | alpha.CLAIMS | forgetting.CLAIMS
+RULES = (lora, dora, memory, galore, hyperparameters, alpha, forgetting)  # importing them gives the claims their rules
 
 ARTICLE = Article(
     name="beyond_lora",
     title="Beyond LoRA",
     source="“Beyond LoRA”, as this project's introduction summarises it",
-    claims=meant(CLAIMS, MEANINGS),
+    claims=CLAIMS.all(),
     caption=[
         "Brackets in a claim say how its words are measured. A claim is supported or refuted if the whole 95% interval "
         "of its effect is on one side. Each interval is for one claim: of twenty true claims, one may be missed.",

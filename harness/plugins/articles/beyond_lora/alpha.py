@@ -7,15 +7,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from harness import units
+from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
 from harness.plugins.articles.claims import (
     OPEN,
     Bounds,
-    Claims,
     Judgement,
     lacking,
-    times,
     unchosen,
 )
 from harness.plugins.articles.evidence import Evidence
@@ -23,7 +21,6 @@ from harness.plugins.articles.rules import MeasuredRate, best_rate, each_batch, 
 from harness.report.select import Choice
 from harness.report.statistics import Interval
 
-CLAIMS = Claims()
 SPAN = 8  # times the lowest rank, at least, that the highest is
 STEP = 1.5  # times as far a move that is not noticed: half a step of a usual grid of rates
 MOVES = Bounds(low=STEP, small=(1 / STEP, STEP), ratio=True, margin="1.5 times", more="further", less="less far")
@@ -78,35 +75,17 @@ def _vertex(x: Sequence[float], y: Sequence[float]) -> float:
     return (x[0] + x[1]) / 2 + share * (x[2] - x[0]) / 2
 
 
-@CLAIMS.claim(
-    "alpha-r",
-    "alpha = 2r keeps the scaling of updates consistent (it scores at least 1 point more than alpha = r, at the "
-    "learning rate that is best for both together)",
-    "sweep alpha",
-    units.points,
-)
+@CLAIMS.rule("alpha-r")
 def alpha_r(at: Evidence) -> Judgement:
     return _alpha_gain(at, 1)
 
 
-@CLAIMS.claim(
-    "alpha-4r",
-    "alpha = 2r keeps the scaling of updates consistent (it scores at least 1 point more than alpha = 4r, at the "
-    "learning rate that is best for both together)",
-    "sweep alpha",
-    units.points,
-)
+@CLAIMS.rule("alpha-4r")
 def alpha_4r(at: Evidence) -> Judgement:
     return _alpha_gain(at, 4)
 
 
-@CLAIMS.claim(
-    "alpha-rank",
-    "alpha = 2r keeps the scaling of updates consistent over ranks (from the lowest rank to one of at least 8 "
-    "times, the best learning rate of LoRA moves at least 1.5 times further with one alpha for both)",
-    "sweep lr method=lora rank=4,64 alpha=8,128 study=alpha_rank",
-    times,
-)
+@CLAIMS.rule("alpha-rank")
 def alpha_rank(at: Evidence) -> Judgement:
     """The effect is the factor by which the best rate moves with one alpha, over that with alpha = 2r.
 

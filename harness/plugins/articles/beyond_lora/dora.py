@@ -6,14 +6,13 @@ import math
 from dataclasses import replace
 from statistics import median
 
-from harness import units
+from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.lora import spread
 from harness.plugins.articles.beyond_lora.table import curve, reach
 from harness.plugins.articles.claims import (
     OPEN,
     REFUTED,
     Bounds,
-    Claims,
     Judgement,
     judged,
     lacking,
@@ -29,7 +28,6 @@ from harness.report.headline import MMLU
 from harness.report.select import Choice
 from harness.report.statistics import Interval
 
-CLAIMS = Claims()
 BEHIND = 0.02  # by which a score still matches another
 EQUIVALENT = 1.25  # times as many tokens, or as few, that count as equally fast
 ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU than chance does
@@ -55,33 +53,17 @@ def _no_equal_ranks(at: Evidence) -> Judgement:
     return unchosen(at, ("lora", "dora"), ["rank"], "lora", "dora of the same rank")
 
 
-@CLAIMS.claim(
-    "dora-task",
-    "DoRA beats LoRA at the same rank on the task of the training data (the article: GSM8K; by at least 1 point)",
-    "sweep rank",
-    units.points,
-)
+@CLAIMS.rule("dora-task")
 def dora_task(at: Evidence) -> Judgement:
     return _dora_gain(at, at.learned) if at.learned else lacking("cell with a score of its data's task")
 
 
-@CLAIMS.claim(
-    "dora-mmlu",
-    "DoRA beats LoRA at the same rank on MMLU (by at least 1 point)",
-    "sweep forgetting data_root=DIR",
-    units.points,
-    least_model=ABOVE_CHANCE,
-)
+@CLAIMS.rule("dora-mmlu")
 def dora_mmlu(at: Evidence) -> Judgement:
     return _dora_gain(at, MMLU)
 
 
-@CLAIMS.claim(
-    "dora-full",
-    "DoRA matches full fine-tuning on the task of the training data (at most 2 points behind)",
-    "sweep lr",
-    units.points,
-)
+@CLAIMS.rule("dora-full")
 def dora_full(at: Evidence) -> Judgement:
     chosen = at.choices()
     if at.learned is None or ("dora",) not in chosen or ("full",) not in chosen:
@@ -89,33 +71,17 @@ def dora_full(at: Evidence) -> Judgement:
     return gain(at, [chosen["dora",]], [chosen["full",]], at.learned, Bounds(low=-BEHIND))
 
 
-@CLAIMS.claim(
-    "dora-parameters",
-    "DoRA separates the magnitude at little cost (at most 10% more trainable weights than LoRA at the same rank)",
-    "sweep method=lora,dora rank=4,16,64 train.max_steps=1 'eval.tasks=[]' infer.repeats=0 study=sizes",
-    times,
-)
+@CLAIMS.rule("dora-parameters")
 def dora_parameters(at: Evidence) -> Judgement:
     return counted(at, "dora", "lora", "trainable", 1, 1.1)
 
 
-@CLAIMS.claim(
-    "dora-training",
-    "DoRA trains slightly slower than LoRA (a step takes 1 to 1.5 times as long)",
-    "sweep seeds",
-    times,
-)
+@CLAIMS.rule("dora-training")
 def dora_training(at: Evidence) -> Judgement:
     return time_ratio(at, "dora", "lora", lambda record: at.numbers(record)["step_seconds_median"], 1, 1.5)
 
 
-@CLAIMS.claim(
-    "dora-serving",
-    "Once merged, DoRA is as fast as LoRA at inference (its weights have LoRA's size, and no measured decoding rate "
-    "surely differs by more than 10%)",
-    "sweep seeds",
-    times,
-)
+@CLAIMS.rule("dora-serving")
 def dora_serving(at: Evidence) -> Judgement:
     """An identity, of which the ratio of decoding rates is a check: the effect is that of the weights' sizes.
 
@@ -166,13 +132,7 @@ def _merged_bytes(record: Record) -> int | None:
     return record.disk.model if merged and record.disk else None
 
 
-@CLAIMS.claim(
-    "dora-stability",
-    "DoRA trains more stably than LoRA (LoRA's validation losses vary between seeds at least 1.4 times as much, at the "
-    "same rank)",
-    "sweep seeds",
-    times,
-)
+@CLAIMS.rule("dora-stability")
 def dora_stability(at: Evidence) -> Judgement:
     sides = _at_equal_ranks(at)
     if sides is None:
@@ -181,13 +141,7 @@ def dora_stability(at: Evidence) -> Judgement:
     return spread(lora, dora)
 
 
-@CLAIMS.claim(
-    "dora-convergence",
-    "DoRA converges as fast as full fine-tuning (it takes 0.8 to 1.25 times the tokens to the lowest validation loss "
-    "that all runs of both reach)",
-    "sweep article data=wordmath",
-    times,
-)
+@CLAIMS.rule("dora-convergence")
 def dora_convergence(at: Evidence) -> Judgement:
     chosen = at.choices()
     if ("dora",) not in chosen or ("full",) not in chosen:

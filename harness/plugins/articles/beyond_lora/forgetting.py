@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness import units
+from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.methods import TUNED
-from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, bits_per_byte, lacking, unchosen
+from harness.plugins.articles.claims import OPEN, Bounds, Judgement, lacking, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import Gain, any_gain, scored_gain
 from harness.report.frame import score_name
 from harness.report.headline import LEARNED, MMLU, PLAIN_TEXT, base_of
 from harness.report.lint.training import never_renewed
 
-CLAIMS = Claims()
 ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU, and solve more of GSM8K, than chance does
 REASONING = tuple(LEARNED[data] for data in ("gsm8k", "wordmath", "wordmath_short"))
 FORMAT = "ifeval/prompt_level_strict_acc/none"
@@ -61,48 +60,22 @@ def _untrained(at: Evidence, scores: Sequence[str]) -> str | None:
     return next((score for score in scores if score in recorded and score != at.learned), None)
 
 
-@CLAIMS.claim(
-    "forgetting-mmlu",
-    "Tuning catastrophically forgets knowledge (the method that forgets most loses at least 2 points of the base's "
-    "MMLU)",
-    "sweep forgetting data_root=DIR",
-    units.points,
-    least_model=ABOVE_CHANCE,
-)
+@CLAIMS.rule("forgetting-mmlu")
 def forgetting_mmlu(at: Evidence) -> Judgement:
     return _forgotten(at, MMLU, 0.02)
 
 
-@CLAIMS.claim(
-    "forgetting-reasoning",
-    "Tuning catastrophically forgets reasoning (the method that forgets most loses at least 2 points of the base's "
-    "score in a reasoning task that was not trained)",
-    "sweep forgetting data=facts 'eval.tasks=[facts,gsm8k]' data_root=DIR",
-    units.points,
-    least_model=ABOVE_CHANCE,
-)
+@CLAIMS.rule("forgetting-reasoning")
 def forgetting_reasoning(at: Evidence) -> Judgement:
     score = _untrained(at, REASONING)
     return _forgotten(at, score, 0.02) if score else lacking("cell scored in a reasoning task that was not trained")
 
 
-@CLAIMS.claim(
-    "forgetting-format",
-    "Tuning catastrophically forgets to follow instructions (the method that forgets most follows at least 2 "
-    "points fewer of IFEval's instructions than the base)",
-    "sweep forgetting 'eval.tasks=[wordmath,ifeval]'",
-    units.points,
-)
+@CLAIMS.rule("forgetting-format")
 def forgetting_format(at: Evidence) -> Judgement:
     return _forgotten(at, FORMAT, 0.02)
 
 
-@CLAIMS.claim(
-    "forgetting-text",
-    "Tuning catastrophically forgets plain English (the method that forgets most needs at least 0.05 bits per byte "
-    "more on paragraphs of Python's language reference)",
-    "sweep forgetting 'eval.tasks=[wordmath,plain_text]'",
-    bits_per_byte,
-)
+@CLAIMS.rule("forgetting-text")
 def forgetting_text(at: Evidence) -> Judgement:
     return _forgotten(at, PLAIN_TEXT, 0.05, lower_is_better=True)

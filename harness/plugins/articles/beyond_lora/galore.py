@@ -4,35 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness import units
+from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.data_sets import FACTS, trained_on
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
-from harness.plugins.articles.claims import OPEN, Claims, Judgement, lacking, times, unchosen
+from harness.plugins.articles.claims import OPEN, Judgement, lacking, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import BETTER, counted, each_gain, scored_gain
 from harness.report.headline import LEARNED
 from harness.report.lint.training import never_renewed
 
-CLAIMS = Claims()
 
-
-@CLAIMS.claim(
-    "galore-weights",
-    "GaLore trains all weights (as many as full fine-tuning)",
-    "sweep method=full,galore train.max_steps=1 'eval.tasks=[]' infer.repeats=0 study=sizes",
-    times,
-)
+@CLAIMS.rule("galore-weights")
 def galore_weights(at: Evidence) -> Judgement:
     return counted(at, "galore", "full", "trainable", 1 - 1e-9, 1 + 1e-9)
 
 
-@CLAIMS.claim(
-    "galore-facts",
-    "GaLore is best for wholly new knowledge (better than the low-rank methods LoRA, QLoRA and DoRA on facts of an "
-    "invented world, by at least 1 point each)",
-    "sweep facts",
-    units.points,
-)
+@CLAIMS.rule("galore-facts")
 def galore_facts(at: Evidence) -> Judgement:
     """The least of GaLore's gains over the low-rank methods: `each_gain`. Open if its projection was never renewed."""
     chosen = at.choices()

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from harness import units
+from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.data_sets import COMPLEX, trained_on
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
-from harness.plugins.articles.claims import Bounds, Claims, Judgement, lacking, rate, times, unchosen
+from harness.plugins.articles.claims import Bounds, Judgement, lacking, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import MeasuredRate, best_rate, each_batch, gain, hold_all, rate_ratio
 
-CLAIMS = Claims()
 FAR = 3.0  # a learning rate within this factor of another is the same choice
 HIGHER = Bounds(low=FAR, small=(1 / FAR, FAR), ratio=True, margin="3 times", more="higher", less="lower")
 
 
-@CLAIMS.claim(
-    "rank-capacity",
-    "Complex tasks need r = 64 or 128 (which beat 8 and 16 on problems of several steps by at least 1 point)",
-    "sweep rank",
-    units.points,
-)
+@CLAIMS.rule("rank-capacity")
 def rank_capacity(at: Evidence) -> Judgement:
     """The mean over methods and ranks, each rank at its best learning rate."""
     if not trained_on(at, COMPLEX):
@@ -62,30 +56,17 @@ def _ratios(at: Evidence, bounds: Bounds) -> Judgement:
     return hold_all(parts)
 
 
-@CLAIMS.claim(
-    "lr-adapters",
-    "PEFT takes a learning rate as high as 2e-4 (the best rates of LoRA, QLoRA and DoRA are at least a third of it)",
-    "sweep lr",
-    rate,
-)
+@CLAIMS.rule("lr-adapters")
 def lr_adapters(at: Evidence) -> Judgement:
     return each_batch(at, lambda part: _adapters(part, Bounds(low=2e-4 / FAR, ratio=True)))
 
 
-@CLAIMS.claim(
-    "lr-full", "2e-5 is the learning rate for full fine-tuning (the best rate is within 3×)", "sweep lr", rate
-)
+@CLAIMS.rule("lr-full")
 def lr_full(at: Evidence) -> Judgement:
     near = Bounds(2e-5 / FAR, 2e-5 * FAR, ratio=True)
     return each_batch(at, lambda part: _judged(_rate(part, "full"), near))
 
 
-@CLAIMS.claim(
-    "lr-ratio",
-    "PEFT takes a higher learning rate than full fine-tuning (the best rates of LoRA, QLoRA and DoRA are at least "
-    "3 times as high)",
-    "sweep lr",
-    times,
-)
+@CLAIMS.rule("lr-ratio")
 def lr_ratio(at: Evidence) -> Judgement:
     return each_batch(at, lambda part: _ratios(part, HIGHER))

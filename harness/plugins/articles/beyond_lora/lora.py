@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from harness import units
 from harness.plugins.articles.beyond_lora import gpt3
+from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.data_sets import FACTS, NUMERICAL, trained_on
-from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, judged, lacking, times, unchosen
+from harness.plugins.articles.claims import OPEN, Bounds, Judgement, judged, lacking, times, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import exact, gain, memory_ratio
 from harness.record import Record
@@ -19,7 +19,6 @@ from harness.report import statistics
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.statistics import ALPHA, Interval, Outcomes
 
-CLAIMS = Claims()
 LOW, HIGH = 4, 16  # very low ranks are at most LOW; they are compared with ranks of at least HIGH
 CUT = 10_000.0  # times fewer trainable parameters
 WORSE = 1.1  # times the loss of its first step: a run that ends above that has diverged
@@ -33,14 +32,7 @@ TENTH = 0.1
 SHARES = Bounds(low=TENTH, small=(-TENTH, TENTH), margin="10 points", more="more", less="fewer")
 
 
-@CLAIMS.claim(
-    "lora-parameters",
-    "LoRA reduces trainable parameters by up to 10,000× (by no less on GPT-3 175B, with rank 1 on queries and values)",
-    "sweep method=lora rank=1 'method.adapt.target_modules=[q_proj,v_proj]' train.max_steps=1 'eval.tasks=[]' "
-    "infer.repeats=0 study=smallest",
-    times,
-    counted_on=gpt3.NAME,
-)
+@CLAIMS.rule("lora-parameters")
 def lora_parameters(at: Evidence) -> Judgement:
     """Exact, of the model that the article means; the remark has the smallest adapter of the records."""
     cells = [(record, counts) for record in at.of("lora") if (counts := record.parameters) and counts.trainable]
@@ -55,18 +47,12 @@ def lora_parameters(at: Evidence) -> Judgement:
     return replace(judgement, why=why)
 
 
-@CLAIMS.claim("lora-memory", "LoRA reduces memory drastically (to at most half of full's peak)", "sweep memory", times)
+@CLAIMS.rule("lora-memory")
 def lora_memory(at: Evidence) -> Judgement:
     return memory_ratio(at, "lora", "full", TRAIN_MEMORY, 0, 0.5)
 
 
-@CLAIMS.claim(
-    "low-rank-spread",
-    "LoRA is unstable at very low rank: validation losses vary between seeds (at ranks up to 4, at least 1.4 times "
-    "as much as at 16 and above)",
-    "sweep seeds",
-    times,
-)
+@CLAIMS.rule("low-rank-spread")
 def low_rank_spread(at: Evidence) -> Judgement:
     chosen = {rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
     low, high = [c for r, c in chosen.items() if r <= LOW], [c for r, c in chosen.items() if r >= HIGH]
@@ -89,14 +75,7 @@ def spread(ones: Sequence[Sequence[Record]], others: Sequence[Sequence[Record]])
     return judged(ratio.among, SPREADS, seeds, used)
 
 
-@CLAIMS.claim(
-    "low-rank-divergence",
-    "LoRA is unstable at very low rank: more runs diverge (or end with a loss a tenth above their first; at ranks "
-    "up to 4 at least 10 points more than at 16 and above, at the same learning rates within 10 times the best of "
-    "each rank)",
-    "sweep rank lr_scale=2,5,15,50",
-    units.points,
-)
+@CLAIMS.rule("low-rank-divergence")
 def low_rank_divergence(at: Evidence) -> Judgement:
     """`statistics.difference_of_shares`, within learning rates; a setting is a rank at a rate."""
     settings = defaultdict(list)
@@ -151,25 +130,14 @@ def _diverged(record: Record) -> bool:
     return record.validation[-1].loss > WORSE * record.train.loss[0].loss
 
 
-@CLAIMS.claim(
-    "lora-numerical",
-    "LoRA struggles to match full fine-tuning on numerical reasoning (which scores at least 1 point more)",
-    "sweep article data=wordmath",
-    units.points,
-)
+@CLAIMS.rule("lora-numerical")
 def lora_numerical(at: Evidence) -> Judgement:
     if not trained_on(at, NUMERICAL):
         return lacking("cell trained on problems whose answers are numbers")
     return _full_gain(at)
 
 
-@CLAIMS.claim(
-    "lora-niche",
-    "LoRA struggles to match full fine-tuning on niche knowledge (which scores at least 1 point more on facts of "
-    "an invented world)",
-    "sweep facts",
-    units.points,
-)
+@CLAIMS.rule("lora-niche")
 def lora_niche(at: Evidence) -> Judgement:
     if not trained_on(at, FACTS):
         return lacking("cell trained on facts")

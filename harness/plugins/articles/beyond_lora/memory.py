@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from harness.plugins.articles.claims import Claims, Judgement, lacking, times
+from harness.plugins.articles.beyond_lora.claims import CLAIMS
+from harness.plugins.articles.claims import Judgement, lacking
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import counted, hold_all, memory_ratio
 from harness.report.frame import TRAIN_MEMORY
 
-CLAIMS = Claims()
 
-
-@CLAIMS.claim(
-    "qlora-memory",
-    "QLoRA needs the least memory of all methods (less than each)",
-    "sweep memory",
-    times,
-)
+@CLAIMS.rule("qlora-memory")
 def qlora_memory(at: Evidence) -> Judgement:
     """The effect is the ratio to the method whose memory is closest to QLoRA's."""
     others = [method for method in ("full", "lora", "dora", "galore") if at.of(method)]
@@ -24,52 +18,27 @@ def qlora_memory(at: Evidence) -> Judgement:
     return hold_all([(other, memory_ratio(at, "qlora", other, TRAIN_MEMORY, 0, 1)) for other in others])
 
 
-@CLAIMS.claim(
-    "dora-memory",
-    "DoRA uses as much memory as LoRA (within 10%)",
-    "sweep memory",
-    times,
-)
+@CLAIMS.rule("dora-memory")
 def dora_memory(at: Evidence) -> Judgement:
     return memory_ratio(at, "dora", "lora", TRAIN_MEMORY, 1 / 1.1, 1.1)
 
 
-@CLAIMS.claim(
-    "adapters-galore-memory",
-    "LoRA and DoRA use less memory than GaLore (each has a lower peak)",
-    "sweep memory",
-    times,
-)
+@CLAIMS.rule("adapters-galore-memory")
 def adapters_galore_memory(at: Evidence) -> Judgement:
     return hold_all([(m, memory_ratio(at, m, "galore", TRAIN_MEMORY, 0, 1)) for m in ("lora", "dora")])
 
 
-@CLAIMS.claim(
-    "galore-memory",
-    "GaLore uses far less memory than AdamW on all weights (at most two thirds of full's peak)",
-    "sweep memory",
-    times,
-)
+@CLAIMS.rule("galore-memory")
 def galore_memory(at: Evidence) -> Judgement:
     return memory_ratio(at, "galore", "full", TRAIN_MEMORY, 0, 2 / 3)
 
 
-@CLAIMS.claim(
-    "galore-states",
-    "GaLore's low-rank gradients shrink the optimizer's states (to at most half of AdamW's)",
-    "sweep memory",
-    times,
-)
+@CLAIMS.rule("galore-states")
 def galore_states(at: Evidence) -> Judgement:
     return counted(at, "galore", "full", "peak_optimizer", 0, 0.5)
 
 
-@CLAIMS.claim(
-    "memory-order",
-    "Memory is in the order QLoRA < LoRA ≈ DoRA (within 10%) < GaLore < full",
-    "sweep memory",
-    times,
-)
+@CLAIMS.rule("memory-order")
 def memory_order(at: Evidence) -> Judgement:
     """The effect is that of the part which is refuted, or closest to it."""
     parts = {

@@ -5,15 +5,16 @@ Its statements on reinforcement learning are not claims here, since the harness 
 
 from harness.plugins.articles.article import Article
 from harness.plugins.articles.lora_without_regret import capacity, learning_rate, setup
-from harness.plugins.articles.lora_without_regret.meanings import MEANINGS
-from harness.plugins.articles.meanings import meant
+from harness.plugins.articles.lora_without_regret.claims import CLAIMS
+
+RULES = (capacity, learning_rate, setup)  # importing them gives the claims their rules
 
 ARTICLE = Article(
     name="lora_without_regret",
     title="LoRA Without Regret",
     source="John Schulman and Thinking Machines Lab, “LoRA Without Regret”, 2025, "
     "https://thinkingmachines.ai/blog/lora/",
-    claims=meant(capacity.CLAIMS | learning_rate.CLAIMS | setup.CLAIMS, MEANINGS),
+    claims=CLAIMS.all(),
     caption=[
         "Brackets in a claim say how its words are measured. A claim is supported or refuted if the whole 95% interval "
         "of its effect is on one side. Each interval is for one claim: of twenty true claims, one may be missed.",

@@ -8,24 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from harness.plugins.articles.claims import OPEN, Claims, Judgement, times, unchosen
+from harness.plugins.articles.claims import OPEN, Judgement, unchosen
 from harness.plugins.articles.evidence import Evidence
+from harness.plugins.articles.lora_without_regret.claims import CLAIMS
 from harness.plugins.articles.lora_without_regret.losses import EQUAL, HIGHER, penalty, smallest_batch
 from harness.plugins.articles.rules import adapt_settings, hold_all
 from harness.record import Record
 from harness.report.lint.training import TARGETS
 
-CLAIMS = Claims()
 BITS = 2  # that a parameter can store: Allen-Zhu & Li (2024, arXiv:2404.05405), as the article assumes
 
 
-@CLAIMS.claim(
-    "rank-capacity",
-    "LoRA falls behind full fine-tuning if the training data exceed its capacity (2 bits per trainable parameter; "
-    "validation loss at least 1% higher), and matches it at a sufficient rank (at most 1% higher)",
-    "sweep lora_without_regret",
-    times,
-)
+@CLAIMS.rule("rank-capacity")
 def rank_capacity(at: Evidence) -> Judgement:
     """The smallest adapter must fall behind, the largest must match: `hold_all`.
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from harness.plugins.articles.claims import OPEN, Bounds, Claims, Judgement, times, unchosen
+from harness.plugins.articles.claims import OPEN, Bounds, Judgement, unchosen
 from harness.plugins.articles.evidence import Evidence
+from harness.plugins.articles.lora_without_regret.claims import CLAIMS
 from harness.plugins.articles.lora_without_regret.losses import on_all_layers
 from harness.plugins.articles.rules import best_rate, each_batch, rate_ratio
 from harness.record import Record
 
-CLAIMS = Claims()
 TIMES, FAR = 10, 3.0  # a ratio within this factor of the claimed one agrees with it
 SPREAD = 8  # the ranks that are compared must span this factor
 
 
-@CLAIMS.claim(
-    "lr-ratio",
-    "The best learning rate of LoRA is about ten times that of full fine-tuning (3 to 30 times)",
-    "sweep lora_without_regret_lr",
-    times,
-)
+@CLAIMS.rule("lr-ratio")
 def lr_ratio(at: Evidence) -> Judgement:
     return each_batch(at.where(on_all_layers), _ratio)
 
@@ -33,13 +28,7 @@ def _ratio(at: Evidence) -> Judgement:
     return rate_ratio(rates[0], rates[1]).judge(Bounds(TIMES / FAR, TIMES * FAR, ratio=True))
 
 
-@CLAIMS.claim(
-    "lr-rank",
-    "The best learning rate of LoRA is nearly independent of rank, at one alpha (it changes by less than 3× between "
-    "ranks that differ by at least 8×)",
-    "sweep lora_without_regret_lr",
-    times,
-)
+@CLAIMS.rule("lr-rank")
 def lr_rank(at: Evidence) -> Judgement:
     """The ratio of the best rate at the highest rank to that at the lowest rank of the same alpha.
 

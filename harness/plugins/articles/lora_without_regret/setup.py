@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.plugins.articles.claims import Claims, Judgement, lacking, times
+from harness.plugins.articles.claims import Judgement, lacking
 from harness.plugins.articles.evidence import Evidence
+from harness.plugins.articles.lora_without_regret.claims import CLAIMS
 from harness.plugins.articles.lora_without_regret.losses import (
     HIGHER,
     on_all_layers,
@@ -16,27 +17,15 @@ from harness.plugins.articles.lora_without_regret.losses import (
 from harness.plugins.articles.rules import batch_size, everywhere
 from harness.record import Record
 
-CLAIMS = Claims()
 EQUAL = 1.1  # numbers of parameters within this factor count as equal
 
 
-@CLAIMS.claim(
-    "layers-rank",
-    "Adapters on all layers beat adapters on attention alone at the same rank (by a validation loss at least 1% lower)",
-    "sweep lora_without_regret_layers",
-    times,
-)
+@CLAIMS.rule("layers-rank")
 def layers_rank(at: Evidence) -> Judgement:
     return _attention_alone(at, lambda one, other: one.cell.rank == other.cell.rank, "r={}", "all layers, equal rank")
 
 
-@CLAIMS.claim(
-    "layers-parameters",
-    "Adapters on all layers beat adapters on attention alone at equal trainable parameters (within 10%; by a "
-    "validation loss at least 1% lower)",
-    "sweep lora_without_regret_layers",
-    times,
-)
+@CLAIMS.rule("layers-parameters")
 def layers_parameters(at: Evidence) -> Judgement:
     def equal(one: Record, other: Record) -> bool:
         if not one.parameters or not other.parameters:
@@ -71,13 +60,7 @@ def _by_layers(at: Evidence) -> tuple[list[list[Record]], list[list[Record]]]:
     return by_rank(at.where(on_attention_alone)), by_rank(at.where(on_all_layers))
 
 
-@CLAIMS.claim(
-    "batch-penalty",
-    "The penalty of LoRA against full fine-tuning (ratio of validation losses) grows with batch size (by at least "
-    "1%, largest against smallest)",
-    "sweep lora_without_regret_batch",
-    times,
-)
+@CLAIMS.rule("batch-penalty")
 def batch_penalty(at: Evidence) -> Judgement:
     """The penalty at the largest batch size that both methods were run with, over that at the smallest."""
     by_size: dict[int, tuple[list[Record], list[Record]]] = {}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from harness.plugins.articles.article import Article
-from harness.plugins.articles.meanings import meant
 from harness.plugins.articles.rank_for_rows.claims_on_rank import CLAIMS
-from harness.plugins.articles.rank_for_rows.meanings import MEANINGS
 from harness.record import Record
 
 
@@ -19,7 +17,7 @@ ARTICLE = Article(
     name="rank_for_rows",
     title="Rank by rows",
     source="axolotl's pull request 3691 and issue 3626, 2026, https://github.com/axolotl-ai-cloud/axolotl/pull/3691",
-    claims=meant(CLAIMS, MEANINGS),
+    claims=CLAIMS.all(),
     caption=[
         "Brackets in a claim say how its words are measured. A claim is supported or refuted if the whole 95% interval "
         "of its effect is on one side. Each interval is for one claim: of twenty true claims, one may be missed.",

@@ -8,14 +8,13 @@ from harness.plugins.articles.claims import (
     ONE_SEED,
     OPEN,
     Bounds,
-    Claims,
     Judgement,
     judged,
     lacking,
-    times,
 )
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.lora_without_regret.losses import last_losses, on_all_layers
+from harness.plugins.articles.rank_for_rows.claims import CLAIMS
 from harness.plugins.articles.rank_for_rows.needed import TIE, needed_rank
 from harness.plugins.articles.rules import everywhere
 from harness.record import Record
@@ -23,7 +22,6 @@ from harness.report.rank_losses import ByRank, RankedLosses
 from harness.report.statistics import Interval
 from harness.report.training_rows import training_rows
 
-CLAIMS = Claims()
 SPAN = 16  # times as many rows, between which the needed rank is compared
 GROWS = 2.0  # a needed rank that is higher by less is the same: ranks are tried two to four times apart
 GROWN = Bounds(low=GROWS, small=(1 / GROWS, GROWS), ratio=True, margin="a factor of 2", more="higher", less="lower")
@@ -33,13 +31,7 @@ SMALL, FEW = 4, 1_600
 COMMON, MANY = 16, 10_000
 
 
-@CLAIMS.claim(
-    "needed-rank-grows",
-    "The more rows, the higher the rank that is needed (the smallest one of which no larger rank has a validation loss "
-    "lower by 10%; with at least 16 times as many rows it is more than 2 times as high)",
-    "sweep rank_for_rows",
-    times,
-)
+@CLAIMS.rule("needed-rank-grows")
 def needed_rank_grows(at: Evidence) -> Judgement:
     """The needed rank at the most rows over that at the fewest."""
     by_rows = _by_rows(at)
@@ -60,22 +52,12 @@ def needed_rank_grows(at: Evidence) -> Judgement:
     return judged(intervals, GROWN, min(few.seeds, many.seeds), (*few.records, *many.records))
 
 
-@CLAIMS.claim(
-    "small-ranks-suffice",
-    "Up to 1,600 rows rank 4 is enough (its validation loss is at most 10% higher than that of rank 64 or above)",
-    "sweep rank_for_rows",
-    times,
-)
+@CLAIMS.rule("small-ranks-suffice")
 def small_ranks_suffice(at: Evidence) -> Judgement:
     return _suffices(at, SMALL, FEW)
 
 
-@CLAIMS.claim(
-    "rank-16-suffices",
-    "Below 10,000 rows rank 16 is enough (its validation loss is at most 10% higher than that of rank 64 or above)",
-    "sweep rank_for_rows",
-    times,
-)
+@CLAIMS.rule("rank-16-suffices")
 def rank_16_suffices(at: Evidence) -> Judgement:
     return _suffices(at, COMMON, MANY - 1)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.job.data.generators.wordmath_templates.template import Template
-from harness.job.data.generators.yaml_files import read_yaml, text, texts
+from harness.job.data.generators.yaml_files import text, texts
+from harness.yaml_file import read_yaml
 
 FOLDER = Path(__file__).parent
 FILES = {1: "one_step.yaml", 2: "two_steps.yaml", 3: "three_steps.yaml", 4: "four_steps.yaml"}
