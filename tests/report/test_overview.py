@@ -32,6 +32,7 @@ def test_each_method_has_a_number_and_a_bar_for_what_it_gains_costs_and_forgets(
     (overview,) = overviews(study("study_skill"))
     headers = [header for header, _ in overview.columns]
     assert headers == ["Skill, solved (%)", "Memory", "Tokens/s", "Forgotten"]
+    assert overview.columns[-1][1] == "plain text, bits per byte against its base; of qlora with what quantising costs"
     assert [row.method for row in overview.rows] == ["full", "galore", "lora", "dora", "qlora", "base"]
     assert [row.tied for row in overview.rows] == [True] * 5 + [False]
     full, *_, base = overview.rows
@@ -77,6 +78,19 @@ def test_scores_that_cost_points_are_lost_in_points():
     (overview,) = overviews(StudyResults(records, None))
     assert overview.columns[-1] == ("Forgotten", "mmlu, points against its base")
     assert overview.rows[0].cells[-1].text == "−10.0"
+
+
+@pytest.mark.parametrize("bases", [("base",), ("base", "base_nf4")])
+def test_what_quantising_costs_is_named_where_it_is_counted_as_forgotten(bases):
+    records = []
+    for method in (*bases, "qlora"):
+        axes = () if method in bases else (8, 16.0, 1e-4)
+        scores = [make_score(0.4), make_score(0.5, task="mmlu", metric="acc", filter="none")]
+        load = {} if method == "base" else {"quantization_config": {"load_in_4bit": True}}
+        settings = {"method": {"name": method, "load": load}}
+        records.append(measured(make_record(method, *axes, scores=scores, settings=settings)))
+    ((_, note),) = [overview.columns[-1] for overview in overviews(StudyResults(records, None))]
+    assert note.endswith("; of qlora with what quantising costs") == ("base_nf4" not in bases)
 
 
 @in_a_browser

@@ -141,18 +141,27 @@ class StudyResults:
         What quantising costs is not forgotten: a quantised method's base is quantised alike, where the study has it.
         """
         contest = self.contests.get((place, score_name(score)))
-        if contest is None:
-            return None
-        standings = {standing.choice.label: standing for standing in contest.standings}
-        if method not in standings:
-            return None
-        own = base_of(self.records(standings[method].choice)[0])
-        base = next((name for name in (own, BASES[None]) if name in standings), None)
-        if base is None:
+        _, base = self._bases(place, score, method)
+        if contest is None or base is None:
             return None
         if gap := contest.difference(method, base):
             return Interval(gap.value, gap.low, gap.high)
-        return Interval(standings[method].value - standings[base].value, np.nan, np.nan)
+        values = {standing.choice.label: standing.value for standing in contest.standings}
+        return Interval(values[method] - values[base], np.nan, np.nan)
+
+    def counts_quantising(self, place: Place, score: Score, method: str) -> bool:
+        """Whether `change` of `method`, which is quantised, is from a model that is not."""
+        own, base = self._bases(place, score, method)
+        return base is not None and base != own
+
+    def _bases(self, place: Place, score: Score, method: str) -> tuple[str | None, str | None]:
+        """The untuned model that `method` is held against, and the one that is there: it, or the unquantised one."""
+        contest = self.contests.get((place, score_name(score)))
+        standings = {standing.choice.label: standing for standing in contest.standings} if contest else {}
+        if method not in standings:
+            return None, None
+        own = base_of(self.records(standings[method].choice)[0])
+        return own, next((name for name in (own, BASES[None]) if name in standings), None)
 
     def standing(self, row: Row, name: str) -> Standing | None:
         contest, label = self.contests.get((row.place, name)), self.labels.get(id(row))

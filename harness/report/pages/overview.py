@@ -268,5 +268,8 @@ def _forgotten_column(
         return f"{'−' if (loss > 0) == aside.higher_is_better else '+'}{amount}"
 
     unit = "points" if points > 1 else aside.metric.replace("_", " ")
-    note = f"{task_label(aside.task, aside.metric)}, {unit} against its base"
+    labels = [each.choice.label for each in candidates if not each.untuned]
+    quantised = [label for label in labels if study.counts_quantising(place, aside, label)]
+    cost = f"; of {units.listed(quantised)} with what quantising costs" if quantised else ""
+    note = f"{task_label(aside.task, aside.metric)}, {unit} against its base{cost}"
     return "Forgotten", note, _bars(losses, text)
