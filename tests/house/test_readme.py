@@ -40,6 +40,8 @@ def test_pages_have_all_tables():
         ("best", "reference/study_facts"),
         ("table", "reference/study_numerics"),
         ("best", "reference/smollm2"),
+        ("best", "reference/gsm8k_0_5b"),
+        ("judged", "reference/gsm8k_0_5b"),
         ("table", "reference/gsm8k"),
         ("experiments", "reference/peft_llama_3_2_3b"),
     ]

@@ -16,7 +16,7 @@ def test_it_is_of_the_first_method_and_its_best_seed(folder):  # noqa: F811
         record.validation[-1].loss += 0.1 * (record.cell.seed != 1)
     (found,) = chosen(records, folder).values()
     assert (found.record.cell.method, found.record.cell.seed) == ("lora", 1)
-    assert found.answer.startswith("Take lora lr=1e-4: at least ")
+    assert found.answer.startswith("At the one learning rate tried of each method, take lora lr=1e-4: at least ")
 
 
 def test_a_seed_with_weights_stands_before_one_without(folder):  # noqa: F811
