@@ -10,6 +10,9 @@ higher or lower than the truth on average.
 
 Writes benchmarks/measured/validity.json after each situation, of which benchmarks/VALIDITY.md is made. Situations that
 were not run this time keep what was measured before. A situation's random numbers depend on its name alone.
+
+Of situations that hold, one in twenty is outside its limits by chance in a short run. So a situation that does not hold
+in fewer studies than the 500 of the page is simulated again in 500, which decide.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ if any(part.name == "articles" for part in plugin.installed()):
 HERE = Path(__file__).parent
 MEASURED, DOCUMENT = HERE / "measured" / "validity.json", HERE / "VALIDITY.md"
 ATTAINABLE = HERE / "measured" / "attainable.json"
+STUDIES = 500
 MOST_WRONG, COVERAGE, LEAST_FOUND = ALPHA, (0.93, 0.97), 0.45
 
 
@@ -149,24 +153,28 @@ def narrowest() -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 1 if a situation that was run does not hold."""
+    """The exit status: 1 if a situation does not hold that is new, or held on the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=500, metavar="N")
+    parser.add_argument("--studies", type=int, default=STUDIES, metavar="N")
     parser.add_argument("--only", default="", metavar="TEXT", help="situations whose name has this text")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no situation after this time")
     options = parser.parse_args(arguments)
     begin = time.monotonic()
     failed = 0
     measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
+    outside_before = {name for name, of in measured.items() if not holds(of)}
     for name in SITUATIONS:
         if options.only not in name:
             continue
         if time.monotonic() - begin > 60 * options.minutes:
             break
         measured[name] = simulate(name, options.studies)
+        if not holds(measured[name]) and options.studies < STUDIES:
+            measured[name] = simulate(name, STUDIES)
         held = holds(measured[name])
-        failed |= not held
-        print(name, measured[name], "" if held else "DOES NOT HOLD", flush=True)
+        failed |= not held and name not in outside_before
+        note = "" if held else "does not hold, as before" if name in outside_before else "DOES NOT HOLD"
+        print(name, measured[name], note, flush=True)
         measured = {name: measured[name] for name in SITUATIONS if name in measured}
         write_json(measured, MEASURED)
         DOCUMENT.write_text(document(measured), encoding="utf-8")
