@@ -12,7 +12,9 @@ SIZES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib
 
 
 def significant(value: float, digits: int = 4) -> str:
-    return f"{value:#.{digits}g}".rstrip(".")
+    """To that many digits: 0.7500, 12.30, 1,600."""
+    text = f"{value:#.{digits}g}"
+    return f"{float(text):,.0f}" if "e+" in text else text.rstrip(".")
 
 
 def count(n: float) -> str:
