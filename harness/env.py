@@ -17,14 +17,16 @@ PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch", "liger-kernel"),
     *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core"),
 )
-# What changes how memory is handed out, how many threads compute, and how they wait.
-ALLOCATOR = re.compile(r"PYTORCH_(\w+_)?ALLOC_CONF|MALLOC_\w+|LD_PRELOAD|(OMP|GOMP|KMP)_\w+|MKL_NUM_THREADS")
+# What changes how memory is handed out, how many threads compute and how they wait, and whose attention kernels run.
+ALLOCATOR = re.compile(
+    r"PYTORCH_(\w+_)?ALLOC_CONF|MALLOC_\w+|LD_PRELOAD|(OMP|GOMP|KMP)_\w+|MKL_NUM_THREADS|TORCH_CUDNN_SDPA_\w+"
+)
 
 
 def describe() -> dict[str, Any]:
     """Versions (null where absent), platform, git commit and dirtiness, processor, its cores, memory in bytes.
 
-    allocator: the environment's variables that steer memory and threads, those set alone.
+    allocator: the environment's variables that steer memory, threads and attention, those set alone.
     boot: a hash of the kernel's random id of this boot, the same in all containers of a machine; null off Linux. It
         tells whether two cells ran on one machine, and not on which.
     """

@@ -24,7 +24,7 @@ from harness.config_folders import group_files
 from harness.errors import UserError
 from harness.protocol import Progress
 from harness.record import Cell, Precautions, Record
-from harness.sweep import app, planner, runner
+from harness.sweep import app, fork_server, planner, runner
 from harness.sweep.cells import from_config
 from harness.sweep.estimates.card import Card, load
 from harness.sweep.planner import Impossible, Planned
@@ -306,7 +306,7 @@ class Bench:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=os.environ | {"PYTHONPATH": path},
+            env=fork_server.ATTENTION | os.environ | {"PYTHONPATH": path},  # as the cells it is compared with
             start_new_session=True,
         )
         limit = self.seconds()

@@ -25,6 +25,10 @@ from harness.protocol import BEGUN
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 # CUDA: memory segments grow. Steps vary in shape, which would fragment fixed segments more and more.
 SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+# CUDA: cuDNN's attention, which torch prefers on H100 and B200, builds a plan for each new shape, in tens to hundreds
+# of milliseconds (modelscope/FunASR#3704). Answers grow by a token a step, and batches differ in length. On a B200 it
+# also gives wrong greedy answers (pytorch#193893).
+ATTENTION = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
 
 
 def environment() -> dict[str, str]:
@@ -35,7 +39,7 @@ def environment() -> dict[str, str]:
     own = {name: value for name, value in boot.environment().items() if name != "HYDRA_FULL_ERROR"}
     segments = {} if any(re.fullmatch(r"PYTORCH_(\w+_)?ALLOC_CONF", name) for name in os.environ) else SEGMENTS
     waiting = {} if {*WAITING, "KMP_BLOCKTIME"} & os.environ.keys() else WAITING
-    return waiting | segments | own
+    return waiting | segments | ATTENTION | own
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_the_document_is_of_what_was_measured():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(situations, studies): the exit status of a run whose page lies in the test's folder, and the studies of each."""
+    """run(situations, studies): the exit status, and of how many studies each situation on the page is."""
     monkeypatch.setattr(validity, "MEASURED", tmp_path / "validity.json")
     monkeypatch.setattr(validity, "DOCUMENT", tmp_path / "VALIDITY.md")
 

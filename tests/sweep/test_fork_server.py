@@ -132,11 +132,14 @@ def test_threads_of_a_job_sleep_while_they_wait(elsewhere):
 def test_variables_that_the_user_set_are_kept(monkeypatch):
     clean(monkeypatch)
     ours = {name: value for name, value in environment().items() if env.ALLOCATOR.fullmatch(name)}
-    assert ours == WAITING | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    kernels = {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
+    assert ours == WAITING | kernels | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512")  # PYTORCH_ALLOC_CONF would go before it
+    monkeypatch.setenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", "0")
     theirs = {name: value for name, value in environment().items() if env.ALLOCATOR.fullmatch(name)}
-    assert theirs == {"OMP_WAIT_POLICY": "active", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}
+    own = {"OMP_WAIT_POLICY": "active", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "0"}
+    assert theirs == own | {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}
 
 
 def test_a_holder_that_died_is_replaced(server, tmp_path):

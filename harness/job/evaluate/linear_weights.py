@@ -29,14 +29,16 @@ from harness.job.training.loss import LossHead
 def cast(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
     """Cast the weights of linear layers to `dtype`, as autocast does at every call. Returns a function that undoes it.
 
-    An embedding tied to the head is not cast, as autocast leaves it too.
+    An embedding tied to the head is not cast, as autocast leaves it too. The copies are no inference tensors, which
+    can't be moved to another device and back.
     """
     before = []
-    for module in model.modules():
-        if type(module) in (nn.Linear, LossHead):
-            for name, weight in module.named_parameters(recurse=False):
-                before.append((module, name, weight))
-                setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+    with torch.inference_mode(False):
+        for module in model.modules():
+            if type(module) in (nn.Linear, LossHead):
+                for name, weight in module.named_parameters(recurse=False):
+                    before.append((module, name, weight))
+                    setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
 
     def undo() -> None:
         for module, name, weight in before:

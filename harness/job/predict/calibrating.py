@@ -7,6 +7,7 @@ host takes to begin an operation.
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ from harness.job.data.batching import Batch
 from harness.job.measure import device
 from harness.job.measure.kernels import Kernel, KernelTimes
 from harness.job.measure.timing import synchronize
+from harness.job.methods import optimizers
 from harness.job.models import adapting, empty_weights, loading
 from harness.job.predict.shapes import Shape
 from harness.job.training import gradient_checkpointing, loop, objectives
@@ -94,6 +96,10 @@ def _time(planned: PlannedCell, on: torch.device, timed: Timings) -> None:
             for kernel, seconds in step.kernels(shape):
                 timed.kernels.setdefault(kernel, []).append(seconds)
         timed.launches.append(step.launch(on.type == "cuda"))
+        del step
+        gc.collect()  # accelerate's model refers to itself, and the next one needs its memory
+        if on.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _shallow(planned: PlannedCell, folder: Path) -> Cell:
@@ -145,6 +151,8 @@ class _Step:
         self._net = self._accelerator.prepare_model(net)
         self._net.train()
         self._optimizer: Optimizer = build(self._accelerator.unwrap_model(self._net))
+        if cell.settings.fast:
+            optimizers.group_steps(self._optimizer)
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
 
@@ -155,8 +163,10 @@ class _Step:
         return _least([self._timed(batch) for _ in range(REPEATS)])
 
     def launch(self, ahead: bool) -> float:
-        """Seconds in which the host begins an operation. ahead: whether operations run meanwhile.
+        """Seconds in which the host begins an operation.
 
+        ahead: whether operations run meanwhile. Then a step has taken the host's time once all of it is queued, and the
+        device may have more to do: AdamW moves all weights of a model, whatever the micro-batch.
         Whole steps and steps of timed operations take turns, and are compared within a moment: a machine that is faster
         for a while is so for both. The median of all moments counts.
         """
@@ -169,7 +179,8 @@ class _Step:
                 synchronize()
                 start = time.perf_counter()
                 self._take(batch)
-                synchronize()
+                if not ahead:
+                    synchronize()
                 whole.append(time.perf_counter() - start)
                 runs.append(self._timed(batch))
             calls = _least(runs)

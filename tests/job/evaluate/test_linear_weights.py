@@ -96,6 +96,17 @@ def test_cast_weights_answer_as_those_that_autocast_casts_and_can_be_had_back():
     assert all(own[name] is p for name, p in net.named_parameters(remove_duplicate=False))
 
 
+def test_weights_that_were_cast_while_scoring_can_be_moved_away_and_back():
+    """As vLLM has them moved: `Module.to` another device replaces what a parameter holds."""
+    net = moved("method=full").net
+    with torch.inference_mode():
+        linear_weights.cast(net, torch.bfloat16)
+        before = logits(net, torch.bfloat16)
+        with torch.inference_mode(False):
+            net._apply(torch.clone)
+        assert torch.equal(logits(net, torch.bfloat16), before)
+
+
 @pytest.mark.parametrize(
     ("method", "only"),
     [
