@@ -4,7 +4,8 @@ Standard input: lists of overrides of conf/config.yaml, as JSON. Standard output
 what two steps take there, and what the planner says that they would. Runs with hooks.cpp built and preloaded.
 
     fake: bytes by window of a step and kind, on the fake GPU; planned: the same, by the planner on a fake CPU.
-    attention: operations of attention in a step, on the fake GPU. on_cpu: operations that took a tensor from the CPU.
+    attention: operations of attention in a step, on the fake GPU. on_cpu: operations that took a tensor from the CPU,
+    but for copies that nothing waits for. awaited: operations of forward and backward passes that the host waits for.
     error: why there is none of these.
 """
 
@@ -60,30 +61,60 @@ def pretend() -> None:
 
 
 def _placed(tensor: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`torch.tensor`, which copies what it is given to the device past every mode."""
+    """`torch.tensor`, which copies what it is given to the device past every mode, and asks the driver to pin it."""
 
-    def placed(data: Any, *, device: Any = None, **keywords: Any) -> torch.Tensor:
+    def placed(data: Any, *, device: Any = None, pin_memory: bool = False, **keywords: Any) -> torch.Tensor:
         made = tensor(data, **keywords)
-        return made if device is None else torch.empty(made.shape, dtype=made.dtype, device=device)
+        if pin_memory:
+            made.pinned = True
+        if device is None:
+            return made
+        if torch.device(device).type == "cuda" and Watched.last is not None and Watched.last.in_micro_batch:
+            Watched.last.awaited.add("torch.tensor")
+        return torch.empty(made.shape, dtype=made.dtype, device=device)
 
     return placed
 
 
 class Watched(LiveBytes):
-    """Names operations that took a tensor from the CPU; optimizers may count their steps there."""
+    """Names operations that took a tensor from the CPU; optimizers may count their steps there.
 
-    last: Watched
+    awaited: those of a micro-batch that the host waits for, because values cross between it and the GPU.
+    """
+
+    last: Watched | None = None
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.on_cpu: set[str] = set()
+        self.awaited: set[str] = set()
+        self.in_micro_batch = False
         Watched.last = self
+
+    def mark(self, window: str) -> None:
+        self.in_micro_batch = window != "optimizer"
+        super().mark(window)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if function not in HARMLESS and any(tensor.device.type == "cpu" and tensor.ndim for tensor in tensors):
+        from_host = [tensor for tensor in tensors if tensor.device.type == "cpu"]
+        queued = (kwargs or {}).get("non_blocking") and all(getattr(tensor, "pinned", False) for tensor in from_host)
+        if function not in HARMLESS and any(tensor.ndim for tensor in from_host) and not queued:
             self.on_cpu.add(str(function))
-        return super().__torch_dispatch__(function, types, args, kwargs)
+        out = super().__torch_dispatch__(function, types, args, kwargs)
+        if self.in_micro_batch and function not in HARMLESS and not queued and _crosses(function, tensors, out):
+            self.awaited.add(str(function))
+        return out
+
+
+def _crosses(function: Any, tensors: list[torch.Tensor], out: Any) -> bool:
+    """Whether values pass between host and GPU. A kernel gets a number of the host along with its other arguments."""
+    sides, result = (
+        {leaf.device.type for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)} for tree in (tensors, out)
+    )
+    if function is aten._local_scalar_dense.default:
+        return "cuda" in sides
+    return {"cpu", "cuda"} == (sides if function is aten.copy_.default else sides ^ result)
 
 
 def value(_mode: Any, _function: Any, tensor: torch.Tensor) -> float | int | bool:
@@ -130,7 +161,13 @@ def answers(asked: list[list[str]]) -> Iterator[dict[str, Any]]:
             ):
                 fake = taken(cell, "cuda", GPU)
             live = Watched.last
-            yield {"fake": fake, "planned": planned, "attention": live.attention, "on_cpu": sorted(live.on_cpu)}
+            yield {
+                "fake": fake,
+                "planned": planned,
+                "attention": live.attention,
+                "on_cpu": sorted(live.on_cpu),
+                "awaited": sorted(live.awaited),
+            }
         except Exception as error:
             print(traceback.format_exc(), file=sys.stderr)
             yield {"error": f"{type(error).__name__}: {error.__cause__ or error}"}

@@ -128,15 +128,15 @@ def end_to_end(model: nn.Module, lengths: tuple[int, ...] | None, prefix: int = 
     """A context for a forward pass of `model` over one row of sequences of `lengths` (None: a padded batch).
 
     prefix: tokens in the model's cache before the row; 0 on CUDA.
-    Yields whether this attention applies: a sequence longer than the model's sliding window needs a mask.
+    Yields whether this attention applies, which needs no mask. It does not if the model uses another, or if a sequence
+    is longer than the model's sliding window.
     """
     net = inner(model)
-    if lengths is None or not within_window(model, prefix + max(lengths)):
+    kind = net.config._attn_implementation
+    if lengths is None or kind not in (NAME, ON_CUDA) or not within_window(model, prefix + max(lengths)):
         yield False
         return
-    bounds = None
-    if net.config._attn_implementation == ON_CUDA:
-        bounds = bounds_of(lengths, net.device)
+    bounds = bounds_of(lengths, net.device) if kind == ON_CUDA else None
     with over(SequenceRow(lengths, prefix, bounds)):
         yield True
 
@@ -175,8 +175,12 @@ def row() -> SequenceRow | None:
 
 
 def bounds_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """The begins and ends of sequences of `lengths` in a row: (sequences + 1,) as int32."""
-    return with_lengths(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device), lengths)
+    """The begins and ends of sequences of `lengths` in a row: (sequences + 1,) as int32.
+
+    A GPU copies them from pinned memory, so that the host need not wait until all work before the copy is done.
+    """
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, pin_memory=device.type == "cuda")
+    return with_lengths(bounds.to(device, non_blocking=True), lengths)
 
 
 def with_lengths(bounds: Tensor, lengths: Iterable[int]) -> Tensor:

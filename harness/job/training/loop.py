@@ -312,7 +312,11 @@ def answer_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     else:
         layout = {"attention_mask": batch.attention_mask}
     keep = batch.keep - batch.input_ids.shape[1]  # from the end: a method may prepend virtual tokens
-    with attention.end_to_end(model, batch.lengths):
+    with attention.end_to_end(model, batch.lengths) as applies:
+        if applies:
+            # Without a mask, transformers reads the position ids to learn whether they are of several sequences, and
+            # the host waits for the GPU. A mask of ones spares that, and changes nothing: this attention takes none.
+            layout["attention_mask"] = torch.ones_like(batch.input_ids, dtype=torch.bool)
         return model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=keep, **layout).logits
 
 

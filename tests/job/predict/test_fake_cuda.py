@@ -23,6 +23,7 @@ SETTINGS = [
     "method=lora train.activation_offload=true",
 ]
 CELLS = METHODS + SETTINGS
+CORE = ("dora", "full", "galore", "lora", "qlora")
 # Sparse products, of which there are none without storage: a CPU build of torch has no kernel, a CUDA build no driver.
 NO_KERNEL = ("Could not run", "CUDA driver version is insufficient", "Found no NVIDIA driver")
 # Methods whose step can't be taken here, and what says so: one of these.
@@ -70,6 +71,12 @@ def test_the_step_runs_on_a_gpu_alone(answers, cell):
         return
     assert "error" not in answer, answer["error"]
     assert set(answer["on_cpu"]) == FROM_CPU.get(cell, set())
+
+
+@pytest.mark.parametrize("cell", [*CORE, *SETTINGS])
+def test_the_host_waits_for_nothing_in_a_micro_batch(answers, cell):
+    """Of what tensors without storage show: tests/job/training/test_waits.py has the values that are read."""
+    assert answers[cell]["awaited"] == []
 
 
 @pytest.mark.parametrize("cell", CELLS)
