@@ -29,7 +29,8 @@ from harness.report.figures.study_results import StudyResults
 from harness.report.frame import score_name
 from harness.report.pages.page import render
 from harness.report.pairwise import MOST_PAIRED, contests
-from harness.report.statistics import Difference
+from harness.report.statistics import ALPHA, Difference
+from harness.report.statistics.ranges import range_quantile
 from harness.report.tables import screen
 from harness.report.tables.best import best, tables
 from harness.report.tables.formats import document, one_line
@@ -338,10 +339,36 @@ def test_seeds_do_not_lessen_what_items_add_and_items_not_what_seeds_add():
     """A difference of 4 points with an error of 3: 80% power requires one of 4 / 2.8."""
     gap = Difference(0.04, -0.02, 0.1, 0.2, 0.03, 9.0, items=0.0)
     needed = (0.03 / (0.04 / 2.8016)) ** 2
-    assert seeds_needed(gap, 3) == math.ceil(3 * needed)
-    assert times_as_many_items(gap, 0.0) == pytest.approx(needed, rel=1e-3)
-    assert seeds_needed(gap._replace(items=0.9), 3) is None
-    assert times_as_many_items(gap, 0.9 * 0.03**2) is None
+    assert seeds_needed(gap, 3, alone) == math.ceil(3 * needed)
+    assert times_as_many_items(gap, 0.0, alone) == pytest.approx(needed, rel=1e-3)
+    assert seeds_needed(gap._replace(items=0.9), 3, alone) is None
+    assert times_as_many_items(gap, 0.9 * 0.03**2, alone) is None
+
+
+def alone(freedom):
+    """What two means must differ by whose error is known, in standard errors."""
+    return 1.96
+
+
+@pytest.mark.parametrize("methods", [2, 5])
+def test_the_advised_seeds_find_the_difference_in_80_percent_of_studies(methods):
+    """The best method against one that is as much worse as it looked, the others as good as the best one."""
+    seeds = 3
+    gap = Difference(0.04, -0.03, 0.11, 0.2, 0.03, freedom=methods * (seeds - 1), items=0.0)
+    advised = seeds_needed(gap, seeds, lambda freedom: range_quantile(ALPHA, freedom, methods))
+    draw, sd = np.random.default_rng(0), gap.error * (seeds / 2) ** 0.5
+    truth = np.array([*[gap.value] * (methods - 1), 0.0])
+    scores = truth[:, None] + sd * draw.standard_normal((4_000, methods, advised))
+    spread = np.sqrt(scores.var(axis=2, ddof=1).mean(axis=1) * 2 / advised)
+    distance = np.abs(scores.mean(axis=2)[:, 0] - scores.mean(axis=2)[:, -1]) / spread
+    assert (distance > range_quantile(ALPHA, methods * (advised - 1), methods)).mean() == pytest.approx(0.8, abs=0.05)
+
+
+def test_of_more_methods_that_tie_more_seeds_are_advised():
+    """The best of many is picked by luck, too, so it must lead by more."""
+    gap = Difference(0.04, -0.02, 0.1, 0.2, 0.03, 9.0, items=0.0)
+    advised = [seeds_needed(gap, 3, lambda freedom, n=n: range_quantile(ALPHA, freedom, n)) for n in (2, 3, 6)]
+    assert advised == sorted(set(advised))
 
 
 def test_untuned_models_alone_are_no_methods(folder):

@@ -22,6 +22,7 @@ from harness.report.answer.words import ScoreWords
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.pairwise import MARGIN, Contest, Standing
 from harness.report.statistics import ALPHA, Difference, Interval, Statistic
+from harness.report.statistics.ranges import range_quantile
 
 FEW_SEEDS = 3  # what a study of one seed is repeated with
 
@@ -298,11 +299,12 @@ class ComparedMethods:
         gaps = {label: gap for label in others if (gap := self._gap(first, label))}
         if not others:
             return None
+        critical, spread = self._critical, self.contest.seed_spread or 0.0
         runs = {label: len(self.limits.place_rows[label].records) for label in (first, *gaps)}
-        seeds = {label: n for label, gap in gaps.items() if (n := seeds_needed(gap, min(runs[first], runs[label])))}
-        spread = self.contest.seed_spread or 0.0
+        fewer = {label: min(runs[first], runs[label]) for label in gaps}
+        seeds = {label: n for label, gap in gaps.items() if (n := seeds_needed(gap, fewer[label], critical))}
         stays = {label: spread**2 * (1 / runs[first] + 1 / runs[label]) for label in gaps}
-        times = {label: t for label, gap in gaps.items() if (t := times_as_many_items(gap, stays[label]))}
+        times = {label: t for label, gap in gaps.items() if (t := times_as_many_items(gap, stays[label], critical))}
         if not self._test.extensible and seeds:
             times = {}
         if times and min(times.values()) <= min((n / runs[label] for label, n in seeds.items()), default=math.inf):
@@ -313,6 +315,10 @@ class ComparedMethods:
             label = min(seeds, key=seeds.__getitem__)
             return Doubt(f"tell {label} from {first}", seeds[label])
         return Doubt(f"tell {few(sorted(others))} from {first}", None)
+
+    def _critical(self, freedom: float) -> float:
+        """The standard errors by which the best one must lead to be told from one that ties, among all that tie."""
+        return range_quantile(ALPHA / self.places, freedom, len(self._tied))
 
     @cached_property
     def _test(self) -> ItemSupply:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scipy import special
@@ -16,38 +17,45 @@ from harness.settings import HELD_OUT
 
 FEWEST_SEEDS, MOST_SEEDS = 3, 100
 MOST_TIMES = 100  # as many items
-POWERED = float(special.ndtri(1 - ALPHA / 2) + special.ndtri(0.8))  # standard errors that 80% of studies find
+POWER = float(special.ndtri(0.8))  # standard errors beyond those of a test: then 80% of studies find a difference
 FEWEST_DIFFERING = next(n for n in itertools.count() if 2 ** (1 - n) < ALPHA)
 """Items on which two models must differ, all in favour of one, for McNemar's exact test to tell them apart."""
 
+Critical = Callable[[float], float]
+"""The standard errors that a difference must reach to be told by a test, from its degrees of freedom."""
 
-def seeds_needed(gap: Difference, seeds: int) -> int | None:
+
+def seeds_needed(gap: Difference, seeds: int, critical: Critical) -> int | None:
     """Seeds that would find a difference, or show it to be within MARGIN, if it is as large as it looks with `seeds`.
 
-    None if what the items add to its error, which seeds do not lessen, is too much, or if MOST_SEEDS are not enough.
+    critical: of the test that is to find it. None if what the items add to its error, which seeds do not lessen, is too
+    much, or if MOST_SEEDS are not enough.
     """
-    left = _wanted(gap) - gap.items * gap.error**2
-    if left <= 0:
-        return None
-    needed = max(seeds + 1, FEWEST_SEEDS, math.ceil(seeds * (1 - gap.items) * gap.error**2 / left))
-    return needed if needed <= MOST_SEEDS else None
+
+    def enough(count: int) -> bool:
+        variance = gap.error**2 * (gap.items + (1 - gap.items) * seeds / count)
+        return variance <= _wanted(gap, critical(gap.freedom * count / seeds))
+
+    counts = range(max(seeds + 1, FEWEST_SEEDS), MOST_SEEDS + 1)
+    index = bisect.bisect_left(counts, True, key=enough)
+    return counts[index] if index < len(counts) else None
 
 
-def times_as_many_items(gap: Difference, over_seeds: float) -> float | None:
+def times_as_many_items(gap: Difference, over_seeds: float, critical: Critical) -> float | None:
     """Likewise, how many times as many items with the same seeds; None if MOST_TIMES are not enough.
 
     over_seeds: the part of the difference's variance that items do not lessen.
     """
-    left = _wanted(gap) - over_seeds
+    left = _wanted(gap, critical(math.inf if gap.exact else gap.freedom)) - over_seeds
     if left <= 0:
         return None
     times = max(1.1, (gap.error**2 - over_seeds) / left)
     return times if times <= MOST_TIMES else None
 
 
-def _wanted(gap: Difference) -> float:
+def _wanted(gap: Difference, critical: float) -> float:
     """The variance with which 80% of studies would find a difference, or show it to be within MARGIN."""
-    return (max(abs(gap.value), MARGIN - abs(gap.value)) / POWERED) ** 2
+    return (max(abs(gap.value), MARGIN - abs(gap.value)) / (critical + POWER)) ** 2
 
 
 @dataclass(frozen=True)
