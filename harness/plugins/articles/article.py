@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import math
 import operator
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from harness.errors import one_of
 from harness.plugins.articles.apart import parts_of
 from harness.plugins.articles.claims import (
     DEPENDS,
-    MOST_SEEDS,
     OPEN,
     REFUTED,
     SUPPORTED,
@@ -31,8 +29,8 @@ from harness.plugins.articles.claims import (
     Claim,
     Decision,
     Verdict,
-    enough_seeds,
 )
+from harness.plugins.articles.deciding import deciding_command
 from harness.plugins.articles.designed import DECIDED_BY
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, merge
@@ -40,7 +38,6 @@ from harness.plugins.articles.published_figures import Figure
 from harness.plugins.articles.published_rules import PublishedRule, PublishedVerdict, published_verdicts
 from harness.plugins.articles.rule_version import names
 from harness.record import Record
-from harness.report.answer.next_run import seed_list
 from harness.report.items.answered import Items
 from harness.report.planned import study_plan
 from harness.report.statistics import Interval
@@ -92,6 +89,7 @@ class Article:
                     not fresh.isdisjoint(one.records),
                     plan.of_names(one.records, self.name),
                     parts_of(one, evidence[place].records, place),
+                    deciding_command(claim, one, evidence[place].records, folder),
                 )
                 for place, one in judgements.items()
             ]
@@ -138,20 +136,6 @@ def tally_of(decisions: Iterable[Decision]) -> str:
     parts = [f"{counts[decision]} {decision}" for decision in (SUPPORTED, REFUTED)]
     parts += [f"{counts[decision]} {words}" for decision, words in rare.items() if counts[decision]]
     return ", ".join([*parts, f"{counts[OPEN]} {OPEN}"])
-
-
-def command(claim: Claim) -> str:
-    """The command that runs the cells which decide `claim`."""
-    return f"python -m harness {claim.run}"
-
-
-def to_decide(verdict: JudgedClaim) -> str:
-    """`command`, with as many seeds as are enough where that is a number that can be run."""
-    run, seeds = command(verdict.claim), enough_seeds(verdict.judgement)
-    if seeds is None or seeds > MOST_SEEDS:
-        return run
-    more = f"--confirm {seeds}" if verdict.fresh else shlex.quote(f"seed={seed_list(range(int(seeds)))}")
-    return f"{run} {more}"
 
 
 def effect_text(verdict: JudgedClaim) -> str:

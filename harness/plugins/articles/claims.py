@@ -289,7 +289,7 @@ class Verdict:
     """The judgement on a claim in one place: study, model and data.
 
     fresh: whether it rests on fresh seeds, which confirm the chosen settings. plan: whether it was planned. parts: the
-    decision at each setting; empty if the settings are unknown.
+    decision at each setting; empty if the settings are unknown. command: what would decide it, if it is open.
     """
 
     claim: Claim
@@ -298,6 +298,7 @@ class Verdict:
     fresh: bool = False
     plan: PlanState = EXPLORATORY
     parts: tuple[Part, ...] = ()
+    command: str = field(default="", compare=False)
 
     @property
     def decision(self) -> Decision:

@@ -61,7 +61,7 @@ def table(article: str) -> str:
         return f"No study that decides a claim of “{whole.title}” has run yet.\n"
     first, *others = claim_tables(whole, judged)
     first = replace(first, title=f"“{whole.title}” on SmolLM2-135M: {tally(judged.judged)}")
-    return document([first, *others], "md").replace("python -m harness ", "harness ")
+    return document([first, *others], "md")
 
 
 def summary(article: str) -> str:

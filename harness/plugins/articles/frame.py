@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.plugins.articles.article import Article, effect_text, every, find, to_decide
+from harness.plugins.articles.article import Article, effect_text, every, find
 from harness.plugins.articles.claims import OPEN
 from harness.plugins.articles.merged import JudgedClaim, MergedVerdict
 from harness.plugins.articles.verdict_tables import NOT_JUDGED
@@ -57,7 +57,7 @@ def _rows(article: Article, studies: Studies, long: bool) -> list[dict[str, Any]
 
 
 def _not_judged(article: Article, verdict: JudgedClaim) -> dict[str, Any]:
-    none = {"verdict": NOT_JUDGED, "studies": "", "places": 0, "agreeing": 0, "command": to_decide(verdict)}
+    none = {"verdict": NOT_JUDGED, "studies": "", "places": 0, "agreeing": 0, "command": verdict.command}
     return _place(verdict) | _values(article, verdict) | none
 
 
@@ -91,5 +91,5 @@ def _values(article: Article, verdict: JudgedClaim) -> dict[str, Any]:
         "records": len(judgement.records),
         "plan": verdict.plan.word,
         "reason": verdict.plan.why if verdict.plan.word == "interim" else judgement.why,
-        "command": to_decide(verdict) if verdict.decision == OPEN else None,
+        "command": verdict.command if verdict.decision == OPEN else None,
     }

@@ -57,6 +57,9 @@ class JudgedClaim(Protocol):
     @property
     def plan(self) -> PlanState: ...
 
+    @property
+    def command(self) -> str: ...
+
 
 @dataclass(frozen=True)
 class MergedVerdict:
@@ -84,6 +87,10 @@ class MergedVerdict:
     @property
     def fresh(self) -> bool:
         return self.representative.fresh
+
+    @property
+    def command(self) -> str:
+        return self.representative.command
 
     @property
     def plan(self) -> PlanState:

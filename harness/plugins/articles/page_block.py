@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.plugins.articles.article import Article, command, effect_text, judged_articles, tally
+from harness.plugins.articles.article import Article, effect_text, judged_articles, tally
 from harness.plugins.articles.claims import OPEN, Verdict
 from harness.plugins.articles.merged import ArticleVerdicts, MergedVerdict
 from harness.plugins.articles.verdict_tables import claim_table, not_judged_text
@@ -69,7 +69,7 @@ def _verdicts(article: Article, verdicts: ArticleVerdicts) -> Table:
 
 def _remark(merged: MergedVerdict) -> str:
     why = f"{merged.judgement.why}." if merged.judgement.why else ""
-    run = command(merged.claim) if merged.decision == OPEN else ""
+    run = merged.command if merged.decision == OPEN else ""
     return " ".join(filter(None, (why, run))) or ABSENT
 
 

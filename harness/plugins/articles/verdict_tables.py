@@ -12,7 +12,7 @@ import pandas as pd
 
 from harness import units
 from harness.plugins.articles import meanings
-from harness.plugins.articles.article import Article, command, effect_text, tally, to_decide
+from harness.plugins.articles.article import Article, effect_text, tally
 from harness.plugins.articles.claims import (
     DEPENDS,
     MORE_ITEMS,
@@ -81,7 +81,7 @@ def claim_table(article: Article, verdicts: ArticleVerdicts, explained: bool = F
             *(meanings.line(claim) if explained else f"{claim.name}: {claim.text}." for claim in claims),
             *(f"{m.claim.name}: {m.judgement.why}." for m in judged if m.judgement.why and m not in open_),
             *(f"{m.claim.name}: {m.judgement.why}. To decide it, run {_deciding(m)}." for m in open_),
-            *(f"{v.claim.name}: not judged. {v.judgement.why}. Run `{command(v.claim)}`." for v in not_judged),
+            *(f"{v.claim.name}: not judged. {v.judgement.why}. Run `{v.command}`." for v in not_judged),
             *plan_lines((merged.claim.name, merged.plan) for merged in judged),
             f"Source: {article.source}.",
             *article.caption,
@@ -194,8 +194,8 @@ def _row(verdict: JudgedClaim) -> list[str]:
 
 
 def _deciding(merged: MergedVerdict) -> str:
-    """The command, with as many seeds as are enough where that can be told."""
-    run, seeds = to_decide(merged), enough_seeds(merged.judgement)
+    """The command, and how many seeds are enough where that can be told."""
+    run, seeds = merged.command, enough_seeds(merged.judgement)
     if seeds is None:
         return f"`{run}` {merged.judgement.remedy}".rstrip()
     fewer = excluding_seeds(merged.judgement)
@@ -262,6 +262,6 @@ def _data(verdict: JudgedClaim) -> dict[str, Any]:
     for name in ("effect", "range", "small", "ratio", "remedy", "parts", "corrected"):  # the last is a function
         del values[name]
     place = {"study": study, "model": model, "data": data}
-    claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": command(verdict.claim)}
+    claim = {"claim": verdict.claim.name, "text": verdict.claim.text, "run": verdict.command}
     plan = {"plan": verdict.plan.word, "plan_why": verdict.plan.why}
     return claim | place | {"effect": effect.value, "low": effect.low, "high": effect.high} | values | plan

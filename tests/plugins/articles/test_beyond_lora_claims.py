@@ -122,7 +122,7 @@ def test_a_test_at_its_end_is_not_mended_by_seeds(study, scores, why, remedy):
     assert enough_seeds(judgement) is None
     (verdict,) = (v for v in ARTICLE.verdicts(study.records, study.folder) if v.claim.name == "dora-task")
     shown = claim_table(ARTICLE, merge([verdict])).caption
-    assert f"dora-task: {why}. To decide it, run `python -m harness sweep rank` {remedy}." in shown
+    assert f"dora-task: {why}. To decide it, run `harness sweep rank` {remedy}." in shown
 
 
 def test_of_few_items_one_answer_is_more_than_the_bound(study, monkeypatch):
@@ -800,7 +800,7 @@ def test_the_command_renders_the_committed_studies(capsys):
     assert main(["claims", "--long", "--study", "reference/quickstart", "--results-dir", str(ROOT / "results")]) == 0
     out = capsys.readouterr().out
     assert all(f"\n- {name}: " in out for name in CLAIMS)
-    assert "python -m harness sweep rank" in out
+    assert "harness sweep rank" in out
 
 
 def test_the_verdicts_of_the_committed_quickstart():

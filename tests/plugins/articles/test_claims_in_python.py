@@ -27,7 +27,7 @@ def test_claims_are_those_of_the_articles():
     assert judged["verdict"].tolist() == [merged.judgement.decision for merged in verdicts.judged]
     assert (own["places"] > 0).eq(own["verdict"] != "not judged").all()
     undecided = own["verdict"].isin(["not decided", "not judged"])
-    assert own.loc[undecided, "command"].str.startswith("python -m harness sweep ").all()
+    assert own.loc[undecided, "command"].str.startswith("harness sweep ").all()
     assert own.loc[undecided, "reason"].ne("").all()
     assert own.loc[~undecided, "command"].isna().all()
     assert own.loc[~undecided, "effect"].notna().all()

@@ -77,7 +77,7 @@ def test_latex_has_every_character_of_our_own_texts_and_code_as_such():
     assert "[U+" not in text
     assert "of ``Beyond LoRA''" in text
     assert r"\texttt{harness sweep quickstart seed=0,1,2}" in text
-    assert r"\texttt{python -m harness sweep forgetting \textquotesingle{}eval.tasks=[wordmath,plain\_text]" in text
+    assert r"\texttt{harness sweep forgetting \textquotesingle{}eval.tasks=[wordmath,plain\_text]" in text
     assert "`" not in text.replace("``", "")
 
 
@@ -127,6 +127,6 @@ def test_what_a_plan_will_decide_needs_no_further_command(tmp_path, planned):
         assert not any("To decide it" in each for each in table.caption)
         assert answer.endswith("Below the table is what is left of the plan.")
     else:
-        assert "To decide it, run `python -m harness sweep " in line
+        assert "To decide it, run `harness sweep " in line
         assert remarks["dora-full"] == "One seed"
         assert answer.endswith("Below the table is the command that would decide each.")
