@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.grouping import grouped
 from harness.record import (
     Inference,
     Kinds,
@@ -168,9 +169,10 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     distinguish.
     """
     axes = [_axes(record) for record in records]
-    alike = defaultdict(list)
-    for i, record in enumerate(records):
-        alike[record.study, record.cell.model, record.cell.data, record.cell.method, axes[i]].append(i)
+    alike = grouped(
+        ((record.study, record.cell.model, record.cell.data, record.cell.method, axes[i]), i)
+        for i, record in enumerate(records)
+    )
     texts = list(axes)
     for members in alike.values():
         settings = [BUT_SEED(records[i].cell.settings) for i in members]

@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from harness import units
+from harness.grouping import grouped
 from harness.record import Record, Repeat, Score, memory_instrument, train_memory
 from harness.report import statistics
 from harness.report.conditions import conditions, differing
@@ -104,11 +105,12 @@ class PublishedStudy:
     @cached_property
     def _seeds(self) -> list[list[Record]]:
         """The finished records of each setting that has several seeds."""
-        found = defaultdict(list)
-        for record, setting in zip(self.records, setting_texts(self.records), strict=True):
-            if record.status == "ok" and record.cell.seed is not None:
-                found[record.cell.model, record.cell.data, record.cell.method, setting].append(record)
-        return [group for group in found.values() if len(group) > 1]
+        groups = grouped(
+            ((record.cell.model, record.cell.data, record.cell.method, setting), record)
+            for record, setting in zip(self.records, setting_texts(self.records), strict=True)
+            if record.status == "ok" and record.cell.seed is not None
+        )
+        return [group for group in groups.values() if len(group) > 1]
 
     @cached_property
     def _disturbed(self) -> set[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from harness import record
 from harness.errors import UserError
+from harness.grouping import grouped
 from harness.record import Cell, Record, RecordError, StudyPlan
 from harness.score_names import score_label
 from harness.studies import verify
@@ -89,10 +90,9 @@ def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
     newer: of unequal records, keep the one that began last. Raises UserError for a folder without studies.
     """
     plan = MergePlan()
-    candidates: dict[tuple[str, str], list[RecordFile]] = {}
-    for folder in folders:
-        for file in _records(folder, into, plan):
-            candidates.setdefault((file.study, file.path.name), []).append(file)
+    candidates = grouped(
+        ((file.study, file.path.name), file) for folder in folders for file in _records(folder, into, plan)
+    )
     for (study, name), of_name in candidates.items():
         try:
             there = [RecordFile(study, path, record.read(path))] if (path := into / study / name).exists() else []

@@ -12,6 +12,7 @@ from functools import cached_property
 from statistics import fmean
 
 from harness import units
+from harness.grouping import grouped
 from harness.report.costs import SAME, Ratios, memory_ratio, price_ratios, speed_ratios
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import FORGOTTEN
@@ -38,9 +39,7 @@ def as_sentence(advantages: Sequence[Advantage], among: str = "") -> str:
 
     among: what it begins with where not all methods are meant, such as "Of these, ".
     """
-    by_label: dict[str, list[str]] = {}
-    for each in advantages:
-        by_label.setdefault(each.label, []).append(each.text)
+    by_label = grouped((each.label, each.text) for each in advantages)
     clauses = [f"{label} {units.listed(texts)}" for label, texts in by_label.items()]
     single = len(clauses) == len(advantages)  # "and" joins what one method has, else methods
     return f"{among}{units.listed(clauses) if single else '; '.join(clauses)}."

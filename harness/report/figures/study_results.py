@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from harness.grouping import grouped
 from harness.record import Record, Score
 from harness.report.answer import StudyAnswer
 from harness.report.figures.style import Place, place_titles
@@ -221,11 +221,8 @@ def is_untuned(row: Row) -> bool:
 
 def _swept(tries: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
     """The settings that some method was tried with in several values."""
-    values = defaultdict(set)
-    for method, settings in tries:
-        for name, value in settings.items():
-            values[name, method].add(value)
-    return sorted({name for (name, _), of in values.items() if len(of) > 1})
+    values = grouped(((name, method), value) for method, settings in tries for name, value in settings.items())
+    return sorted({name for (name, _), of in values.items() if len(set(of)) > 1})
 
 
 def _train_settings(row: Row) -> dict[str, str]:

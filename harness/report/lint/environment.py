@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from datetime import datetime
 
 from harness import units
+from harness.grouping import grouped
 from harness.record import Instrument, Record, memory_instrument, train_memory
 from harness.report.lint.differences import (
     Sentences,
@@ -76,11 +76,13 @@ def versions(record: Record) -> dict[str, str]:
 
 def versions_of_runs(records: Sequence[Record]) -> Sentences:
     """The rule that all runs of an imported experiment had the same libraries."""
-    others: dict[str, list[str]] = defaultdict(list)
-    for record in (record for record in records if record.source is not None):
-        for again in record.repeats:
-            if stack(again.environment) != stack(record.environment):
-                others[stack(again.environment)].append(record.cell.name)
+    others = grouped(
+        (stack(again.environment), record.cell.name)
+        for record in records
+        if record.source is not None
+        for again in record.repeats
+        if stack(again.environment) != stack(record.environment)
+    )
     if others:
         parts = [f"{versions} in {units.plural(len(names), 'run')}" for versions, names in sorted(others.items())]
         cells = tuple(dict.fromkeys(name for names in others.values() for name in names))
@@ -201,10 +203,7 @@ def sources(records: Sequence[Record]) -> Sentences:
 def overlap(records: Sequence[Record]) -> Sentences:
     """Cells that ran at the same time on one GPU. Starts are in whole seconds: overlaps below a second are ignored."""
     together: dict[int, Record] = {}
-    on = defaultdict(list)
-    for record in records:
-        for gpu in _gpus(record) if record.seconds else ():
-            on[gpu].append(record)
+    on = grouped((gpu, record) for record in records if record.seconds for gpu in _gpus(record))
     for members in on.values():
         starts = [(datetime.fromisoformat(record.started).timestamp(), record) for record in members]
         running: Record | None = None  # the one of those seen so far that ends last

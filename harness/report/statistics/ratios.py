@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from harness.grouping import grouped
 from harness.report.statistics.estimates import ALPHA, Interval, Statistic
 from harness.report.statistics.variances import Level, combined, moderated
 
@@ -169,10 +170,8 @@ def _paired(
     """
     means = []
     for side in sides:
-        grouped = defaultdict(list)
-        for peak in side:
-            grouped[unit(peak)].append(math.log(peak.value))
-        means.append({key: float(np.mean(values)) for key, values in grouped.items()})
+        logs = grouped((unit(peak), math.log(peak.value)) for peak in side)
+        means.append({key: float(np.mean(values)) for key, values in logs.items()})
     one, other = means[:2]
     common = [key for key in one if key in other]
     if len(common) > 1:
