@@ -86,6 +86,7 @@ from harness.record.schema import (
     Status,
     TrackerName,
     awaits_scoring,
+    losses_by_seed,
     micro_batches,
     repeat_of,
 )

@@ -234,7 +234,7 @@ def _decide(files: list[RecordFile], there: bool, newer: bool, plan: MergePlan) 
 def _tell(file: RecordFile) -> str:
     """A line on a record: where it is, and what to choose it by."""
     recorded = file.record
-    loss = f", validation loss {recorded.validation[-1].loss:.4g}" if recorded.validation else ""
+    loss = "" if recorded.validation_loss is None else f", validation loss {recorded.validation_loss:.4g}"
     scores = "".join(f", {score_label(s.task, s.metric, s.filter)} {s.value:.4g}" for s in recorded.scores[:1])
     why = f": {recorded.failure.reason}" if recorded.failure else ""
     return f"{file.path}: {recorded.status}, began {recorded.started}{loss}{scores}{why}"

@@ -13,6 +13,7 @@ from statistics import fmean
 
 from harness import units
 from harness.grouping import grouped
+from harness.record import losses_by_seed
 from harness.report.costs import SAME, Ratios, memory_ratio, price_ratios, speed_ratios
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import FORGOTTEN
@@ -159,9 +160,5 @@ def _apart(ratio: Ratio, above: bool) -> bool:
 
 def _loss_ratio(row: Row, reference: Row, others: Sequence[Row]) -> Ratio | None:
     """None without two seeds of each."""
-    one, other, *field = (_losses(side) for side in (row, reference, *others))
+    one, other, *field = (losses_by_seed(side.measured) for side in (row, reference, *others))
     return of_losses([one], [other], [each for each in field if each not in (one, other)])
-
-
-def _losses(row: Row) -> dict[int | None, float]:
-    return {record.cell.seed: record.validation[-1].loss for record in row.measured if record.validation}

@@ -90,9 +90,7 @@ def within_drift(records: Sequence[Record], drift: Drift) -> tuple[int, int]:
 def _rates(records: Sequence[Record]) -> dict[tuple[Any, ...], list[float]]:
     """The tokens/s of the finished records of each setting."""
     return grouped(
-        (_compared(record), rate)
-        for record in records
-        if record.status == "ok" and record.train and (rate := record.train.tokens_per_second_steady)
+        (_compared(record), rate) for record in records if record.status == "ok" and (rate := record.tokens_per_second)
     )
 
 
@@ -102,8 +100,7 @@ def _compared(record: Record) -> tuple[Any, ...]:
 
 def _runs(record: Record) -> dict[tuple[Any, ...], list[tuple[float, float]]]:
     """By machine, the hour and the tokens/s of each finished run of the cell."""
-    rate = record.train.tokens_per_second_steady if record.train else None
-    runs = [(record.status, record.started, record.environment, rate)]
+    runs = [(record.status, record.started, record.environment, record.tokens_per_second)]
     runs += [(r.status, r.started, r.environment, r.tokens_per_second_steady) for r in record.repeats]
     return grouped(
         (_machine(environment), (_hours(started), rate))
