@@ -65,7 +65,7 @@ from harness.record.names import (
     short,
 )
 from harness.record.own_data import Lengths, OwnData
-from harness.record.planned_study import PlannedStudy, PlanProgress, Unplanned
+from harness.record.planned_study import PlannedStudy, PlanProgress
 from harness.record.reading import (
     RecordError,
     read,

@@ -36,7 +36,6 @@ PERCENT = 100.0  # scores are in percent, effects on them are shares
 PEAK_VARIES = 0.015  # standard deviation of a peak of memory, as a share, as in `memory_ratio`
 ONE_SOURCE = "One source"
 NO_FIGURES = "No published figures"
-LOWEST = 8  # rank of an adapter that is not very low
 HIGH_RANKS, LOW_RANKS = (64, 128), (8, 16)
 
 Compared = Literal["value", "spread"]

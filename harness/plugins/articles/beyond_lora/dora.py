@@ -29,7 +29,6 @@ from harness.report.statistics import Interval
 
 BEHIND = 0.02  # by which a score still matches another
 EQUIVALENT = 1.25  # times as many tokens, or as few, that count as equally fast
-ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU than chance does
 
 
 def _at_equal_ranks(at: Evidence) -> tuple[list[Choice], list[Choice]] | None:

@@ -13,7 +13,6 @@ from harness.report.frame import score_name
 from harness.report.headline import LEARNED, MMLU, PLAIN_TEXT, base_of
 from harness.report.lint.training import never_renewed
 
-ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU, and solve more of GSM8K, than chance does
 REASONING = tuple(LEARNED[data] for data in ("gsm8k", "wordmath", "wordmath_short"))
 FORMAT = "ifeval/prompt_level_strict_acc/none"
 
