@@ -64,6 +64,7 @@ from harness.record.names import (
     names_a_file,
     short,
 )
+from harness.record.overlaps import overlapping
 from harness.record.own_data import Lengths, OwnData
 from harness.record.planned_study import PlannedStudy, PlanProgress
 from harness.record.reading import (
