@@ -15,6 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from harness import redact
 from harness.errors import UserError, first_line
+from harness.grouping import grouped
 from harness.record import Cell, Record
 from harness.settings import plain
 
@@ -74,8 +75,6 @@ def _place(name: str, run: str, study: str, folder: Path) -> dict[str, Any]:
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Dotted names, and values that any tracker accepts."""
-    flat: dict[str, list[Any]] = {}
-    for key, value in redact.leaves(settings):
-        flat.setdefault(key, []).append(value)
+    flat = grouped(redact.leaves(settings))
     values = {key: found[0] if len(found) == 1 else str(found) for key, found in flat.items()}
     return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}

@@ -64,8 +64,9 @@ from harness.record.names import (
     names_a_file,
     short,
 )
+from harness.record.overlaps import overlapping
 from harness.record.own_data import Lengths, OwnData
-from harness.record.planned_study import PlannedStudy, PlanProgress, Unplanned
+from harness.record.planned_study import PlannedStudy, PlanProgress
 from harness.record.reading import (
     RecordError,
     read,
@@ -86,6 +87,7 @@ from harness.record.schema import (
     Status,
     TrackerName,
     awaits_scoring,
+    losses_by_seed,
     micro_batches,
     repeat_of,
 )

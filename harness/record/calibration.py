@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.grouping import grouped
 from harness.record.codec import Misfit, decode
 from harness.record.files import replacing
 
@@ -93,11 +94,11 @@ class Calibration:
 
     @cached_property
     def _groups(self) -> dict[Any, list[_Comparable]]:
-        groups: dict[Any, list[_Comparable]] = {}
-        for kernel in self.kernels:
-            for key in ((kernel.name, kernel.formats), kernel.name, kernel.flops > 0):
-                groups.setdefault(key, []).append(_Comparable(**asdict(kernel)))
-        return groups
+        return grouped(
+            (key, _Comparable(**asdict(kernel)))
+            for kernel in self.kernels
+            for key in ((kernel.name, kernel.formats), kernel.name, kernel.flops > 0)
+        )
 
     def _near(self, name: str, formats: str, flops: int, moved: int) -> list[tuple[float, _Comparable]]:
         """The two kernels whose rates tell that of another one, with their distances from it."""

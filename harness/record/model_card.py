@@ -167,8 +167,8 @@ def _cost(record: Record) -> Iterator[tuple[str, str]]:
         yield "trained weights", f"{units.count(record.parameters.trainable)} ({100 * share:.3g}% of all)"
     if record.probe:
         yield "peak memory of tensors in a training step", units.size(record.probe.peak.total)
-    if record.train and record.train.tokens_per_second_steady:
-        yield "training speed", f"{units.significant(record.train.tokens_per_second_steady, 3)} tokens/s"
+    if rate := record.tokens_per_second:
+        yield "training speed", f"{units.significant(rate, 3)} tokens/s"
     yield "time of the whole job", f"{record.seconds:.0f} s"
     device, cpu = record.environment.get("device") or {}, record.environment.get("cpu") or {}
     yield "device", str(device.get("name") or cpu.get("name") or device.get("type"))

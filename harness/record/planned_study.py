@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 from harness import units
+from harness.grouping import grouped
 from harness.record.schema import Cell, Record
 from harness.record.scores import Scoring
 from harness.record.study_plan import ComparedGroup, PlannedMethod, StudyPlan, group_of
@@ -57,10 +58,7 @@ class PlannedStudy:
     def __init__(self, plans: Sequence[StudyPlan], records: Iterable[Record]):
         self.plans = plans
         self._records = list(records)
-        self._parts: dict[ComparedGroup, list[tuple[StudyPlan, PlannedMethod]]] = defaultdict(list)
-        for plan in plans:
-            for part in plan.methods:
-                self._parts[part.group].append((plan, part))
+        self._parts = grouped((part.group, (plan, part)) for plan in plans for part in plan.methods)
         self._planned_by: dict[str, StudyPlan | Unplanned] = {}
 
     @cached_property
@@ -78,11 +76,11 @@ class PlannedStudy:
     @cached_property
     def failed(self) -> dict[ComparedGroup, list[str]]:
         """Names of planned cells that failed, which the same command runs again."""
-        failed = defaultdict(list)
-        for record in self._records:
-            if record.status == "failed" and isinstance(self.planned_by(record), StudyPlan):
-                failed[group_of(record.cell)].append(record.cell.name)
-        return dict(failed)
+        return grouped(
+            (group_of(record.cell), record.cell.name)
+            for record in self._records
+            if record.status == "failed" and isinstance(self.planned_by(record), StudyPlan)
+        )
 
     def planned_by(self, record: Record) -> StudyPlan | Unplanned:
         """The plan of a record; of one that no plan had before results like it were there, why."""
@@ -173,10 +171,7 @@ class PlannedStudy:
 
     @cached_property
     def _of_group(self) -> dict[ComparedGroup, list[Record]]:
-        groups = defaultdict(list)
-        for record in self._records:
-            groups[group_of(record.cell)].append(record)
-        return dict(groups)
+        return grouped((group_of(record.cell), record) for record in self._records)
 
 
 def _evaluates(plan: StudyPlan, scoring: Scoring) -> bool:

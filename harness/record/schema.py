@@ -5,6 +5,7 @@ Units: bytes, seconds, tokens. What was not measured is ``null``; there are no s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -224,6 +225,16 @@ class Record:
             return None
         return self.cell.settings.data.question_template
 
+    @property
+    def validation_loss(self) -> float | None:
+        """The last validation loss, nats per token; None without one."""
+        return self.validation[-1].loss if self.validation else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The steady rate of training, raw tokens; None without one."""
+        return self.train.tokens_per_second_steady if self.train else None
+
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """What a notebook shows, where all fields would fill pages."""
         facts: list[str] = [self.status, *([] if self.failure is None else [self.failure.reason])]
@@ -234,7 +245,7 @@ class Record:
 
 def repeat_of(run: Record, number: int) -> Repeat:
     """What another record of the same cell keeps of `run`, without its scores."""
-    train, trained = run.train, run.phases.get("train")
+    trained = run.phases.get("train")
     return Repeat(
         number=number,
         status=run.status,
@@ -242,11 +253,16 @@ def repeat_of(run: Record, number: int) -> Repeat:
         seconds=run.seconds,
         environment=run.environment,
         position=run.position,
-        tokens_per_second_steady=train.tokens_per_second_steady if train else None,
-        validation_loss=run.validation[-1].loss if run.validation else None,
+        tokens_per_second_steady=run.tokens_per_second,
+        validation_loss=run.validation_loss,
         memory=trained.memory if trained else None,
         gpus=run.gpus,
     )
+
+
+def losses_by_seed(records: Iterable[Record]) -> dict[int | None, float]:
+    """The last validation loss by seed of records that differ in their seeds."""
+    return {record.cell.seed: loss for record in records if (loss := record.validation_loss) is not None}
 
 
 def awaits_scoring(record: Record) -> bool:

@@ -44,4 +44,4 @@ def chosen(records: Sequence[Record], folder: Path | None) -> dict[Place, Chosen
 def _of_seeds(choice: Choice, records: Sequence[Record]) -> Record:
     seeds = [records[i] for i in choice.index]
     seeds = [record for record in seeds if record.saved] or seeds
-    return min(seeds, key=lambda record: record.validation[-1].loss if record.validation else float("inf"))
+    return min(seeds, key=lambda record: float("inf") if (loss := record.validation_loss) is None else loss)

@@ -51,6 +51,16 @@ class CostedSetting:
         return interval and interval._replace(low=max(0.0, interval.low))
 
 
+def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
+    """The indices of the points (cost, score) that no other point beats in both, cheapest first."""
+    sign = 1 if higher_is_better else -1
+    front: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -sign * points[i][1])):
+        if not front or sign * points[i][1] > sign * points[front[-1]][1]:
+            front.append(i)
+    return front
+
+
 @dataclass(frozen=True)
 class CostFront:
     """The settings of a contest that have a cost, cheapest first. places: those of all fronts of the study."""
@@ -62,12 +72,8 @@ class CostFront:
     @cached_property
     def front(self) -> list[CostedSetting]:
         """The Pareto front, cheapest first: each scores better than all that cost no more."""
-        sign = 1 if self.contest.higher_is_better else -1
-        front: list[CostedSetting] = []
-        for each in sorted(self.settings, key=lambda setting: (setting.hours, -sign * setting.standing.value)):
-            if not front or sign * each.standing.value > sign * front[-1].standing.value:
-                front.append(each)
-        return front
+        points = [(setting.hours, setting.standing.value) for setting in self.settings]
+        return [self.settings[i] for i in pareto(points, self.contest.higher_is_better)]
 
     def beaten_by(self, setting: CostedSetting) -> list[str]:
         """Labels of the settings that are significantly better, best first."""

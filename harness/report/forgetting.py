@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from harness import units
+from harness.grouping import grouped
 from harness.record import Record, Score
 from harness.report import statistics
 from harness.report.answer.advice import few
@@ -147,9 +148,7 @@ def _groups(rows: Rows, each_cell: bool) -> tuple[list[_Group], list[str]]:
 
 def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """`comparisons` with corrected p-values, where their score is the one by which its task is tested."""
-    scores: dict[tuple[tuple[str, str, str], str], list[str]] = {}
-    for c in comparisons:
-        scores.setdefault((c.place, _task(c)), []).append(c.score)
+    scores = grouped(((c.place, _task(c)), c.score) for c in comparisons)
     main = {(place, primary(task, names, place[2])) for (place, task), names in scores.items()}
     tested = [c.total.change.p for c in comparisons if c.total.change and (c.place, c.score) in main]
     by_comparison = iter(statistics.holm(tested).tolist())

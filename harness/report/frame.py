@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.grouping import grouped
 from harness.record import (
     Inference,
     Kinds,
@@ -134,7 +135,7 @@ def measures(record: Record) -> Numbers:
     """The measurements of `record` without its scores, by the names of `frame`'s columns."""
     train, phases = record.train, record.phases
     numbers: Numbers = {"seconds": record.seconds, **_each(record.parameters, PARAMETERS)}
-    numbers |= {"validation_loss": record.validation[-1].loss if record.validation else None}
+    numbers |= {"validation_loss": record.validation_loss}
     numbers |= {"answer_bits_per_byte": _answer_bits(record), "micro_batch": (micro_batches(record) or (None,))[0]}
     numbers |= {TRAIN_MEMORY: train_memory(record), "train_memory_remainder": memory_remainder(record)}
     numbers |= _each(record.probe, PROBE)
@@ -168,9 +169,10 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     distinguish.
     """
     axes = [_axes(record) for record in records]
-    alike = defaultdict(list)
-    for i, record in enumerate(records):
-        alike[record.study, record.cell.model, record.cell.data, record.cell.method, axes[i]].append(i)
+    alike = grouped(
+        ((record.study, record.cell.model, record.cell.data, record.cell.method, axes[i]), i)
+        for i, record in enumerate(records)
+    )
     texts = list(axes)
     for members in alike.values():
         settings = [BUT_SEED(records[i].cell.settings) for i in members]
@@ -243,10 +245,10 @@ def _quantile(values: list[float], share: float) -> float | None:
 
 def _answer_bits(record: Record) -> float | None:
     """Bits per byte of the validation answers (Gao et al., The Pile, arXiv:2101.00027, section 3.1)."""
-    size = record.held_out
-    if size is None or not record.validation:
+    size, loss = record.held_out, record.validation_loss
+    if size is None or loss is None:
         return None
-    return _ratio(record.validation[-1].loss * size.tokens / math.log(2), size.bytes)
+    return _ratio(loss * size.tokens / math.log(2), size.bytes)
 
 
 def _step_seconds(train: Train | None) -> dict[str, float | None]:

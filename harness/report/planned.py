@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import UserError
+from harness.grouping import grouped
 from harness.record import PlannedStudy, Record, StudyPlan, group_of, read_plans
 from harness.report.rules import judging_rules
 
@@ -95,9 +96,7 @@ class StudyPlanned:
 
 def plan_lines(states: Iterable[tuple[str, PlanState]]) -> list[str]:
     """What the states of verdicts are and why, a line for each; with the verdicts' names where there are several."""
-    names: dict[PlanState, list[str]] = {}
-    for name, state in states:
-        names.setdefault(state, []).append(name)
+    names = grouped((state, name) for name, state in states)
     several = len(names) > 1
     return [f"{', '.join(of)}: {state.sentence}" if several else state.sentence for state, of in names.items()]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.record import Record
+from harness.record import Record, losses_by_seed
 from harness.report import statistics
 from harness.report.statistics import ALPHA, Interval, Statistic
 
@@ -59,7 +59,7 @@ class RankedLosses:
     def from_records(cls, by_rank: ByRank) -> RankedLosses | None:
         """Those of the records of each rank, which differ in seeds; None without two seeds that all ranks have."""
         ranks = tuple(sorted(by_rank))
-        losses = [{r.cell.seed: r.validation[-1].loss for r in by_rank[rank] if r.validation} for rank in ranks]
+        losses = [losses_by_seed(by_rank[rank]) for rank in ranks]
         common = sorted(set.intersection(*map(set, losses)), key=str)
         if len(common) < 2:
             return None
@@ -76,20 +76,7 @@ class RankedLosses:
         return self.ranks[int(self.logs.mean(axis=1).argmin())]
 
     def penalty(self, rank: int, other: int) -> Penalty:
-        """The loss of `rank` over that of `other`, seed by seed.
-
-        Its variance over seeds is shrunk towards that of all other contrasts of ranks: what is left when the means of
-        ranks and of seeds are taken off, as in a two-way analysis of variance.
-        """
-        gaps = self.logs[self.ranks.index(rank)] - self.logs[self.ranks.index(other)]
-        own, degrees = float(np.var(gaps, ddof=1)), self.seeds - 1
-        variances, freedoms = np.array([own]), np.array([float(degrees)])
-        if len(self.ranks) > 2:
-            rest = self.logs - self.logs.mean(axis=0) - self.logs.mean(axis=1, keepdims=True) + self.logs.mean()
-            freedom = (len(self.ranks) - 2) * degrees
-            others = 2 * max(0.0, float((rest**2).sum()) - own * degrees / 2) / freedom  # of a difference of two ranks
-            variances, freedoms = statistics.moderated(
-                np.array([own, others]), np.array([float(degrees), float(freedom)])
-            )
-        error = math.sqrt(float(variances[0]) / self.seeds)
-        return Penalty(Statistic(float(gaps.mean()), error, float(freedoms[0])))
+        """The loss of `rank` over that of another one, seed by seed."""
+        pair = [self.ranks.index(rank), self.ranks.index(other)]
+        others = [i for i in range(len(self.ranks)) if i not in pair]
+        return Penalty(statistics.within(self.logs[[*pair, *others]], [1, -1]))

@@ -16,6 +16,7 @@ and only with repeats or seeds. `Recheck.allowed` is a 95% limit, corrected for 
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from harness import units
+from harness.grouping import grouped
 from harness.record import Record, Repeat, Score, memory_instrument, train_memory
 from harness.report import statistics
 from harness.report.conditions import conditions, differing
@@ -90,6 +92,8 @@ class _Compared(NamedTuple):
 
 
 Value = Callable[[Record], float | None]  # on the scale that is compared: logarithms of positive quantities
+VALIDATION: Value = operator.attrgetter("validation_loss")
+RATE: Value = operator.attrgetter("tokens_per_second")
 
 
 class PublishedStudy:
@@ -104,11 +108,12 @@ class PublishedStudy:
     @cached_property
     def _seeds(self) -> list[list[Record]]:
         """The finished records of each setting that has several seeds."""
-        found = defaultdict(list)
-        for record, setting in zip(self.records, setting_texts(self.records), strict=True):
-            if record.status == "ok" and record.cell.seed is not None:
-                found[record.cell.model, record.cell.data, record.cell.method, setting].append(record)
-        return [group for group in found.values() if len(group) > 1]
+        groups = grouped(
+            ((record.cell.model, record.cell.data, record.cell.method, setting), record)
+            for record, setting in zip(self.records, setting_texts(self.records), strict=True)
+            if record.status == "ok" and record.cell.seed is not None
+        )
+        return [group for group in groups.values() if len(group) > 1]
 
     @cached_property
     def _disturbed(self) -> set[str]:
@@ -226,11 +231,11 @@ def _losses(
 
     Repeats keep the first alone, whose spread is for both. step, unstable: where that begins, and the same in words.
     """
-    repeats = None if apart else study.over_repeats(_log(_validation), lambda run: _log_of(run.validation_loss))
+    repeats = None if apart else study.over_repeats(_log(VALIDATION), lambda run: _log_of(run.validation_loss))
     mean = _mean_before(step)
     quantity = f"mean training loss before step {step}" if step else "mean training loss"
-    ended = None if unstable else repeats or study.over_seeds(_log(_validation), record) or _assumed()
-    yield from _ratio(record, again, "validation loss", _validation, ended, units.significant, unstable)
+    ended = None if unstable else repeats or study.over_seeds(_log(VALIDATION), record) or _assumed()
+    yield from _ratio(record, again, "validation loss", VALIDATION, ended, units.significant, unstable)
     spread = repeats or study.over_seeds(_log(mean), record) or _assumed()
     yield from _ratio(record, again, quantity, mean, spread, units.significant)
 
@@ -247,14 +252,10 @@ def _memory(study: PublishedStudy, record: Record, again: Record, apart: Sequenc
 def _speed(study: PublishedStudy, record: Record, again: Record, apart: Sequence[str]) -> Iterator[_Compared]:
     spread, why = None, f"the runs differ in {', '.join(apart)}"
     if not apart:
-        spread = study.over_repeats(_log(_rate), lambda run: _log_of(run.tokens_per_second_steady))
-        spread = spread or study.over_seeds(_log(_rate), record, undisturbed=True)
+        spread = study.over_repeats(_log(RATE), lambda run: _log_of(run.tokens_per_second_steady))
+        spread = spread or study.over_seeds(_log(RATE), record, undisturbed=True)
         why = "the study has no repeats or seeds that ran alone"
-    yield from _ratio(record, again, "tokens/s", _rate, spread, rate, why)
-
-
-def _validation(record: Record) -> float | None:
-    return record.validation[-1].loss if record.validation else None
+    yield from _ratio(record, again, "tokens/s", RATE, spread, rate, why)
 
 
 def _mean_before(step: int | None) -> Value:
@@ -265,10 +266,6 @@ def _mean_before(step: int | None) -> Value:
         return fmean(losses) if losses else None
 
     return mean
-
-
-def _rate(record: Record) -> float | None:
-    return record.train.tokens_per_second_steady if record.train else None
 
 
 def _repeated_peak(run: Repeat) -> float | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from harness.grouping import grouped
 from harness.record import Record, Score
 from harness.report.frame import score_name
 from harness.report.statistics import ALPHA, Interval, holm, seeds_interval, share_interval
@@ -177,11 +177,12 @@ def _over_items(score: Score) -> float:
 
 def _shifts(groups: Sequence[Sequence[ExperimentRun]]) -> list[Shift]:
     """The changes between stacks on which at least three experiments ran, by Student's t over experiments."""
-    changes: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for runs in groups:
-        for before, after in itertools.pairwise(runs):
-            if before.stack != after.stack:
-                changes[before.stack, after.stack].append(after.score.value - before.score.value)
+    changes = grouped(
+        ((before.stack, after.stack), after.score.value - before.score.value)
+        for runs in groups
+        for before, after in itertools.pairwise(runs)
+        if before.stack != after.stack
+    )
     shifts = []
     for (old, new), values in changes.items():
         if len(values) > 2 and (change := seeds_interval(values)):

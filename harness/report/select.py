@@ -170,7 +170,7 @@ def _try(setting: str, index: Sequence[int], records: Sequence[Record]) -> Try:
         any(record.status != "unfit" for record in members),
         tuple(index),
         tuple(record.cell.seed for record in members),
-        tuple(float(record.validation[-1].loss) if record.validation else math.nan for record in members),
+        tuple(math.nan if (loss := record.validation_loss) is None else float(loss) for record in members),
     )
 
 

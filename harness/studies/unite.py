@@ -18,6 +18,7 @@ from typing import Any
 
 from harness import record
 from harness.errors import UserError
+from harness.grouping import grouped
 from harness.record import Cell, Record, RecordError, StudyPlan
 from harness.score_names import score_label
 from harness.studies import verify
@@ -89,10 +90,9 @@ def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
     newer: of unequal records, keep the one that began last. Raises UserError for a folder without studies.
     """
     plan = MergePlan()
-    candidates: dict[tuple[str, str], list[RecordFile]] = {}
-    for folder in folders:
-        for file in _records(folder, into, plan):
-            candidates.setdefault((file.study, file.path.name), []).append(file)
+    candidates = grouped(
+        ((file.study, file.path.name), file) for folder in folders for file in _records(folder, into, plan)
+    )
     for (study, name), of_name in candidates.items():
         try:
             there = [RecordFile(study, path, record.read(path))] if (path := into / study / name).exists() else []
@@ -234,7 +234,7 @@ def _decide(files: list[RecordFile], there: bool, newer: bool, plan: MergePlan) 
 def _tell(file: RecordFile) -> str:
     """A line on a record: where it is, and what to choose it by."""
     recorded = file.record
-    loss = f", validation loss {recorded.validation[-1].loss:.4g}" if recorded.validation else ""
+    loss = "" if recorded.validation_loss is None else f", validation loss {recorded.validation_loss:.4g}"
     scores = "".join(f", {score_label(s.task, s.metric, s.filter)} {s.value:.4g}" for s in recorded.scores[:1])
     why = f": {recorded.failure.reason}" if recorded.failure else ""
     return f"{file.path}: {recorded.status}, began {recorded.started}{loss}{scores}{why}"

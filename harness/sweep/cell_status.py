@@ -81,8 +81,8 @@ class CellStatus:
         state = cls.of_record(record)
         state.progress = replace(
             state.progress,
-            loss=record.validation[-1].loss if record.validation else None,
-            tokens_per_second=record.train.tokens_per_second_steady if record.train is not None else None,
+            loss=record.validation_loss,
+            tokens_per_second=record.tokens_per_second,
             memory_bytes=train_memory(record),
         )
         return state

@@ -78,7 +78,7 @@ def test_no_two_files_import_each_other():
     TopologicalSorter(graph).prepare()
 
 
-LEAVES = {"errors", "plugin", "program", "redact", "score_names", "terminal", "units", "yaml_file"}
+LEAVES = {"errors", "grouping", "plugin", "program", "redact", "score_names", "terminal", "units", "yaml_file"}
 BELOW = {
     "record",
     "settings",

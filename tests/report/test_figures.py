@@ -16,8 +16,8 @@ from records import METHODS, MIB, change, make_record, make_score, make_study, m
 from harness.config import ROOT
 from harness.record import Kinds, LossPoint, Source, ValidationPoint, read_study, write
 from harness.report import statistics
+from harness.report.cost_fronts import pareto
 from harness.report.figures import FIGURES, drawings, save, svg
-from harness.report.figures.accuracy import pareto
 from harness.report.figures.cost import KIND_COLOURS
 from harness.report.figures.messages import change_with_rank
 from harness.report.figures.study_results import StudyResults

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ from transformers import DynamicCache, EosTokenCriteria, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from harness.errors import UserError
+from harness.grouping import grouped
 from harness.job.evaluate import rows
 from harness.job.evaluate.answer_batch import AnswerBatch, until_it_fits
 from harness.job.evaluate.answer_writer import AnswerEnd, AnswerWriter
@@ -105,9 +105,7 @@ class Engine(TokenisedOnce):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers to each context, up to its stop sequences."""
-        kinds: dict[str, list[int]] = defaultdict(list)  # by generation settings
-        for index, request in enumerate(requests):
-            kinds[repr(request.args[1])].append(index)
+        kinds = grouped((repr(request.args[1]), index) for index, request in enumerate(requests))  # by settings
         answers: dict[int, str] = {}
         for indices in kinds.values():
             answers |= zip(indices, self._generate([requests[i] for i in indices], disable_tqdm), strict=True)

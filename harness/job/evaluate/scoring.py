@@ -34,6 +34,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
+from harness.grouping import grouped
 from harness.job.data import sources
 from harness.job.data.labels import Labels
 from harness.job.evaluate import linear_weights, request_cache, windows
@@ -108,9 +109,7 @@ class Tasks:
         task = self.leaves[leaf]
         if not isinstance(task, HeldOutTask) or task.labels is None or len(items) == len(task.eval_docs):
             return items
-        of: dict[str, list[int]] = {}
-        for item, doc in enumerate(task.eval_docs):
-            of.setdefault(doc["answer"], []).append(item)
+        of = grouped((doc["answer"], item) for item, doc in enumerate(task.eval_docs))
         places = stratified({label: len(members) for label, members in of.items()}, len(items), seed)
         return sorted(of[label][at] for label, each in places.items() for at in each)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from harness.grouping import grouped
 from harness.protocol import PlannedCell
 from harness.record import Cell
 from harness.settings import plain
@@ -14,10 +15,7 @@ from harness.settings import plain
 
 def groups_of(cells: Sequence[PlannedCell]) -> list[list[int]]:
     """The positions of `cells` that take the same: a group is one task, so that no two processes compute the same."""
-    groups: dict[str, list[int]] = {}
-    for i, planned in enumerate(cells):
-        groups.setdefault(_key(planned.cell), []).append(i)
-    return [*groups.values()]
+    return [*grouped((_key(planned.cell), i) for i, planned in enumerate(cells)).values()]
 
 
 def _key(cell: Cell) -> str:

@@ -214,53 +214,21 @@ def _forward(layer: Any, x: Tensor, plain: Callable[..., Tensor], *args: Any, **
     return turned if bias is None else turned + bias
 
 
-class FusedDoraLinear(lora.Linear):
-    """peft's layer over nn.Linear or Conv1D."""
+def _fused(kind: Any) -> Any:
+    """What a layer of the class `kind` becomes."""
 
-    ready: ClassVar[Mapping[LoraLayer, Operands]] = {}  # those of Once
-    squares: tuple[Any, Tensor] | None = None
-    by_kernel = False
+    class FusedDora(kind):
+        ready: ClassVar[Mapping[LoraLayer, Operands]] = {}  # those of Once
+        squares: tuple[Any, Tensor] | None = None
+        by_kernel = False
 
-    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        return _forward(self, x, super().forward, *args, **keywords)
+        def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+            return _forward(self, x, super().forward, *args, **keywords)
 
-
-class FusedDoraLinear4bit(bnb.Linear4bit):
-    """peft's layer over a matrix in NF4."""
-
-    ready: ClassVar[Mapping[LoraLayer, Operands]] = {}
-    squares: tuple[Any, Tensor] | None = None
-    by_kernel = False
-
-    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        return _forward(self, x, super().forward, *args, **keywords)
+    return FusedDora
 
 
-class FusedFastDoraLinear(FastDoraLinear):
-    """The layer of `dora_fast` over nn.Linear or Conv1D."""
-
-    ready: ClassVar[Mapping[LoraLayer, Operands]] = {}
-    squares: tuple[Any, Tensor] | None = None
-    by_kernel = False
-
-    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        return _forward(self, x, super().forward, *args, **keywords)
-
-
-class FusedFastDoraLinear4bit(FastDoraLinear4bit):
-    """The layer of `dora_fast` over a matrix in NF4."""
-
-    ready: ClassVar[Mapping[LoraLayer, Operands]] = {}
-    squares: tuple[Any, Tensor] | None = None
-    by_kernel = False
-
-    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        return _forward(self, x, super().forward, *args, **keywords)
-
-
+# peft's layers over nn.Linear or Conv1D and over a matrix in NF4, and those of `dora_fast`
 FUSED: dict[type[LoraLayer], type[LoraLayer]] = {
-    lora.Linear: FusedDoraLinear,
-    bnb.Linear4bit: FusedDoraLinear4bit,
-    FastDoraLinear: FusedFastDoraLinear,
-    FastDoraLinear4bit: FusedFastDoraLinear4bit,
+    kind: _fused(kind) for kind in (lora.Linear, bnb.Linear4bit, FastDoraLinear, FastDoraLinear4bit)
 }

@@ -98,45 +98,19 @@ def _forward(layer: Any, x: Tensor, plain: Callable[..., Tensor], *args: Any, **
     return _Summed.apply(base, low, b, scale)
 
 
-class FusedLoraLinear(lora.Linear):
-    """peft's layer over nn.Linear or Conv1D."""
+def _fused(kind: Any) -> Any:
+    """What a layer of peft's class `kind` becomes."""
 
-    ready: ClassVar[Operands] = {}  # those of Once
+    class FusedLora(kind):
+        ready: ClassVar[Operands] = {}  # those of Once
 
-    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        return _forward(self, x, super().forward, *args, **keywords)
+        def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
+            return _forward(self, x, super().forward, *args, **keywords)
 
-
-class FusedLoraLinear4bit(bnb.Linear4bit):
-    """peft's layer over a matrix in NF4."""
-
-    ready: ClassVar[Operands] = {}  # those of Once
-
-    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        return _forward(self, x, super().forward, *args, **keywords)
+    return FusedLora
 
 
-class FusedLoraLinear8bit(bnb.Linear8bitLt):
-    """peft's layer over a matrix in LLM.int8()."""
-
-    ready: ClassVar[Operands] = {}  # those of Once
-
-    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        return _forward(self, x, super().forward, *args, **keywords)
-
-
-class FusedLoraLinearTorchao(TorchaoLoraLinear):
-    """peft's layer over a matrix of torchao."""
-
-    ready: ClassVar[Operands] = {}  # those of Once
-
-    def forward(self, x: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        return _forward(self, x, super().forward, *args, **keywords)
-
-
+# Layers over nn.Linear or Conv1D, and over a matrix in NF4, in LLM.int8() and of torchao
 FUSED: dict[type[LoraLayer], type[LoraLayer]] = {
-    lora.Linear: FusedLoraLinear,
-    bnb.Linear4bit: FusedLoraLinear4bit,
-    bnb.Linear8bitLt: FusedLoraLinear8bit,
-    TorchaoLoraLinear: FusedLoraLinearTorchao,
+    kind: _fused(kind) for kind in (lora.Linear, bnb.Linear4bit, bnb.Linear8bitLt, TorchaoLoraLinear)
 }

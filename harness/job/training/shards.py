@@ -17,6 +17,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from harness.grouping import grouped
 from harness.job.models.quantisation import quant_states
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
@@ -77,9 +78,7 @@ def _keep_share(tensor: Tensor, whole: Tensor) -> None:
 
 def _allocate(model: nn.Module, on: torch.device) -> None:
     """Give the sharded `model` on "meta" storage on the device `on`; tied parameters stay tied."""
-    names: dict[int, list[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(name)
+    names = grouped((id(p), name) for name, p in model.named_parameters(remove_duplicate=False))
     model.to_empty(device=on)
     for one, *others in names.values():
         for other in others:

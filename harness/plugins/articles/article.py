@@ -12,13 +12,14 @@ from __future__ import annotations
 import importlib
 import math
 import operator
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import one_of
+from harness.grouping import grouped
 from harness.plugins.articles.apart import parts_of
 from harness.plugins.articles.claims import (
     DEPENDS,
@@ -72,9 +73,7 @@ class Article:
 
         records: usually of one study, in any order. folder: of the study, where the items are; None compares no scores.
         """
-        places = defaultdict(list)
-        for record in records:
-            places[record.study, record.cell.model, self.data(record)].append(record)
+        places = grouped(((record.study, record.cell.model, self.data(record)), record) for record in records)
         evidence = {place: Evidence(places[place], folder) for place in sorted(places, key=str)}
         fresh = {record.cell.name for record in records if record.confirmation}
         plan = study_plan(records, folder)

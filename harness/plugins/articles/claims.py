@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from harness import units
 from harness.plugins.articles.evidence import Evidence
@@ -203,35 +203,23 @@ class Claim:
     counted_on: str = ""
 
 
-class Claims:
-    """The claims of an article: its claims.yaml describes them, and rules judge them.
+def read_claims(file: Path, rules: Mapping[str, Rule]) -> dict[str, Claim]:
+    """The claims of an article by name, in the order of its claims.yaml, which describes them.
 
-    Raises ValueError for a description with other keys than docs/adding/article.md has.
+    rules: by the name of the claim that they judge. Raises ValueError for a description with other keys than
+    docs/adding/article.md has, for a claim without a rule, and for a rule without a claim.
     """
-
-    def __init__(self, file: Path):
-        self._described = {name: _described(name, **entry) for name, entry in read_yaml(file).items()}
-        self._claims: dict[str, Claim] = {}
-
-    def rule(self, name: str) -> Callable[[Rule], Rule]:
-        """Decorator: the rule that judges the claim `name`; one with a `least_model` leaves smaller models open."""
-
-        def add(rule: Rule) -> Rule:
-            least_model = self._described[name]["least_model"]
-            self._claims[name] = Claim(**self._described[name], rule=from_size(rule, least_model))
-            return rule
-
-        return add
-
-    def all(self) -> dict[str, Claim]:
-        """The claims by name, in the order of the file. Raises ValueError if one has no rule."""
-        if without := self._described.keys() - self._claims.keys():
-            raise ValueError(f"No rule judges {', '.join(sorted(without))}.")
-        return {name: self._claims[name] for name in self._described}
+    described = read_yaml(file)
+    if without := described.keys() - rules.keys():
+        raise ValueError(f"No rule judges {', '.join(sorted(without))}.")
+    if without := rules.keys() - described.keys():
+        raise ValueError(f"No claim is named {', '.join(sorted(without))}.")
+    return {name: _claim(name, rules[name], **entry) for name, entry in described.items()}
 
 
-def _described(
+def _claim(
     name: str,
+    rule: Rule,
     *,
     text: str,
     run: str,
@@ -243,13 +231,11 @@ def _described(
     paraphrase: str = "",
     least_model: float = 0,
     counted_on: str = "",
-) -> dict[str, Any]:
-    """All of a claim but its rule."""
+) -> Claim:
     if unit not in UNITS or bool(quote) == bool(paraphrase):
         raise ValueError(f"{name} requires a unit of {', '.join(UNITS)}, and either a quote or a paraphrase.")
     meaning = Meaning(quote or paraphrase, measured, bound, limits, quoted=bool(quote))
-    fields = {"text": text, "run": run, "shown": UNITS[unit], "meaning": meaning}
-    return {"name": name, **fields, "least_model": least_model, "counted_on": counted_on}
+    return Claim(name, text, run, UNITS[unit], from_size(rule, least_model), meaning, least_model, counted_on)
 
 
 def from_size(rule: Rule, least_model: float) -> Rule:

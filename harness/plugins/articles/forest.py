@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from harness import units
+from harness.grouping import grouped
 from harness.plugins.articles.article import judged_articles, tally
 from harness.plugins.articles.claims import (
     DEPENDS,
@@ -122,12 +123,12 @@ def _rows(verdicts: ArticleVerdicts, merged: bool) -> Sequence[JudgedClaim]:
 
 def _panels(rows: Mapping[str, Sequence[JudgedClaim]]) -> dict[tuple[str, Unit], list[tuple[JudgedClaim, Interval]]]:
     """The verdicts, and their effects, by the article's title and the effect's unit."""
-    panels = defaultdict(list)
-    for title, verdicts in rows.items():
-        for verdict in verdicts:
-            if (effect := verdict.judgement.effect) is not None:
-                panels[title, UNITS[verdict.claim.shown]].append((verdict, effect))
-    return panels
+    return grouped(
+        ((title, UNITS[verdict.claim.shown]), (verdict, effect))
+        for title, verdicts in rows.items()
+        for verdict in verdicts
+        if (effect := verdict.judgement.effect) is not None
+    )
 
 
 def _of_unit(verdicts: ArticleVerdicts, unit: Unit) -> list[MergedVerdict]:

@@ -15,12 +15,13 @@ the methods) is listed, and counts for nothing.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from harness import units
+from harness.grouping import grouped
 from harness.plugins.articles.apart import Distinction, distinctions
 from harness.plugins.articles.claims import (
     DEPENDS,
@@ -142,9 +143,7 @@ def merge(verdicts: Iterable[Verdict], designed: Mapping[str, str] | None = None
 
     designed: by claim, the study that was designed to decide it, without the folders before its name.
     """
-    by_claim: dict[str, list[Verdict]] = defaultdict(list)
-    for verdict in verdicts:
-        by_claim[verdict.claim.name].append(verdict)
+    by_claim = grouped((verdict.claim.name, verdict) for verdict in verdicts)
     judged, not_judged = [], []
     for name, each in by_claim.items():
         estimated = [verdict for verdict in each if verdict.judgement.effect is not None]
@@ -293,9 +292,7 @@ def _parts(verdict: Verdict) -> Sequence[Part]:
 
 def _why(counted: Sequence[Verdict], decision: Decision, depends_on: Sequence[str]) -> str:
     """Which places decide what, and what of it may be chance; a place's own reasons stand with its own verdict."""
-    by_decision: dict[Decision, list[str]] = defaultdict(list)
-    for verdict in counted:
-        by_decision[verdict.judgement.decision].append(place_label(verdict, counted))
+    by_decision = grouped((verdict.judgement.decision, place_label(verdict, counted)) for verdict in counted)
     sure = {OPEN, *sure_somewhere([verdict.judgement for verdict in counted])}
     parts = []
     for one in sorted(by_decision, key=lambda one: (one == OPEN, one != decision)):  # what is open comes last

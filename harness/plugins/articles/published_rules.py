@@ -7,13 +7,13 @@ judged_on(claim, rule, Evidence…)
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Literal
 
+from harness.grouping import grouped
 from harness.plugins.articles.claims import (
     DEPENDS,
     OPEN,
@@ -36,7 +36,6 @@ PERCENT = 100.0  # scores are in percent, effects on them are shares
 PEAK_VARIES = 0.015  # standard deviation of a peak of memory, as a share, as in `memory_ratio`
 ONE_SOURCE = "One source"
 NO_FIGURES = "No published figures"
-LOWEST = 8  # rank of an adapter that is not very low
 HIGH_RANKS, LOW_RANKS = (64, 128), (8, 16)
 
 Compared = Literal["value", "spread"]
@@ -240,17 +239,13 @@ def _hold_any(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
 def _part(
     name: str, contrast: Contrast, figures: Sequence[Figure], borrowed: Mapping[str, float | None]
 ) -> PublishedPart:
-    counted = [figure for figure in figures if contrast.counts(figure)]
-    by_setting: dict[PublishedSetting, list[Figure]] = defaultdict(list)
-    for figure in counted:
-        by_setting[figure.setting].append(figure)
-    lengths: dict[PublishedSetting, list[Effect]] = defaultdict(list)
-    for setting, group in by_setting.items():
-        if (effect := _effect(setting, group, contrast, borrowed)) is not None:
-            lengths[setting._replace(length="")].append(effect)
-    by_source: dict[str, list[Effect]] = defaultdict(list)
-    for setting, several in lengths.items():
-        by_source[setting.source].append(_over_lengths(setting, several))
+    by_setting = grouped((figure.setting, figure) for figure in figures if contrast.counts(figure))
+    lengths = grouped(
+        (setting._replace(length=""), effect)
+        for setting, group in by_setting.items()
+        if (effect := _effect(setting, group, contrast, borrowed)) is not None
+    )
+    by_source = grouped((setting.source, _over_lengths(setting, several)) for setting, several in lengths.items())
     votes = tuple(Vote(source, tuple(effects)) for source, effects in by_source.items())
     pooled = random_effects([vote.value for vote in votes], [vote.error for vote in votes]) if votes else None
     return PublishedPart(name, contrast, votes, pooled, _judgement(contrast, votes, pooled))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness.grouping import grouped
 from harness.plugins.articles.claims import (
     DEPENDS,
     EASIER_ITEMS,
@@ -197,9 +198,7 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
     for alike, members in sides[0].items():
         if alike not in sides[1]:
             continue
-        by_rank = defaultdict(list)
-        for record in members:
-            by_rank[record.cell.rank].append(record)
+        by_rank = grouped((record.cell.rank, record) for record in members)
         pairs += [(group, sides[1][alike]) for group in by_rank.values()]
     settings = [_named(group[0]) for group, _ in pairs]
     every = sorted(set().union(*settings) - {"batch_size", "seed"})
@@ -359,9 +358,7 @@ def everywhere(pairs: Sequence[tuple[str, Judgement]]) -> Judgement:
     worst, decision = _worst(judgements), decide(1)
     why, decisions = worst.why, {judgement.decision for judgement in judgements}
     if len(decisions) > 1:
-        places = defaultdict(list)
-        for where, judgement in pairs:
-            places[judgement.decision].append(where)
+        places = grouped((judgement.decision, where) for where, judgement in pairs)
         why = "; ".join(f"{verdict} at {' and at '.join(dict.fromkeys(at))}" for verdict, at in places.items())
         if decision == OPEN and len(decisions - {OPEN}) > 1:
             why += f"; of {len(pairs)} settings that may be chance"
@@ -405,9 +402,7 @@ def hold_all(parts: Sequence[tuple[str, Judgement]]) -> Judgement:
 
 def _reasons(deciding: Sequence[tuple[str, Judgement]], parts: int) -> str:
     """Why the parts that decide are as they are; without their names if that is so of all `parts` for one reason."""
-    by_reason = defaultdict(list)
-    for part, judgement in deciding:
-        by_reason[judgement.why or judgement.decision].append(part)
+    by_reason = grouped((judgement.why or judgement.decision, part) for part, judgement in deciding)
     if len(by_reason) == 1 and len(deciding) == parts:
         return next(iter(by_reason))
     return "; ".join(f"{' and '.join(named)}: {reason}" for reason, named in by_reason.items())

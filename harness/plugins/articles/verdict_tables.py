@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from harness import units
+from harness.grouping import grouped
 from harness.plugins.articles import meanings
 from harness.plugins.articles.article import Article, effect_text, tally
 from harness.plugins.articles.claims import (
@@ -210,9 +210,7 @@ def _deciding(merged: MergedVerdict) -> str:
 
 def _answer(verdicts: ArticleVerdicts) -> Iterator[str]:
     """Which claims hold and which do not, by their names."""
-    names = defaultdict(list)
-    for merged in verdicts.judged:
-        names[merged.decision].append(merged.claim.name)
+    names = grouped((merged.decision, merged.claim.name) for merged in verdicts.judged)
     answers = {
         SUPPORTED: "These claims hold",
         REFUTED: "These do not hold",
@@ -222,7 +220,7 @@ def _answer(verdicts: ArticleVerdicts) -> Iterator[str]:
     for decision, sentence in answers.items():
         if decision in names:
             yield f"{sentence}: {', '.join(names[decision])}."
-    if open_ := len(names[OPEN]):
+    if open_ := len(names.get(OPEN, ())):
         how = (
             "the command that would decide each" if any(map(_is_open, verdicts.judged)) else "what is left of the plan"
         )

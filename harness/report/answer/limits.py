@@ -12,6 +12,8 @@ from functools import cached_property
 from statistics import fmean
 
 from harness import units
+from harness.grouping import grouped
+from harness.record import losses_by_seed
 from harness.report.costs import SAME, Ratios, memory_ratio, price_ratios, speed_ratios
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.headline import FORGOTTEN
@@ -38,9 +40,7 @@ def as_sentence(advantages: Sequence[Advantage], among: str = "") -> str:
 
     among: what it begins with where not all methods are meant, such as "Of these, ".
     """
-    by_label: dict[str, list[str]] = {}
-    for each in advantages:
-        by_label.setdefault(each.label, []).append(each.text)
+    by_label = grouped((each.label, each.text) for each in advantages)
     clauses = [f"{label} {units.listed(texts)}" for label, texts in by_label.items()]
     single = len(clauses) == len(advantages)  # "and" joins what one method has, else methods
     return f"{among}{units.listed(clauses) if single else '; '.join(clauses)}."
@@ -160,9 +160,5 @@ def _apart(ratio: Ratio, above: bool) -> bool:
 
 def _loss_ratio(row: Row, reference: Row, others: Sequence[Row]) -> Ratio | None:
     """None without two seeds of each."""
-    one, other, *field = (_losses(side) for side in (row, reference, *others))
+    one, other, *field = (losses_by_seed(side.measured) for side in (row, reference, *others))
     return of_losses([one], [other], [each for each in field if each not in (one, other)])
-
-
-def _losses(row: Row) -> dict[int | None, float]:
-    return {record.cell.seed: record.validation[-1].loss for record in row.measured if record.validation}

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import units
+from harness.grouping import grouped
 from harness.record import Record
 from harness.report.answer.advice import headline
 from harness.report.answer.needed import item_supply
@@ -133,9 +134,7 @@ def _rank_of(choice: Choice) -> int:
 
 
 def _sentences(ties: Sequence[RankTies], opening: str) -> str:
-    alike: dict[tuple[tuple[int, ...], tuple[int, ...], str], list[str]] = defaultdict(list)
-    for each in ties:
-        alike[each.tied, each.worse, each.by].append(each.method)
+    alike = grouped(((each.tied, each.worse, each.by), each.method) for each in ties)
     text = opening + "; ".join(_clause(*key, methods) for key, methods in alike.items())
     return " ".join([f"{text[0].upper()}{text[1:]}.", *_possible(ties)])
 
@@ -158,10 +157,7 @@ def _clause(tied: Sequence[int], worse: Sequence[int], by: str, methods: Sequenc
 
 def _possible(ties: Sequence[RankTies]) -> Iterator[str]:
     """The largest difference that ranks may have that tie, by each score."""
-    by_score = defaultdict(list)
-    for each in ties:
-        if each.most:
-            by_score[each.by].append(each)
+    by_score = grouped((each.by, each) for each in ties if each.most)
     most = [max(each, key=lambda one: one.size).most for each in by_score.values()]
     if most:
         yield f"Differences of up to {units.listed(most)} between ranks that tie are possible."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from harness.record import Score
 from harness.report.answer.advice import headline
+from harness.report.cost_fronts import pareto
 from harness.report.figures.messages import score_and_memory
 from harness.report.figures.study_results import StudyResults, is_untuned
 from harness.report.figures.style import (
@@ -145,13 +146,3 @@ def _accuracy_memory(
 
 FRONT: Style = {"drawstyle": "steps-post", "color": "0.4", "linewidth": 0.8, "zorder": 1}
 PLAIN = Look("black", "o", "-")
-
-
-def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
-    """The indices of the points (cost, score) that no other point beats in both, cheapest first."""
-    sign = 1 if higher_is_better else -1
-    front: list[int] = []
-    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -sign * points[i][1])):
-        if not front or sign * points[i][1] > sign * points[front[-1]][1]:
-            front.append(i)
-    return front

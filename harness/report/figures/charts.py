@@ -93,7 +93,7 @@ def _confirmed(choice: Choice, records: Sequence[Record]) -> Confirmed | None:
 
 
 def _loss_interval(choice: Choice, records: Sequence[Record]) -> Interval | None:
-    return seeds_interval([records[i].validation[-1].loss for i in choice.index if records[i].validation])
+    return seeds_interval([loss for i in choice.index if (loss := records[i].validation_loss) is not None])
 
 
 def ranks(study: StudyResults) -> list[SweptCurve]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from harness.report.figures.accuracy import FRONT, pareto
+from harness.report.cost_fronts import pareto
+from harness.report.figures.accuracy import FRONT
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import (
     COLUMN,

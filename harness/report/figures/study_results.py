@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harness.record import Record, Score
+from harness.grouping import grouped
+from harness.record import Record, Score, losses_by_seed
 from harness.report.answer import StudyAnswer
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
@@ -178,7 +178,7 @@ class StudyResults:
         """The choice's `score` (None: its validation loss) with its interval; None if a seed lacks it."""
         records = self.records(choice)
         if score is None:
-            losses = [record.validation[-1].loss for record in records if record.validation]
+            losses = list(losses_by_seed(records).values())
             return (choice.loss, seeds_interval(losses)) if choice.loss is not None else None
         name = score_name(score)
         scores = [s for record in records for s in record.scores if score_name(s) == name]
@@ -195,7 +195,7 @@ class StudyResults:
         None if one lacks it.
         """
         if score is None:
-            losses = [{r.cell.seed: r.validation[-1].loss for r in self.records(choice)} for choice in (one, other)]
+            losses = [losses_by_seed(self.records(choice)) for choice in (one, other)]
             common = losses[0].keys() & losses[1].keys()
             if change := seeds_interval([losses[0][seed] - losses[1][seed] for seed in common]):
                 return change
@@ -221,11 +221,8 @@ def is_untuned(row: Row) -> bool:
 
 def _swept(tries: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
     """The settings that some method was tried with in several values."""
-    values = defaultdict(set)
-    for method, settings in tries:
-        for name, value in settings.items():
-            values[name, method].add(value)
-    return sorted({name for (name, _), of in values.items() if len(of) > 1})
+    values = grouped(((name, method), value) for method, settings in tries for name, value in settings.items())
+    return sorted({name for (name, _), of in values.items() if len(set(of)) > 1})
 
 
 def _train_settings(row: Row) -> dict[str, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import operator
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from harness import units
+from harness.grouping import grouped
 from harness.record import Record
 
 VALUES, PARTS, EXAMPLES = 4, 4, 3  # a sentence names at most this many; the rest is counted
@@ -87,13 +88,7 @@ def _short_names(records: Sequence[Record]) -> dict[int, str]:
 
 
 def group_by(records: Sequence[Record], key: Callable[[Record], Hashable]) -> dict[Any, list[Record]]:
-    values = list(map(key, records))
-    if len(set(values)) == 1:  # as nearly always
-        return {values[0]: list(records)}
-    groups = defaultdict(list)
-    for record, value in zip(records, values, strict=True):
-        groups[value].append(record)
-    return dict(groups)
+    return grouped((key(record), record) for record in records)
 
 
 def alike(records: Sequence[Record], part: Callable[[Record], Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +12,7 @@ from typing import Any
 
 from scipy import special
 
+from harness.grouping import grouped
 from harness.record import Record
 from harness.report.lint.differences import Sentences, point
 from harness.report.statistics import TAILS, Interval
@@ -89,11 +89,9 @@ def within_drift(records: Sequence[Record], drift: Drift) -> tuple[int, int]:
 
 def _rates(records: Sequence[Record]) -> dict[tuple[Any, ...], list[float]]:
     """The tokens/s of the finished records of each setting."""
-    rates: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-    for record in records:
-        if record.status == "ok" and record.train and (rate := record.train.tokens_per_second_steady):
-            rates[_compared(record)].append(rate)
-    return rates
+    return grouped(
+        (_compared(record), rate) for record in records if record.status == "ok" and (rate := record.tokens_per_second)
+    )
 
 
 def _compared(record: Record) -> tuple[Any, ...]:
@@ -102,14 +100,13 @@ def _compared(record: Record) -> tuple[Any, ...]:
 
 def _runs(record: Record) -> dict[tuple[Any, ...], list[tuple[float, float]]]:
     """By machine, the hour and the tokens/s of each finished run of the cell."""
-    rate = record.train.tokens_per_second_steady if record.train else None
-    runs = [(record.status, record.started, record.environment, rate)]
+    runs = [(record.status, record.started, record.environment, record.tokens_per_second)]
     runs += [(r.status, r.started, r.environment, r.tokens_per_second_steady) for r in record.repeats]
-    found: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
-    for status, started, environment, rate in runs:
-        if status == "ok" and rate:
-            found.setdefault(_machine(environment), []).append((_hours(started), rate))
-    return found
+    return grouped(
+        (_machine(environment), (_hours(started), rate))
+        for status, started, environment, rate in runs
+        if status == "ok" and rate
+    )
 
 
 def _machine(environment: dict[str, Any]) -> tuple[Any, ...]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import operator
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
 
 from harness import units
-from harness.record import Instrument, Record, memory_instrument, train_memory
+from harness.grouping import grouped
+from harness.record import Instrument, Record, memory_instrument, overlapping, train_memory
 from harness.report.lint.differences import (
     Sentences,
     differ,
@@ -76,11 +73,13 @@ def versions(record: Record) -> dict[str, str]:
 
 def versions_of_runs(records: Sequence[Record]) -> Sentences:
     """The rule that all runs of an imported experiment had the same libraries."""
-    others: dict[str, list[str]] = defaultdict(list)
-    for record in (record for record in records if record.source is not None):
-        for again in record.repeats:
-            if stack(again.environment) != stack(record.environment):
-                others[stack(again.environment)].append(record.cell.name)
+    others = grouped(
+        (stack(again.environment), record.cell.name)
+        for record in records
+        if record.source is not None
+        for again in record.repeats
+        if stack(again.environment) != stack(record.environment)
+    )
     if others:
         parts = [f"{versions} in {units.plural(len(names), 'run')}" for versions, names in sorted(others.items())]
         cells = tuple(dict.fromkeys(name for names in others.values() for name in names))
@@ -199,21 +198,8 @@ def sources(records: Sequence[Record]) -> Sentences:
 
 
 def overlap(records: Sequence[Record]) -> Sentences:
-    """Cells that ran at the same time on one GPU. Starts are in whole seconds: overlaps below a second are ignored."""
-    together: dict[int, Record] = {}
-    on = defaultdict(list)
-    for record in records:
-        for gpu in _gpus(record) if record.seconds else ():
-            on[gpu].append(record)
-    for members in on.values():
-        starts = [(datetime.fromisoformat(record.started).timestamp(), record) for record in members]
-        running: Record | None = None  # the one of those seen so far that ends last
-        end = -math.inf
-        for start, record in sorted(starts, key=operator.itemgetter(0)):
-            if running is not None and start + 1 < end:
-                together |= {id(running): running, id(record): record}
-            if start + record.seconds > end:
-                running, end = record, start + record.seconds
+    """Cells that ran at the same time on one GPU."""
+    together = overlapping(records)
     if together:
         cells = [record for record in records if id(record) in together]
         yield (
@@ -221,10 +207,3 @@ def overlap(records: Sequence[Record]) -> Sentences:
             f"{named(cells, records)}.",
             tuple(record.cell.name for record in cells),
         )
-
-
-def _gpus(record: Record) -> list[Hashable]:
-    """Each GPU with the boot of its machine; without a recorded boot, the CPU and its memory identify the machine."""
-    cpu = environment_part(record, "cpu")
-    boot = record.environment.get("boot") or (cpu.get("memory_bytes") and (cpu.get("name"), cpu.get("memory_bytes")))
-    return [(boot, gpu) for gpu in str(environment_part(record, "device").get("id")).split("+")] if boot else []

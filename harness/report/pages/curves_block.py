@@ -120,7 +120,7 @@ def _axes(study: StudyResults) -> list[dict[str, Any]]:
         records = [record for i in members for record in rows[i].records]
         values = _varying(records)
         score = study.headline(place)
-        outcomes = [r.validation[-1].loss if r.validation and r.status == "ok" else None for r in records]
+        outcomes = [r.validation_loss if r.status == "ok" else None for r in records]
         outcome = "validation_loss"
         if score and sum(value is not None for value in outcomes) < 2:
             outcome = score_name(score)

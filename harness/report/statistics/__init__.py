@@ -38,11 +38,11 @@ from harness.report.statistics.estimates import (
 )
 from harness.report.statistics.luck import luck
 from harness.report.statistics.optima import optimum, ratio_of_optima
-from harness.report.statistics.pairing import SeedEffect, own_variances, seed_effects, told_by_others
+from harness.report.statistics.pairing import own_variances, seed_effects, told_by_others
 from harness.report.statistics.ranges import range_p, range_quantile
 from harness.report.statistics.ranks import MethodRank, ranks
-from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units
+from harness.report.statistics.ratios import MemoryPeak, Ratio, Run, of_losses, of_memory, of_times, units, within
 from harness.report.statistics.shares import Outcomes, difference_of_shares
 from harness.report.statistics.spreads import spread_ratio
 from harness.report.statistics.ties import Family, false_discoveries, holm, letters, step_charge, stepwise
-from harness.report.statistics.variances import Level, combined, combined_known, moderated
+from harness.report.statistics.variances import Level, combined_known, moderated

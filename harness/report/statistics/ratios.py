@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from harness.grouping import grouped
 from harness.report.statistics.estimates import ALPHA, Interval, Statistic
 from harness.report.statistics.variances import Level, combined, moderated
 
@@ -82,7 +83,7 @@ def of_losses(
         return _exp(min(map(len, factors)), statistic)
     others = [other for other in field if common <= set(other)] if len(common) == 2 else []
     logs = np.log([[row[seed] for seed in sorted(common, key=str)] for row in [*factors, *others]])
-    return _exp(len(common), _within(logs, signs))
+    return _exp(len(common), within(logs, signs))
 
 
 def of_memory(
@@ -169,15 +170,13 @@ def _paired(
     """
     means = []
     for side in sides:
-        grouped = defaultdict(list)
-        for peak in side:
-            grouped[unit(peak)].append(math.log(peak.value))
-        means.append({key: float(np.mean(values)) for key, values in grouped.items()})
+        logs = grouped((unit(peak), math.log(peak.value)) for peak in side)
+        means.append({key: float(np.mean(values)) for key, values in logs.items()})
     one, other = means[:2]
     common = [key for key in one if key in other]
     if len(common) > 1:
         table = [[side[key] for key in common] for side in means if all(key in side for key in common)]
-        statistic = _within(np.array(table), [1, -1])
+        statistic = within(np.array(table), [1, -1])
         return statistic.value, statistic
     value = float(np.mean(list(one.values())) - np.mean(list(other.values())))
     if min(len(one), len(other)) > 1:
@@ -185,7 +184,7 @@ def _paired(
     return value, None
 
 
-def _within(table: np.ndarray, signs: Sequence[int]) -> Statistic:
+def within(table: np.ndarray, signs: Sequence[int]) -> Statistic:
     """The sum of signs × the first rows of `table` (rows, units), its mean over the units, with the error of that mean.
 
     The signs sum to 0, so what a unit changes in all rows cancels. The variance over units is shrunk towards that of

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.grouping import grouped
 from harness.record import Instrument, Record, Score
 from harness.report.frame import KINDS, decoded_tokens, frame, measures, score_name, setting_texts
 from harness.report.lint import Finding, findings
@@ -111,11 +112,8 @@ class Row:
 
     @cached_property
     def scores(self) -> dict[str, MeanScore]:
-        found = defaultdict(list)
-        for record in self.measured:
-            for score in record.scores:
-                found[score_name(score)].append(score)
-        return {name: _mean_score(scores) for name, scores in found.items()}
+        by_name = grouped((score_name(score), score) for record in self.measured for score in record.scores)
+        return {name: _mean_score(scores) for name, scores in by_name.items()}
 
     @cached_property
     def served(self) -> list[tuple[Record, float]]:

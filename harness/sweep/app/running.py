@@ -174,10 +174,10 @@ def _composed(config: DictConfig) -> Point:
 def _print_summary(record: Record, study: Study) -> None:
     """What a single cell shows: its loss, speed and memory, its scores, and where its record lies."""
     figures = []
-    if record.validation:
-        figures.append(f"validation loss {record.validation[-1].loss:.4g}")
-    if record.train is not None and record.train.tokens_per_second_steady:
-        figures.append(f"{record.train.tokens_per_second_steady:.0f} tokens/s")
+    if (loss := record.validation_loss) is not None:
+        figures.append(f"validation loss {loss:.4g}")
+    if rate := record.tokens_per_second:
+        figures.append(f"{rate:.0f} tokens/s")
     if (peak := train_memory(record)) is not None:
         figures.append(f"peak train memory {units.size(peak)}")
     if figures:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from harness.record import Cell, Record, Train, device_of, read_study, studies
+from harness.record import Cell, Record, Train, device_of, overlapping, read_study, studies
 from harness.sweep.estimates import rates
 from harness.sweep.estimates.card import Card
 from harness.sweep.planner import Planned
@@ -73,7 +71,7 @@ class Times:
         records = [r for name in studies(results) for r in read_study(results / name)[0]] if results.is_dir() else []
         here = {_device(environment)} if card is None else {("cuda", name) for name in card.devices}
         devices = {device for device in here if device[0] == kernels}
-        crowded = _overlapping(records)
+        crowded = overlapping(record for record in records if record.environment.get("boot"))
         self._timed = [
             Timing(record, record.train, record.train.steps, record.train.tokens_per_second_steady)
             for record in records
@@ -154,25 +152,6 @@ class Times:
 
 def _alike(a: float, b: float) -> bool:
     return b / LIKE <= a <= b * LIKE
-
-
-def _overlapping(records: Iterable[Record]) -> set[int]:
-    """The records, by identity, that ran while another one did on the same GPU (or CPU): neither time counts."""
-    overlapping: set[int] = set()
-    before: dict[Any, tuple[float, Record]] = {}  # by device, the end of the one that ends last, and that one
-    for record in sorted((r for r in records if r.seconds and r.environment.get("boot")), key=_start):
-        start, gpus = _start(record), str((record.environment.get("device") or {}).get("id"))
-        for device in [(record.environment["boot"], gpu) for gpu in gpus.split("+")]:
-            end, running = before.get(device, (0.0, None))
-            if start + 1 < end:  # starts are in whole seconds
-                overlapping |= {id(record), id(running)}
-            if start + record.seconds > end:
-                before[device] = start + record.seconds, record
-    return overlapping
-
-
-def _start(record: Record) -> float:
-    return datetime.fromisoformat(record.started).timestamp()
 
 
 def _kind(cell: Cell) -> tuple[str, str, int, int]:

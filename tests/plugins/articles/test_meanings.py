@@ -9,7 +9,7 @@ import pytest
 from records import make_record
 
 from harness.plugins.articles.article import every, find
-from harness.plugins.articles.claims import OPEN, SUPPORTED, Claims, Judgement, Meaning, from_size, times
+from harness.plugins.articles.claims import OPEN, SUPPORTED, Claim, Judgement, Meaning, from_size, read_claims, times
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.meanings import explanation, said
 from harness.record import Parameters
@@ -57,35 +57,32 @@ def test_all_claims_are_said_with_what_a_smaller_model_cannot_decide():
 ENTRY = "{text: One (bound), run: sweep one, unit: times, measured: a, bound: b, limits: c, %s}"
 
 
-def described(tmp_path, *entries: str) -> Claims:
+def described(tmp_path, *entries: str, rules: str = "one two") -> dict[str, Claim]:
     file = tmp_path / "claims.yaml"
     file.write_text("".join(f"{name}: {entry}\n" for name, entry in zip(("one", "two"), entries, strict=False)))
-    return Claims(file)
+    return read_claims(file, dict.fromkeys(rules.split(), lambda at: Judgement(OPEN)))
 
 
 def test_a_claim_is_what_its_file_says_and_its_rule(tmp_path):
-    claims = described(tmp_path, ENTRY % "quote: Q", ENTRY % "paraphrase: P, least_model: 1.0e+9")
-    for name in ("two", "one"):
-        claims.rule(name)(lambda at: Judgement(OPEN))
-    one, two = claims.all().values()
+    claims = described(tmp_path, ENTRY % "quote: Q", ENTRY % "paraphrase: P, least_model: 1.0e+9", rules="two one")
+    one, two = claims.values()
     assert (one.name, one.text, one.run, one.shown, one.least_model) == ("one", "One (bound)", "sweep one", times, 0)
     assert one.meaning == Meaning("Q", "a", "b", "c", quoted=True)
     assert (two.meaning.sentence, two.meaning.quoted, two.least_model) == ("P", False, 1e9)
 
 
 def test_a_claim_without_a_rule_and_a_rule_without_a_claim_are_refused(tmp_path):
-    claims = described(tmp_path, ENTRY % "quote: Q", ENTRY % "quote: Q")
-    claims.rule("one")(lambda at: Judgement(OPEN))
+    entries = [ENTRY % "quote: Q", ENTRY % "quote: Q"]
     with pytest.raises(ValueError, match="No rule judges two"):
-        claims.all()
-    with pytest.raises(KeyError):
-        claims.rule("three")(lambda at: Judgement(OPEN))
+        described(tmp_path, *entries, rules="one")
+    with pytest.raises(ValueError, match="No claim is named three"):
+        described(tmp_path, *entries, rules="one two three")
 
 
 @pytest.mark.parametrize("more", ["quote: Q, paraphrase: P", "least_model: 1", "quote: Q, unit: parsecs"])
 def test_a_claim_has_a_unit_and_one_sentence_of_the_article(tmp_path, more):
     with pytest.raises(ValueError, match=r"one requires a unit of times, points, .* either a quote or a paraphrase"):
-        described(tmp_path, ENTRY % more)
+        described(tmp_path, ENTRY % more, rules="one")
 
 
 @pytest.mark.parametrize(

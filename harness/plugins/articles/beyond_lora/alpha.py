@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
 from harness.plugins.articles.claims import (
     OPEN,
@@ -75,17 +74,14 @@ def _vertex(x: Sequence[float], y: Sequence[float]) -> float:
     return (x[0] + x[1]) / 2 + share * (x[2] - x[0]) / 2
 
 
-@CLAIMS.rule("alpha-r")
 def alpha_r(at: Evidence) -> Judgement:
     return _alpha_gain(at, 1)
 
 
-@CLAIMS.rule("alpha-4r")
 def alpha_4r(at: Evidence) -> Judgement:
     return _alpha_gain(at, 4)
 
 
-@CLAIMS.rule("alpha-rank")
 def alpha_rank(at: Evidence) -> Judgement:
     """The effect is the factor by which the best rate moves with one alpha, over that with alpha = 2r.
 

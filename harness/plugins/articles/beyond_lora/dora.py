@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from statistics import median
 
-from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.lora import spread
 from harness.plugins.articles.beyond_lora.table import curve, reach
 from harness.plugins.articles.claims import (
@@ -30,7 +29,6 @@ from harness.report.statistics import Interval
 
 BEHIND = 0.02  # by which a score still matches another
 EQUIVALENT = 1.25  # times as many tokens, or as few, that count as equally fast
-ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU than chance does
 
 
 def _at_equal_ranks(at: Evidence) -> tuple[list[Choice], list[Choice]] | None:
@@ -53,17 +51,14 @@ def _no_equal_ranks(at: Evidence) -> Judgement:
     return unchosen(at, ("lora", "dora"), ["rank"], "lora", "dora of the same rank")
 
 
-@CLAIMS.rule("dora-task")
 def dora_task(at: Evidence) -> Judgement:
     return _dora_gain(at, at.learned) if at.learned else lacking("cell with a score of its data's task")
 
 
-@CLAIMS.rule("dora-mmlu")
 def dora_mmlu(at: Evidence) -> Judgement:
     return _dora_gain(at, MMLU)
 
 
-@CLAIMS.rule("dora-full")
 def dora_full(at: Evidence) -> Judgement:
     chosen = at.choices()
     if at.learned is None or ("dora",) not in chosen or ("full",) not in chosen:
@@ -71,17 +66,14 @@ def dora_full(at: Evidence) -> Judgement:
     return gain(at, [chosen["dora",]], [chosen["full",]], at.learned, Bounds(low=-BEHIND))
 
 
-@CLAIMS.rule("dora-parameters")
 def dora_parameters(at: Evidence) -> Judgement:
     return counted(at, "dora", "lora", "trainable", 1, 1.1)
 
 
-@CLAIMS.rule("dora-training")
 def dora_training(at: Evidence) -> Judgement:
     return time_ratio(at, "dora", "lora", lambda record: at.numbers(record)["step_seconds_median"], 1, 1.5)
 
 
-@CLAIMS.rule("dora-serving")
 def dora_serving(at: Evidence) -> Judgement:
     """An identity, of which the ratio of decoding rates is a check: the effect is that of the weights' sizes.
 
@@ -132,7 +124,6 @@ def _merged_bytes(record: Record) -> int | None:
     return record.disk.model if merged and record.disk else None
 
 
-@CLAIMS.rule("dora-stability")
 def dora_stability(at: Evidence) -> Judgement:
     sides = _at_equal_ranks(at)
     if sides is None:
@@ -141,7 +132,6 @@ def dora_stability(at: Evidence) -> Judgement:
     return spread(lora, dora)
 
 
-@CLAIMS.rule("dora-convergence")
 def dora_convergence(at: Evidence) -> Judgement:
     chosen = at.choices()
     if ("dora",) not in chosen or ("full",) not in chosen:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.methods import TUNED
 from harness.plugins.articles.claims import OPEN, Bounds, Judgement, lacking, unchosen
 from harness.plugins.articles.evidence import Evidence
@@ -14,7 +13,6 @@ from harness.report.frame import score_name
 from harness.report.headline import LEARNED, MMLU, PLAIN_TEXT, base_of
 from harness.report.lint.training import never_renewed
 
-ABOVE_CHANCE = 1e9  # weights from which models know more of MMLU, and solve more of GSM8K, than chance does
 REASONING = tuple(LEARNED[data] for data in ("gsm8k", "wordmath", "wordmath_short"))
 FORMAT = "ifeval/prompt_level_strict_acc/none"
 
@@ -60,22 +58,18 @@ def _untrained(at: Evidence, scores: Sequence[str]) -> str | None:
     return next((score for score in scores if score in recorded and score != at.learned), None)
 
 
-@CLAIMS.rule("forgetting-mmlu")
 def forgetting_mmlu(at: Evidence) -> Judgement:
     return _forgotten(at, MMLU, 0.02)
 
 
-@CLAIMS.rule("forgetting-reasoning")
 def forgetting_reasoning(at: Evidence) -> Judgement:
     score = _untrained(at, REASONING)
     return _forgotten(at, score, 0.02) if score else lacking("cell scored in a reasoning task that was not trained")
 
 
-@CLAIMS.rule("forgetting-format")
 def forgetting_format(at: Evidence) -> Judgement:
     return _forgotten(at, FORMAT, 0.02)
 
 
-@CLAIMS.rule("forgetting-text")
 def forgetting_text(at: Evidence) -> Judgement:
     return _forgotten(at, PLAIN_TEXT, 0.05, lower_is_better=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.data_sets import FACTS, trained_on
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
 from harness.plugins.articles.claims import OPEN, Judgement, lacking, unchosen
@@ -14,12 +13,10 @@ from harness.report.headline import LEARNED
 from harness.report.lint.training import never_renewed
 
 
-@CLAIMS.rule("galore-weights")
 def galore_weights(at: Evidence) -> Judgement:
     return counted(at, "galore", "full", "trainable", 1 - 1e-9, 1 + 1e-9)
 
 
-@CLAIMS.rule("galore-facts")
 def galore_facts(at: Evidence) -> Judgement:
     """The least of GaLore's gains over the low-rank methods: `each_gain`. Open if its projection was never renewed."""
     chosen = at.choices()

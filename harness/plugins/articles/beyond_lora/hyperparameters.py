@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.data_sets import COMPLEX, trained_on
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
 from harness.plugins.articles.claims import Bounds, Judgement, lacking, unchosen
@@ -13,7 +12,6 @@ FAR = 3.0  # a learning rate within this factor of another is the same choice
 HIGHER = Bounds(low=FAR, small=(1 / FAR, FAR), ratio=True, margin="3 times", more="higher", less="lower")
 
 
-@CLAIMS.rule("rank-capacity")
 def rank_capacity(at: Evidence) -> Judgement:
     """The mean over methods and ranks, each rank at its best learning rate."""
     if not trained_on(at, COMPLEX):
@@ -56,17 +54,14 @@ def _ratios(at: Evidence, bounds: Bounds) -> Judgement:
     return hold_all(parts)
 
 
-@CLAIMS.rule("lr-adapters")
 def lr_adapters(at: Evidence) -> Judgement:
     return each_batch(at, lambda part: _adapters(part, Bounds(low=2e-4 / FAR, ratio=True)))
 
 
-@CLAIMS.rule("lr-full")
 def lr_full(at: Evidence) -> Judgement:
     near = Bounds(2e-5 / FAR, 2e-5 * FAR, ratio=True)
     return each_batch(at, lambda part: _judged(_rate(part, "full"), near))
 
 
-@CLAIMS.rule("lr-ratio")
 def lr_ratio(at: Evidence) -> Judgement:
     return each_batch(at, lambda part: _ratios(part, HIGHER))

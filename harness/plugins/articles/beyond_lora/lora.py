@@ -9,7 +9,6 @@ from dataclasses import replace
 from statistics import fmean
 
 from harness.plugins.articles.beyond_lora import gpt3
-from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.beyond_lora.data_sets import FACTS, NUMERICAL, trained_on
 from harness.plugins.articles.claims import OPEN, Bounds, Judgement, judged, lacking, times, unchosen
 from harness.plugins.articles.evidence import Evidence
@@ -32,7 +31,6 @@ TENTH = 0.1
 SHARES = Bounds(low=TENTH, small=(-TENTH, TENTH), margin="10 points", more="more", less="fewer")
 
 
-@CLAIMS.rule("lora-parameters")
 def lora_parameters(at: Evidence) -> Judgement:
     """Exact, of the model that the article means; the remark has the smallest adapter of the records."""
     cells = [(record, counts) for record in at.of("lora") if (counts := record.parameters) and counts.trainable]
@@ -47,12 +45,10 @@ def lora_parameters(at: Evidence) -> Judgement:
     return replace(judgement, why=why)
 
 
-@CLAIMS.rule("lora-memory")
 def lora_memory(at: Evidence) -> Judgement:
     return memory_ratio(at, "lora", "full", TRAIN_MEMORY, 0, 0.5)
 
 
-@CLAIMS.rule("low-rank-spread")
 def low_rank_spread(at: Evidence) -> Judgement:
     chosen = {rank: choice for (method, rank), choice in at.choices("rank").items() if method == "lora" and rank}
     low, high = [c for r, c in chosen.items() if r <= LOW], [c for r, c in chosen.items() if r >= HIGH]
@@ -75,7 +71,6 @@ def spread(ones: Sequence[Sequence[Record]], others: Sequence[Sequence[Record]])
     return judged(ratio.among, SPREADS, seeds, used)
 
 
-@CLAIMS.rule("low-rank-divergence")
 def low_rank_divergence(at: Evidence) -> Judgement:
     """`statistics.difference_of_shares`, within learning rates; a setting is a rank at a rate."""
     settings = defaultdict(list)
@@ -114,8 +109,9 @@ def _usable(records: Sequence[Record]) -> Callable[[float, int], bool]:
     """Whether a rate is within NEAR of the best of a rank, which has the least mean of the last validation losses."""
     losses: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        if record.cell.rank and record.cell.lr and record.status == "ok" and record.validation:
-            losses[record.cell.rank][record.cell.lr].append(record.validation[-1].loss)
+        loss = record.validation_loss
+        if record.cell.rank and record.cell.lr and record.status == "ok" and loss is not None:
+            losses[record.cell.rank][record.cell.lr].append(loss)
     best = {rank: min(by_rate, key=lambda lr: fmean(by_rate[lr])) for rank, by_rate in losses.items()}
     far = math.log(NEAR) + 1e-9  # rounding
     return lambda lr, rank: rank in best and abs(math.log(lr / best[rank])) <= far
@@ -125,19 +121,18 @@ def _diverged(record: Record) -> bool:
     """Whether a run was lost, or ended worse than it began: its status says so only of one that knows nothing more."""
     if record.status == "diverged":
         return True
-    if not record.validation or not record.train or not record.train.loss:
+    loss = record.validation_loss
+    if loss is None or not record.train or not record.train.loss:
         return False
-    return record.validation[-1].loss > WORSE * record.train.loss[0].loss
+    return loss > WORSE * record.train.loss[0].loss
 
 
-@CLAIMS.rule("lora-numerical")
 def lora_numerical(at: Evidence) -> Judgement:
     if not trained_on(at, NUMERICAL):
         return lacking("cell trained on problems whose answers are numbers")
     return _full_gain(at)
 
 
-@CLAIMS.rule("lora-niche")
 def lora_niche(at: Evidence) -> Judgement:
     if not trained_on(at, FACTS):
         return lacking("cell trained on facts")

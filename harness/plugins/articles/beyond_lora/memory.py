@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from harness.plugins.articles.beyond_lora.claims import CLAIMS
 from harness.plugins.articles.claims import Judgement, lacking
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import counted, hold_all, memory_ratio
 from harness.report.frame import TRAIN_MEMORY
 
 
-@CLAIMS.rule("qlora-memory")
 def qlora_memory(at: Evidence) -> Judgement:
     """The effect is the ratio to the method whose memory is closest to QLoRA's."""
     others = [method for method in ("full", "lora", "dora", "galore") if at.of(method)]
@@ -18,27 +16,22 @@ def qlora_memory(at: Evidence) -> Judgement:
     return hold_all([(other, memory_ratio(at, "qlora", other, TRAIN_MEMORY, 0, 1)) for other in others])
 
 
-@CLAIMS.rule("dora-memory")
 def dora_memory(at: Evidence) -> Judgement:
     return memory_ratio(at, "dora", "lora", TRAIN_MEMORY, 1 / 1.1, 1.1)
 
 
-@CLAIMS.rule("adapters-galore-memory")
 def adapters_galore_memory(at: Evidence) -> Judgement:
     return hold_all([(m, memory_ratio(at, m, "galore", TRAIN_MEMORY, 0, 1)) for m in ("lora", "dora")])
 
 
-@CLAIMS.rule("galore-memory")
 def galore_memory(at: Evidence) -> Judgement:
     return memory_ratio(at, "galore", "full", TRAIN_MEMORY, 0, 2 / 3)
 
 
-@CLAIMS.rule("galore-states")
 def galore_states(at: Evidence) -> Judgement:
     return counted(at, "galore", "full", "peak_optimizer", 0, 0.5)
 
 
-@CLAIMS.rule("memory-order")
 def memory_order(at: Evidence) -> Judgement:
     """The effect is that of the part which is refuted, or closest to it."""
     parts = {

@@ -10,7 +10,6 @@ from statistics import fmean
 
 from harness.plugins.articles.claims import OPEN, Judgement, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.lora_without_regret.claims import CLAIMS
 from harness.plugins.articles.lora_without_regret.losses import EQUAL, HIGHER, penalty, smallest_batch
 from harness.plugins.articles.rules import adapt_settings, hold_all
 from harness.record import Record
@@ -19,7 +18,6 @@ from harness.report.lint.training import TARGETS
 BITS = 2  # that a parameter can store: Allen-Zhu & Li (2024, arXiv:2404.05405), as the article assumes
 
 
-@CLAIMS.rule("rank-capacity")
 def rank_capacity(at: Evidence) -> Judgement:
     """The smallest adapter must fall behind, the largest must match: `hold_all`.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from harness.plugins.articles.claims import OPEN, Bounds, Judgement, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.lora_without_regret.claims import CLAIMS
 from harness.plugins.articles.lora_without_regret.losses import on_all_layers
 from harness.plugins.articles.rules import best_rate, each_batch, rate_ratio
 from harness.record import Record
@@ -13,7 +12,6 @@ TIMES, FAR = 10, 3.0  # a ratio within this factor of the claimed one agrees wit
 SPREAD = 8  # the ranks that are compared must span this factor
 
 
-@CLAIMS.rule("lr-ratio")
 def lr_ratio(at: Evidence) -> Judgement:
     return each_batch(at.where(on_all_layers), _ratio)
 
@@ -28,7 +26,6 @@ def _ratio(at: Evidence) -> Judgement:
     return rate_ratio(rates[0], rates[1]).judge(Bounds(TIMES / FAR, TIMES * FAR, ratio=True))
 
 
-@CLAIMS.rule("lr-rank")
 def lr_rank(at: Evidence) -> Judgement:
     """The ratio of the best rate at the highest rank to that at the lowest rank of the same alpha.
 

@@ -9,17 +9,12 @@ from statistics import fmean
 from harness.plugins.articles.claims import OPEN, Bounds, Judgement, judged
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import ATTENTION, adapt_settings, batch_size, unknown
-from harness.record import Record
+from harness.record import Record, losses_by_seed
 from harness.report import statistics
 
 TIE = 1.01  # losses that differ by less than 1% count as equal
 HIGHER = Bounds(low=TIE, small=(1 / TIE, TIE), ratio=True, margin="1%", more="higher", less="lower")
 EQUAL = Bounds(low=0.0, high=TIE, ratio=True)
-
-
-def last_losses(records: Sequence[Record]) -> dict[int | None, float]:
-    """The last validation loss by seed of records that differ in their seeds, nats per token."""
-    return {record.cell.seed: record.validation[-1].loss for record in records if record.validation}
 
 
 def penalty(
@@ -35,11 +30,11 @@ def penalty(
     """
     compared = [*ones, *others]
     used = tuple(record.cell.name for group in compared for record in group)
-    losses, reference = ([last_losses(group) for group in side] for side in (ones, others))
+    losses, reference = ([losses_by_seed(group) for group in side] for side in (ones, others))
     seeds = min(map(len, [*losses, *reference]))
     if seeds == 0:
         return Judgement(OPEN, None, 0, None, used, "No validation losses")
-    ratio = statistics.of_losses(losses, reference, [last_losses(group) for group in field if group not in compared])
+    ratio = statistics.of_losses(losses, reference, [losses_by_seed(group) for group in field if group not in compared])
     if ratio is None:
         means = [math.prod(fmean(values.values()) for values in side) for side in (losses, reference)]
         return unknown(means[0] / means[1], bounds, seeds, used, "One seed")

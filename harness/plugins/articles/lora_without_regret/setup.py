@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from harness.plugins.articles.claims import Judgement, lacking
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.lora_without_regret.claims import CLAIMS
 from harness.plugins.articles.lora_without_regret.losses import (
     HIGHER,
     on_all_layers,
@@ -20,12 +19,10 @@ from harness.record import Record
 EQUAL = 1.1  # numbers of parameters within this factor count as equal
 
 
-@CLAIMS.rule("layers-rank")
 def layers_rank(at: Evidence) -> Judgement:
     return _attention_alone(at, lambda one, other: one.cell.rank == other.cell.rank, "r={}", "all layers, equal rank")
 
 
-@CLAIMS.rule("layers-parameters")
 def layers_parameters(at: Evidence) -> Judgement:
     def equal(one: Record, other: Record) -> bool:
         if not one.parameters or not other.parameters:
@@ -60,7 +57,6 @@ def _by_layers(at: Evidence) -> tuple[list[list[Record]], list[list[Record]]]:
     return by_rank(at.where(on_attention_alone)), by_rank(at.where(on_all_layers))
 
 
-@CLAIMS.rule("batch-penalty")
 def batch_penalty(at: Evidence) -> Judgement:
     """The penalty at the largest batch size that both methods were run with, over that at the smallest."""
     by_size: dict[int, tuple[list[Record], list[Record]]] = {}

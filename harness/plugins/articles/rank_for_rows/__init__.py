@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness.plugins.articles.article import Article
-from harness.plugins.articles.rank_for_rows.claims_on_rank import CLAIMS
+from harness.plugins.articles.claims import read_claims
+from harness.plugins.articles.rank_for_rows import claims_on_rank
 from harness.record import Record
+
+RULES = {
+    "needed-rank-grows": claims_on_rank.needed_rank_grows,
+    "small-ranks-suffice": claims_on_rank.small_ranks_suffice,
+    "rank-16-suffices": claims_on_rank.rank_16_suffices,
+}
 
 
 def without_limit(record: Record) -> str:
@@ -17,7 +26,7 @@ ARTICLE = Article(
     name="rank_for_rows",
     title="Rank by rows",
     source="axolotl's pull request 3691 and issue 3626, 2026, https://github.com/axolotl-ai-cloud/axolotl/pull/3691",
-    claims=CLAIMS.all(),
+    claims=read_claims(Path(__file__).parent / "claims.yaml", RULES),
     caption=[
         "Brackets in a claim say how its words are measured. A claim is supported or refuted if the whole 95% interval "
         "of its effect is on one side. Each interval is for one claim: of twenty true claims, one may be missed.",

@@ -13,11 +13,10 @@ from harness.plugins.articles.claims import (
     lacking,
 )
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.lora_without_regret.losses import last_losses, on_all_layers
-from harness.plugins.articles.rank_for_rows.claims import CLAIMS
+from harness.plugins.articles.lora_without_regret.losses import on_all_layers
 from harness.plugins.articles.rank_for_rows.needed import TIE, needed_rank
 from harness.plugins.articles.rules import everywhere
-from harness.record import Record
+from harness.record import Record, losses_by_seed
 from harness.report.rank_losses import ByRank, RankedLosses
 from harness.report.statistics import Interval
 from harness.report.training_rows import training_rows
@@ -31,7 +30,6 @@ SMALL, FEW = 4, 1_600
 COMMON, MANY = 16, 10_000
 
 
-@CLAIMS.rule("needed-rank-grows")
 def needed_rank_grows(at: Evidence) -> Judgement:
     """The needed rank at the most rows over that at the fewest."""
     by_rows = _by_rows(at)
@@ -52,12 +50,10 @@ def needed_rank_grows(at: Evidence) -> Judgement:
     return judged(intervals, GROWN, min(few.seeds, many.seeds), (*few.records, *many.records))
 
 
-@CLAIMS.rule("small-ranks-suffice")
 def small_ranks_suffice(at: Evidence) -> Judgement:
     return _suffices(at, SMALL, FEW)
 
 
-@CLAIMS.rule("rank-16-suffices")
 def rank_16_suffices(at: Evidence) -> Judgement:
     return _suffices(at, COMMON, MANY - 1)
 
@@ -83,7 +79,7 @@ def _penalty(by_rank: ByRank, rank: int) -> Judgement:
 def _without_seeds(sides: Sequence[ByRank]) -> Judgement:
     """Of ranks that do not share two seeds with losses."""
     used = tuple(record.cell.name for side in sides for group in side.values() for record in group)
-    seeds = min(len(last_losses(group)) for side in sides for group in side.values())
+    seeds = min(len(losses_by_seed(group)) for side in sides for group in side.values())
     why = {0: "No validation losses", 1: ONE_SEED}.get(seeds, "The ranks do not share two seeds")
     return Judgement(OPEN, None, seeds, None, used, why)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.grouping import grouped
 from harness.record import Record, Score, micro_batches
 from harness.record.model_card import base_of
 from harness.report.items.answered import batches
@@ -48,9 +49,7 @@ def write(records: Sequence[Record], folder: Path, out: Path) -> list[Path]:
 def results(record: Record, folder: Path) -> dict[str, Any]:
     """The content of the file of `record`, whose items are in `folder`."""
     subjects = _subjects(folder / f"{record.cell.name}.items.parquet")
-    by_task: dict[str, list[Score]] = defaultdict(list)
-    for score in record.scores:
-        by_task[score.task].append(score)
+    by_task = grouped((score.task, score) for score in record.scores)
     groups = {task: list(subjects[task]) for task in by_task if set(subjects.get(task, {})) - {task}}
     found: Values = {name: {} for name in ("results", "versions", "n-shot", "higher_is_better", "n-samples", "configs")}
     for task, scores in by_task.items():

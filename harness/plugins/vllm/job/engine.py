@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import torch
@@ -21,6 +20,7 @@ from torch import nn
 
 from harness import record
 from harness.errors import UserError
+from harness.grouping import grouped
 from harness.job.evaluate.answer_engines import ScoredModel
 from harness.job.evaluate.decoding import not_plain
 from harness.job.evaluate.windows import WindowedModel
@@ -118,9 +118,7 @@ class VllmEngine(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers to each context, up to its stop sequences. Raises VllmFailed."""
-        kinds: dict[str, list[int]] = defaultdict(list)  # by generation settings
-        for index, request in enumerate(requests):
-            kinds[repr(request.args[1])].append(index)
+        kinds = grouped((repr(request.args[1]), index) for index, request in enumerate(requests))  # by settings
         answers: dict[int, str] = {}
         prompts: dict[int, Prompt] = {}
         for members in kinds.values():
