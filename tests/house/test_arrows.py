@@ -101,7 +101,7 @@ ARROWS = {  # of each room, the rooms and files it may import
     "studies": {"sweep"} | BELOW,
     "job": BELOW,
     "report": {"record", "settings"} | LEAVES,
-    "plugins/articles": {"plugins", "cli", "report", "record", "settings", "config"} | LEAVES,
+    "plugins/articles": {"plugins", "cli", "report", "record", "settings", "config", "config_folders"} | LEAVES,
     "python": {"sweep", "report"} | BELOW,
 }
 

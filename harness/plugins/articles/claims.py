@@ -297,7 +297,7 @@ def enough_seeds(judgement: Judgement) -> float | None:
     number; infinite if no number of seeds would, since the items are too few.
 
     None where the claim is no range, one seed tells nothing of others, seeds are not what tells more, or the interval
-    has no end on the side of a limit.
+    is a point or has no end on the side of a limit.
     """
     return _seeds_to_part(judgement, (*(judgement.range or ()), *(judgement.small or ())))
 
@@ -326,7 +326,7 @@ def _seeds_to_part(judgement: Judgement, limits: Sequence[float]) -> float | Non
     above = min((end for end in ends if end > value), default=math.inf)
     sides = ((value - low, value - below), (high - value, above - value))
     lack = max((half / (room or 1e-9) for half, room in sides if math.isfinite(room)), default=math.inf)
-    if math.isinf(lack):
+    if lack == 0 or math.isinf(lack):
         return None
     if judgement.of_items * lack**2 >= 1:
         return math.inf

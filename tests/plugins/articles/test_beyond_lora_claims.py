@@ -36,7 +36,8 @@ from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.merged import merge
 from harness.plugins.articles.rules import BETTER, hold_all
 from harness.plugins.articles.verdict_tables import claim_table, claim_tables
-from harness.record import Kinds, LossPoint, SmallerBatches, read_study, write
+from harness.record import Kinds, LossPoint, SmallerBatches, note_command, read_study, write
+from harness.report.answer.next_run import seed_list
 from harness.report.select import UNVALIDATED
 from harness.report.statistics import Interval
 from harness.report.tables.formats import render
@@ -144,17 +145,47 @@ def test_a_judged_score_says_how_much_of_its_error_is_of_items(study, sway, leas
     assert least <= study.judgement("dora-task").of_items <= most
 
 
-@pytest.mark.parametrize(("fresh", "asked"), [(False, "sweep lr 'seed=range(0,%d)'"), (True, "sweep lr --confirm %d")])
+@pytest.mark.parametrize(("fresh", "asked"), [(False, "seed={}"), (True, "--confirm {}")])
 def test_more_seeds_are_asked_for_as_those_were_that_a_verdict_rests_on(study, fresh, asked):
     """Scores that sway by 5 points from seed to seed, and differ by 6."""
     for method, score in (("full", 0.5), ("dora", 0.56)):
         for seed in range(3):
             sway = 0.05 * (seed - 1) * (1 if method == "full" else -1)
             study.add(method, seed=seed, gsm8k=score + sway).confirmation = fresh
+    note_command(study.folder, ["sweep", "mine", "study=demo"])
     (verdict,) = (v for v in ARTICLE.verdicts(study.records, study.folder) if v.claim.name == "dora-full")
-    needed = enough_seeds(verdict.judgement)
+    needed = int(enough_seeds(verdict.judgement))
     assert verdict.fresh == fresh
-    assert asked % needed in " ".join(claim_table(ARTICLE, merge([verdict])).caption)
+    more = asked.format(needed if fresh else seed_list(range(needed)))
+    own = f"run `harness sweep mine study=demo {shlex.quote(more) if not fresh else more}` ({needed} seeds"
+    assert own in " ".join(claim_table(ARTICLE, merge([verdict])).caption)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("embedded:smollm2-135m-instruct", ""),
+        ("Qwen/Qwen3-1.7B-Base", " model=qwen3_1_7b"),
+        ("mine/model", " model.path=mine/model model.dtype=float32"),
+    ],
+)
+def test_what_a_claim_lacks_is_run_on_the_model_of_the_records(study, path, words):
+    for method in ("full", "dora"):
+        record = study.add(method, seed=0, gsm8k=0.5)
+        model = replace(record.cell.settings.model, path=path, dtype="float32")
+        record.cell = replace(record.cell, settings=replace(record.cell.settings, model=model))
+    verdicts = {v.claim.name: v for v in ARTICLE.verdicts(study.records, study.folder)}
+    assert verdicts["dora-full"].command == f"harness sweep lr{words}"
+    assert verdicts["alpha-r"].command == f"harness sweep alpha{words}"
+
+
+def test_an_open_claim_on_models_that_are_too_small_is_run_on_another_one(study):
+    for method in ("lora", "dora"):
+        for seed in range(2):
+            study.add(method, 16, seed, mmlu=0.5)
+    (verdict,) = (v for v in ARTICLE.verdicts(study.records, study.folder) if v.claim.name == "dora-mmlu")
+    assert verdict.judgement.why == "Needs ≥ 1B"
+    assert verdict.command.endswith(" model=MODEL")
 
 
 @pytest.mark.parametrize(
