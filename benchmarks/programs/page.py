@@ -74,7 +74,8 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
     known = [row for row in predicted if not row["unknown"] and not _reserved(row)]
     near = [row for row in known if abs(_off(row, "peak")) <= NEAR]
     far = [row for row in predicted if abs(_off(row, "peak")) > 0.1]
-    unreasoned = [row for row in far if not row["unknown"] and not row["why"]]
+    settled = [row for row in far if not row["unknown"]]
+    unreasoned = [row for row in settled if not row["why"]]
     return [
         f"- Resident memory is within 1% for {len(exact)} of the {len(resident)} rows that publish it.",
         f"- The peak is within 5% for {len(near)} of the {len(known)} rows that publish allocated memory and whose "
@@ -82,7 +83,8 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
         f"- {len([row for row in predicted if _reserved(row)])} rows publish reserved memory, which is more.",
         f"- {len([row for row in rows if row['unknown']])} rows have unknown settings; {len(rows) - len(predicted)} of "
         "them have no prediction.",
-        f"- {len(far)} predictions are more than 10% off, {len(unreasoned)} of them without an established reason.",
+        f"- {len(far)} predictions of the peak are more than 10% off: {len(far) - len(settled)} of rows with unknown "
+        f"settings; of the other {len(settled)}, {len(unreasoned)} have no established reason.",
     ]
 
 

@@ -12,8 +12,9 @@ from harness.__main__ import main
 from harness.record import Record, Repeat, write
 from harness.report.frame import frame
 from harness.report.lint import findings
-from harness.report.lint.drift import drift_text, drifts
+from harness.report.lint.drift import Drift, drift_text, drifts
 from harness.report.select import select
+from harness.report.statistics import Interval
 from harness.report.tables.table import comparison
 
 ON = ENVIRONMENT | {"boot": "one"}
@@ -101,3 +102,8 @@ def test_lint_prints_the_drift(tmp_path, capsys):
         write(record, tmp_path / "mine" / f"{record.cell.name}.json")
     main(["lint", "--results-dir", str(tmp_path)])
     assert "changed by −0.01% per hour (95% interval −0.01% to −0.01%; 4 runs in 6.0 h)." in capsys.readouterr().out
+
+
+def test_an_interval_of_a_few_minutes_is_wide_and_written_in_full():
+    drift = Drift("cell", 3, 0.2, Interval(0.032, -10.4, 10.4), 0.2)
+    assert "changed by +3.2% per hour (95% interval −1,000% to +1,000%; 3 runs in 0.2 h)." in drift_text(drift)

@@ -134,4 +134,5 @@ def _slope(hours: Sequence[float], rates: Sequence[float]) -> Interval:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:+.2g}%".replace("-", "−")
+    text = f"{100 * share:+.2g}"
+    return f"{float(text):+,.0f}%".replace("-", "−") if "e+" in text else f"{text}%".replace("-", "−")
