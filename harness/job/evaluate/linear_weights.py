@@ -6,6 +6,7 @@ Each generated token reads every weight, so converting weights at every call tak
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,25 +27,53 @@ from harness.job.models.quantisation import packed_matrix
 from harness.job.training.loss import LossHead
 
 
+def cast_for_good(model: nn.Module, dtype: torch.dtype) -> None:
+    """`cast`, without a way back: what would undo it holds the weights from before."""
+    for module in _linear(model):
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, _copy(weight, dtype))
+
+
 def cast(model: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
     """Cast the weights of linear layers to `dtype`, as autocast does at every call. Returns a function that undoes it.
 
-    An embedding tied to the head is not cast, as autocast leaves it too. The copies are no inference tensors, which
-    can't be moved to another device and back.
+    An embedding tied to the head is not cast, as autocast leaves it too. Meanwhile the weights of a GPU wait in the
+    host's memory, but for tied ones: beside their copies they would take more than training did, of which `plan` says
+    that it takes most.
     """
-    before = []
-    with torch.inference_mode(False):
-        for module in model.modules():
-            if type(module) in (nn.Linear, LossHead):
-                for name, weight in module.named_parameters(recurse=False):
-                    before.append((module, name, weight))
-                    setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    before: list[tuple[nn.Module, str, nn.Parameter, torch.Tensor | None]] = []
+    for module in _linear(model):
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, _copy(weight, dtype))
+            waiting = None
+            if _on_gpu(weight) and weight.dtype is not dtype and uses[id(weight)] == 1:
+                with torch.inference_mode(False):
+                    waiting, weight.data = weight.data.cpu(), weight.new_empty(0)
+            before.append((module, name, weight, waiting))
 
     def undo() -> None:
-        for module, name, weight in before:
-            setattr(module, name, weight)
+        with torch.inference_mode(False):
+            for module, name, weight, waiting in before:
+                setattr(module, name, weight)
+                if waiting is not None:
+                    weight.data = waiting.to(weight.device)
 
     return undo
+
+
+def _linear(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module) in (nn.Linear, LossHead)]
+
+
+def _copy(weight: torch.Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """`weight` in `dtype`; no inference tensor, which could not be moved to another device and back."""
+    with torch.inference_mode(False):
+        return nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+
+
+def _on_gpu(weight: torch.Tensor) -> bool:
+    return weight.is_cuda
 
 
 def only_multiplied(model: nn.Module) -> bool:

@@ -398,7 +398,7 @@ def _engine(
             if isinstance(model, PeftModel):
                 stack.callback(linear_weights.cast(model, autocast))
             else:
-                linear_weights.cast(model, autocast)  # what would undo it holds the weights from before
+                linear_weights.cast_for_good(model, autocast)
         packed = stack.enter_context(linear_weights.packed(model))
         yield lm, ChainMap(lm.used, used, packed)
 

@@ -96,6 +96,25 @@ def test_cast_weights_answer_as_those_that_autocast_casts_and_can_be_had_back():
     assert all(own[name] is p for name, p in net.named_parameters(remove_duplicate=False))
 
 
+@pytest.mark.parametrize("wait", [False, True])
+def test_weights_of_a_gpu_wait_elsewhere_while_their_copies_compute(monkeypatch, wait):
+    """Those of an embedding that is tied to the head stay, as the embedding reads them."""
+    net = moved("method=full").net
+    net.get_output_embeddings().weight = net.get_input_embeddings().weight
+    before, own = logits(net, torch.bfloat16), dict(net.named_parameters(remove_duplicate=False))
+    values = {name: p.detach().clone() for name, p in own.items()}
+    monkeypatch.setattr(linear_weights, "_on_gpu", lambda weight: wait)
+    undo = linear_weights.cast(net, torch.bfloat16)
+    assert torch.equal(logits(net, torch.bfloat16), before)
+    cast = {name for name, p in values.items() if p.ndim == 2 and "embed" not in name and name != "lm_head.weight"}
+    assert cast
+    assert {name for name, p in own.items() if p.numel() == 0} == (cast if wait else set())
+    with torch.inference_mode():
+        undo()
+    assert all(torch.equal(p, values[name]) and p is own[name] for name, p in net.named_parameters())
+    assert not any(p.is_inference() for p in net.parameters())
+
+
 def test_weights_that_were_cast_while_scoring_can_be_moved_away_and_back():
     """As vLLM has them moved: `Module.to` another device replaces what a parameter holds."""
     net = moved("method=full").net

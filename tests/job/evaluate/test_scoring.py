@@ -374,6 +374,7 @@ def test_weights_cast_once_answer_as_those_that_autocast_casts(method, monkeypat
     found, once = [], linear_weights.cast
     for cast, expected in ((once, torch.bfloat16), (lambda model, dtype: lambda: None, torch.float32)):
         monkeypatch.setattr(linear_weights, "cast", cast)
+        monkeypatch.setattr(linear_weights, "cast_for_good", cast)
         bench, read = moved(f"method={method}"), set()
         head, embedding = bench.net.get_output_embeddings(), bench.net.get_input_embeddings()
         head.register_forward_pre_hook(lambda head, _, read=read: read.add(head.weight.dtype))
