@@ -151,6 +151,11 @@ class Bench:
         return self.device == "cuda"
 
     @property
+    def bf16(self) -> bool:
+        """Whether cells compute in bf16 on this GPU; those before Ampere do not."""
+        return self.on_cuda and self.facts["job"]["compute"]["formats"]["bf16"] == "yes"
+
+    @property
     def left(self) -> float:
         """Seconds until the time limit."""
         return self.until - time.monotonic()
@@ -213,10 +218,16 @@ class Bench:
         cells: dict[str, Cell | str] = {}
         for method in self.methods:
             try:
-                cells[method] = self.cell(method)
+                cell = self.cell(method)
+                cells[method] = self._refusal(cell) or cell
             except UserError as reason:
                 cells[method] = str(reason)
         return cells
+
+    def _refusal(self, cell: Cell) -> str | None:
+        """Why a job on this GPU would refuse `cell`: it asks for arithmetic in 16 bits, which the GPU has not."""
+        setting = cell.settings.in_sixteen_bits
+        return f"{setting} requires bf16, which this GPU lacks" if setting and self.on_cuda and not self.bf16 else None
 
     @cached_property
     def architectures(self) -> dict[str, dict[str, Any]]:

@@ -226,14 +226,14 @@ def _time_check(table: Rows) -> Check:
 
 
 def attention(bench: Bench) -> Check:
-    """Which attention ran in a training step: on CUDA one bfloat16 kernel for all sequences of a row."""
+    """Which attention ran in a training step: in bf16 on CUDA one kernel for all sequences of a row."""
     table = Rows(strict=True)
     for method, record in _records(bench):
         with table.row(method=method) as row:
             ran = _probed(record).attention
             row["attention"] = ", ".join(f"{name}: {n}" for name, n in ran.items())
             suited = record.environment["speedups"]["padding_free"] == "on"
-            if not ran or (bench.on_cuda and suited and set(ran) != {"varlen bfloat16"}):
+            if not ran or (bench.bf16 and suited and set(ran) != {"varlen bfloat16"}):
                 table.wrong.append(f"{method} ran {row['attention'] or 'none'}")
     if not table.rows:
         raise Skip(NO_CELL)
@@ -272,7 +272,7 @@ def engine(bench: Bench) -> Check:
     few = ["eval.limit=64", "eval.batch_size=64"] if bench.on_cuda else ["eval.limit=6"]
     cell = bench.cell("base", "eval.tasks=[wordmath,facts]", "eval.num_fewshot=4", *few)
     table, shares = Rows(strict=True), []
-    for precision in ("exact", "bfloat16") if bench.on_cuda else ("exact",):
+    for precision in ("exact", "bfloat16") if bench.bf16 else ("exact",):
         with table.row(precision=precision) as row:
             row |= bench.beside("engine", cell=cell, autocast=None if precision == "exact" else precision)
             share = f"{row['same']} of {row['answers']} answers are equal, {row['theirs'] / row['ours']:.1f}× as fast"
@@ -358,7 +358,7 @@ def _beside_trainer(bench: Bench, record: Record, trl: bool) -> dict[str, Any]:
 def busy(bench: Bench) -> Check:
     """The share of a step in which kernels run, and kernels per step, of which speed-ups should need fewer."""
     table = Rows(strict=True)
-    same = ["train.precision=bf16"] if bench.on_cuda else []  # speedups=off alone would change it
+    same = ["train.precision=bf16"] if bench.bf16 else []  # speedups=off alone would change it
     for method, speedups in itertools.product(BUSY, ("auto", "off")):
         with table.row(method=method, speedups=speedups) as row:
             cell = bench.cell(method, *TRAINING_ALONE, f"speedups={speedups}", *same)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,8 @@ LORA = RECORDS["lora"]
 
 
 def bench_of(device: str, folder: Path, gpus: tuple[str, ...] = ()) -> Bench:
-    facts = {"job": {"compute": {"device": {"type": device, "name": "NVIDIA H100 80GB HBM3"}}}}
+    compute = {"device": {"type": device, "name": "NVIDIA H100 80GB HBM3"}, "formats": {"bf16": "yes"}}
+    facts = {"job": {"compute": compute}}
     bench = Bench(folder, facts, ["model=smollm2_135m"], time.monotonic() + 600, gpus)
     bench.methods = ["lora", "dora", "full"]
     return bench
@@ -163,3 +165,33 @@ def test_every_cell_of_the_further_checks_composes(tmp_path):
     assert {eight.cell(method).settings.train.max_length for method in checks.LARGE_METHODS} == {2048}
     assert next(iter(eight.architectures.values()))["hidden_size"] == 4096
     assert bench.card == card.load("h100")
+
+
+# A card from before Ampere
+
+
+def without_bf16(folder: Path) -> Bench:
+    bench = bench_of("cuda", folder)
+    bench.facts["job"]["compute"]["formats"]["bf16"] = "slower than fp32"
+    bench.methods = ["lora", "full_bf16"]
+    return bench
+
+
+def test_methods_in_16_bits_are_not_run_on_a_card_without_bf16(tmp_path):
+    cells = without_bf16(tmp_path).cells
+    assert cells["full_bf16"] == "model.dtype=bfloat16 requires bf16, which this GPU lacks"
+    assert cells["lora"].method == "lora"
+    with_bf16 = bench_of("cuda", tmp_path)
+    with_bf16.methods = ["full_bf16"]
+    assert with_bf16.cells["full_bf16"].method == "full_bf16"
+
+
+@pytest.mark.parametrize(("bf16", "status"), [("yes", "failed"), ("slower than fp32", "passed")])
+def test_the_kernel_for_rows_is_asked_for_where_cells_compute_in_bf16(tmp_path, monkeypatch, bf16, status):
+    bench = without_bf16(tmp_path)
+    bench.facts["job"]["compute"]["formats"]["bf16"] = bf16
+    speedups = LORA.environment["speedups"] | {"padding_free": "on"}
+    probe = replace(LORA.probe, attention={"math float32": 30})
+    record = replace(LORA, environment=LORA.environment | {"speedups": speedups}, probe=probe)
+    monkeypatch.setattr(checks, "_records", lambda bench: [("lora", record)])
+    assert checks.attention(bench).status == status

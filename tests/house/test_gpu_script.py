@@ -245,7 +245,7 @@ def test_a_package_that_is_hidden_is_not_found_by_processes(on_cpu):
     ],
 )
 def test_every_cell_of_the_gpu_run_composes(tmp_path, model):
-    facts = {"job": {"compute": {"device": {"type": "cuda"}}}}
+    facts = {"job": {"compute": {"device": {"type": "cuda"}, "formats": {"bf16": "yes"}}}}
     on_cuda = Bench(tmp_path, facts, model, time.monotonic())
     switches = [more for name, more in bench.SAVERS.items() if name in on_cuda.config().train]
     found = [on_cuda.cell(method) for method in ALL if (CONF / "method" / f"{method}.yaml").is_file()]
