@@ -120,7 +120,8 @@ class Study:
         """The commands that train the cell of a record again. save: what they are to keep; null: as they were typed."""
         overrides = [] if save is None else [f"save={save}"]
         remove = self._typed("rm", f"{self.name}/{recorded.cell.name}")
-        if overrides and (sweeps := record.repeated_sweeps(self.folder, overrides)):
+        # Named, since records that were moved have another study's name in their commands.
+        if overrides and (sweeps := record.repeated_sweeps(self.folder, [f"study={self.name}", *overrides])):
             return f"`{' && '.join([remove, *sweeps])}`"
         return f"`{remove}`, then its sweep's command{' with '.join(['', *overrides])}"
 

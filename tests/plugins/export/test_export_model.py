@@ -255,6 +255,16 @@ def test_a_cell_without_a_model_is_one_sentence(bare, tmp_path, capsys, made, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_study_that_was_moved_is_trained_again_where_it_is(tmp_path, capsys):
+    found, results = make_record("lora", 16), tmp_path / "results"
+    change(found, method={"adapt": {"r": 16}, "optim": {"lr": 1e-3}})
+    sound(found, results / "moved" / "demo")
+    record.note_command(results / "moved" / "demo", ["sweep", "quickstart"])
+    asked = ["export-model", "moved/demo", "--to", "merged", "--out", str(tmp_path / "out")]
+    assert main([*asked, "--results-dir", str(results)]) == 2
+    assert " && harness sweep quickstart study=moved/demo save=adapter`" in capsys.readouterr().err
+
+
 def test_a_start_that_changes_the_base_is_kept_merged(bare, tmp_path, capsys):
     found = make_record("pissa", 16)
     change(found, method={"adapt": {"init_lora_weights": "pissa"}, "optim": {"lr": 1e-3}})
