@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def _of_model(records: Sequence[Record]) -> list[str]:
         return []
     names, default = _shipped_models()
     if model.path not in names:
-        return [f"model.path={model.path}", f"model.dtype={model.dtype}"]
+        return [shlex.quote(f"model.path={model.path}"), shlex.quote(f"model.dtype={model.dtype}")]
     return [] if names[model.path] == default else [f"model={names[model.path]}"]
 
 

@@ -167,6 +167,7 @@ def test_more_seeds_are_asked_for_as_those_were_that_a_verdict_rests_on(study, f
         ("embedded:smollm2-135m-instruct", ""),
         ("Qwen/Qwen3-1.7B-Base", " model=qwen3_1_7b"),
         ("mine/model", " model.path=mine/model model.dtype=float32"),
+        ("x; touch y", " 'model.path=x; touch y' model.dtype=float32"),
     ],
 )
 def test_what_a_claim_lacks_is_run_on_the_model_of_the_records(study, path, words):
