@@ -258,23 +258,27 @@ def _walk(
     logs_of_answers = torch.empty(len(hidden), 1, device=hidden.device)
     # The gradient by the logits: each token's probability, less 1 for the answer.
     less = torch.full_like(answers, -1, dtype=torch.float32) if any(wanted) else None
-    for begin in range(0, max(1, len(hidden)), rows):
-        at = slice(begin, begin + rows)
-        inputs = hidden[at].to(dtype)
+    # So is each tensor cut: to the host a cut is an operation, too.
+    chunks, answers_by_chunk, is_answer_by_chunk = hidden.split(rows), answers.split(rows), is_answer.split(rows)
+    logs_by_chunk, less_by_chunk = logs_of_answers.split(rows), less.split(rows) if less is not None else None
+    scales_by_chunk = scales[:, None].split(rows) if scales is not None else None
+    of_hidden_by_chunk = of_hidden.split(rows) if of_hidden is not None else None
+    for number, chunk in enumerate(chunks):
+        inputs = chunk.to(dtype)
         with repeated():
             logs = linear(inputs, cast, offset).float().log_softmax(-1)
-        torch.gather(logs, 1, answers[at], out=logs_of_answers[at])
-        if less is None:
+        torch.gather(logs, 1, answers_by_chunk[number], out=logs_by_chunk[number])
+        if less_by_chunk is None:
             continue
-        gradient = logs.exp_().scatter_add_(1, answers[at], less[at])
-        if scales is not None:
-            gradient *= scales[at, None]
+        gradient = logs.exp_().scatter_add_(1, answers_by_chunk[number], less_by_chunk[number])
+        if scales_by_chunk is not None:
+            gradient *= scales_by_chunk[number]
         del logs
-        gradient = gradient.to(dtype) if of_weight is None else of_weight.add(begin, gradient, is_answer)
-        if of_hidden is not None:
-            torch.mm(gradient, cast, out=of_hidden[at])
+        gradient = gradient.to(dtype) if of_weight is None else of_weight.add(number * rows, gradient, is_answer)
+        if of_hidden_by_chunk is not None:
+            torch.mm(gradient, cast, out=of_hidden_by_chunk[number])
         if by_bias:
-            of_bias = _added(of_bias, gradient.T, is_answer[at])
+            of_bias = _added(of_bias, gradient.T, is_answer_by_chunk[number])
     each = (-logs_of_answers[:, 0]).where(counted, 0.0)
     if losses is not None:
         losses.copy_(each)
