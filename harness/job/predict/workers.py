@@ -18,6 +18,8 @@ from harness.job.predict.prediction import Predictor
 from harness.protocol import PlanCells, PlannedCell
 from harness.record import Calibration, device_of
 
+ANOTHER = 1.25  # times this GPU's memory; a card that is sold with 16 GB has 14.6 GiB
+
 
 def answer(request: PlanCells, groups: Sequence[Sequence[int]], pool: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
     """As `harness.job.predict.pool.answer`, by the processes of `pool`. groups: positions of cells that are alike."""
@@ -25,11 +27,7 @@ def answer(request: PlanCells, groups: Sequence[Sequence[int]], pool: ProcessPoo
     here = device.here()
     environment = env.describe() | device.describe(here)
     kernels = request.kernels or ("cuda" if budget is not None or here.type == "cuda" else "cpu")
-    elsewhere = kernels == "cuda" and (budget is not None or here.type != "cuda")  # today's GPUs compute in bf16
-    if request.rates is not None:
-        bf16 = request.rates.bf16 is not None
-    else:
-        bf16 = elsewhere or device.compute_dtype("auto") is torch.bfloat16
+    bf16 = _in_bf16(request, kernels, environment["device"]["memory_bytes"])
     calibration = _calibration(request, device_of(environment), kernels)
     predictor = Predictor(
         request.data_root, "bf16" if bf16 else "fp32", kernels, rates=request.rates, calibration=calibration
@@ -45,6 +43,15 @@ def answer(request: PlanCells, groups: Sequence[Sequence[int]], pool: ProcessPoo
     yield {"budget": budget, "kernels": kernels, "environment": environment, "calibration": used}
     for i in range(len(cells)):
         yield {"prediction": predictions[i]}
+
+
+def _in_bf16(request: PlanCells, kernels: str, memory: int | None) -> bool:
+    """Whether precision ``auto`` is bf16 on the device that is planned for. memory: bytes of the GPU here; null: none."""
+    if request.rates is not None:
+        return request.rates.bf16 is not None
+    # A budget names no GPU. One that is well above the memory of this GPU is another's, and others of today have bf16.
+    another = memory is None or (request.budget or 0) > ANOTHER * memory
+    return (kernels == "cuda" and another) or device.compute_dtype("auto") is torch.bfloat16
 
 
 def _calibration(request: PlanCells, here: list[Any], kernels: str) -> Calibration | None:

@@ -121,6 +121,22 @@ def test_beside_an_accelerator_processes_are_begun_anew_and_see_no_gpu(monkeypat
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+@pytest.mark.parametrize("gpu", ["T4", "A100"])
+def test_a_budget_near_the_memory_of_the_gpu_here_is_its_own(monkeypatch, gpu):
+    formats = {"T4": torch.float32, "A100": torch.bfloat16}
+    monkeypatch.setattr(workers.device, "compute_dtype", lambda precision: formats[gpu])
+    memory = {"T4": 15_642_329_088, "A100": 42_314_694_656}[gpu]
+
+    def in_bf16(budget: int | None, kernels: str = "cuda", memory: int | None = memory) -> bool:
+        return workers._in_bf16(PlanCells([], None, budget, 0, 1.0, kernels), kernels, memory)
+
+    own = gpu == "A100"
+    assert [in_bf16(budget) for budget in (None, 10 * 2**30, 16 * 2**30)] == [own, own, own]
+    assert in_bf16(80 * 2**30)  # of another GPU
+    assert in_bf16(16 * 2**30, memory=None)  # on a machine without one
+    assert in_bf16(None, "cpu", None) == own
+
+
 @pytest.mark.parametrize("method", ["shira", "frod"])
 def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
     cell = tiny(f"method={method}")
