@@ -32,7 +32,7 @@ DECIDED_BY = {
         "low-rank-divergence": "study_stability",
         "alpha-r": "study_alpha_fresh",
         "alpha-4r": "study_alpha",
-        "alpha-rank": "not decided: no study has two ranks, each with alpha = 2r and with one alpha for both",
+        "alpha-rank": "study_alpha_rank",
         "galore-facts": "study_facts",
         "dora-mmlu": AT_CHANCE,
         "forgetting-mmlu": AT_CHANCE,
