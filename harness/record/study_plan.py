@@ -37,6 +37,9 @@ class JudgingRules:
     """Version of each set of rules by name: comparison (of the tables), and those of plug-ins."""
     articles: list[str]
     """Articles whose claims are judged."""
+    changed: dict[str, dict[int, list[str]]] = field(default_factory=dict)
+    """The claims, as ARTICLE/CLAIM, that a version of a set of rules can judge differently than the one before; of a
+    version that is missing here, all."""
 
 
 @dataclass(frozen=True)

@@ -69,19 +69,19 @@ class StudyPlanned:
         self._planned, self._why = planned, why
         self._named = {record.cell.name: record for record in records}
 
-    def of_names(self, names: Iterable[str], article: str | None = None) -> PlanState:
+    def of_names(self, names: Iterable[str], article: str, claim: str) -> PlanState:
         """`state` of the records of cells `names`."""
-        return self.state([self._named[name] for name in names], article)
+        return self.state([self._named[name] for name in names], article, claim)
 
-    def state(self, records: Iterable[Record], article: str | None = None) -> PlanState:
-        """What rests on `records`, of the study. article: whose claim is judged (null: methods are compared)."""
+    def state(self, records: Iterable[Record], article: str | None = None, claim: str | None = None) -> PlanState:
+        """What rests on `records`, of the study. article: whose `claim` is judged (null: methods are compared)."""
         if self._planned is None:
             return PlanState("exploratory", self._why)
         records = list(records)
         if why := self._planned.unplanned(records):
             return PlanState("exploratory", why)
         plans = [self._planned.planned_by(record) for record in records]
-        if why := _other_rules([plan for plan in plans if isinstance(plan, StudyPlan)], article):
+        if why := _other_rules([plan for plan in plans if isinstance(plan, StudyPlan)], article, claim):
             return PlanState("exploratory", why)
         progress = self._planned.progress
         if not progress.finished:
@@ -117,15 +117,22 @@ def weakest(states: Iterable[PlanState]) -> PlanState:
     return min(states, key=lambda state: WEAKEST_FIRST.index(state.word))
 
 
-def _other_rules(plans: Sequence[StudyPlan], article: str | None) -> str:
+def _other_rules(plans: Sequence[StudyPlan], article: str | None, claim: str | None) -> str:
     """Why `plans` are of other rules than those that judge now; empty if they are of the same."""
-    now = judging_rules().rules
-    if article is None:
-        now = {"comparison": now["comparison"]}
+    judging = judging_rules()
+    now = judging.rules if article is not None else {"comparison": judging.rules["comparison"]}
     for plan in plans:
         if article is not None and article not in plan.articles:
             return f"The plan of {plan.created[:10]} names no claims of {article}"
-        if changed := [name for name, version in now.items() if plan.rules.get(name) != version]:
-            versions = ", ".join(f"{name} {plan.rules.get(name, 'none')}, now {now[name]}" for name in changed)
+
+        def is_other(name: str, version: int, plan: StudyPlan = plan) -> bool:
+            planned, changed = plan.rules.get(name), judging.changed.get(name, {})
+            if planned is None or planned > version:
+                return True
+            since = range(planned + 1, version + 1)
+            return any(each not in changed or f"{article}/{claim}" in changed[each] for each in since)
+
+        if other := [name for name, version in now.items() if is_other(name, version)]:
+            versions = ", ".join(f"{name} {plan.rules.get(name, 'none')}, now {now[name]}" for name in other)
             return f"The rules of judging have changed since the plan of {plan.created[:10]} ({versions})"
     return ""

@@ -15,4 +15,5 @@ def judging_rules() -> JudgingRules:
     """The rules of the core and of plug-ins, and the articles whose claims are judged."""
     of_plugins = [plugin.load(part.rules)() for part in plugin.installed() if part.rules is not None]
     rules = {"comparison": COMPARISON} | {name: version for of in of_plugins for name, version in of.rules.items()}
-    return JudgingRules(rules, [article for of in of_plugins for article in of.articles])
+    changed = {name: versions for of in of_plugins for name, versions in of.changed.items()}
+    return JudgingRules(rules, [article for of in of_plugins for article in of.articles], changed)

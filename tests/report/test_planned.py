@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from plans import confirming, make_plan, planned_record
 
-from harness.record import PLAN, add_plans
+from harness.record import PLAN, JudgingRules, add_plans
+from harness.report import planned
 from harness.report.planned import EXPLORATORY, PlanState, plan_lines, study_plan, weakest
 
 TRIED = [planned_record(method) for method in ("lora", "full")]
@@ -64,6 +65,25 @@ def test_other_rules_than_the_planned_ones_explore(tmp_path):
     assert state(tmp_path, [*TRIED, *FRESH], FRESH).why.startswith(changed)
     assert state(tmp_path, [*TRIED, *FRESH], FRESH, "other").why.startswith(changed)
     assert state(tmp_path, [*TRIED, *FRESH], FRESH, "mine").why == "The plan of 2026-01-02 names no claims of mine"
+
+
+def test_a_version_that_changes_other_claims_leaves_a_claim_planned(tmp_path, monkeypatch):
+    now = JudgingRules({"comparison": 2, "claims": 4}, ["mine"], {"claims": {3: ["mine/memory"], 4: ["mine/speed"]}})
+    monkeypatch.setattr(planned, "judging_rules", lambda: now)
+    for version, exploratory in (
+        (1, {"score", "memory", "speed"}),
+        (2, {"memory", "speed"}),
+        (3, {"speed"}),
+        (5, {"score"}),
+    ):
+        folder = tmp_path / str(version)
+        folder.mkdir()
+        rules = {"comparison": 2, "claims": version}
+        add_plans(folder, [make_plan(TRIED, [1, 2], rules=rules, articles=["mine"])])
+        plan = study_plan([*TRIED, *FRESH], folder)
+        words = {claim: plan.state(FRESH, "mine", claim).word for claim in exploratory | {"score"}}
+        assert {claim for claim, word in words.items() if word == "exploratory"} == exploratory
+        assert plan.state(FRESH).word == "planned"  # methods are compared, and no claim is judged
 
 
 def test_a_damaged_plan_is_told_and_counts_as_none(folder):

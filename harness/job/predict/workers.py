@@ -46,7 +46,7 @@ def answer(request: PlanCells, groups: Sequence[Sequence[int]], pool: ProcessPoo
 
 
 def _in_bf16(request: PlanCells, kernels: str, memory: int | None) -> bool:
-    """Whether precision ``auto`` is bf16 on the device that is planned for. memory: bytes of the GPU here; null: none."""
+    """Whether precision ``auto`` is bf16 on the device that is planned for. memory: bytes of the GPU here, if any."""
     if request.rates is not None:
         return request.rates.bf16 is not None
     # A budget names no GPU. One that is well above the memory of this GPU is another's, and others of today have bf16.

@@ -90,6 +90,7 @@ def _settings(records: Sequence[Record], place: tuple[str, str, str]) -> dict[st
     settings = {"model": frozenset({model}), "data": frozenset({data})}
     if ranks := frozenset(short(record.cell.rank) for record in records if record.cell.rank is not None):
         settings["rank"] = ranks
+    settings["dtype_of_weights"] = frozenset(str(record.cell.settings.model.dtype) for record in records)
     train = [record.cell.settings.train_dict() for record in records]
     for name in sorted(set().union(*train) - UNTOLD):
         settings[name] = frozenset(_shown(of.get(name)) for of in train)

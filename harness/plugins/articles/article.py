@@ -86,7 +86,7 @@ class Article:
                     place,
                     one,
                     not fresh.isdisjoint(one.records),
-                    plan.of_names(one.records, self.name),
+                    plan.of_names(one.records, self.name, claim.name),
                     parts_of(one, evidence[place].records, place),
                     deciding_command(claim, one, evidence[place].records, folder),
                 )

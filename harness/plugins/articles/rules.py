@@ -179,7 +179,8 @@ def unlike(facts: Iterable[str]) -> str:
 
 
 def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Record], list[Record]]]:
-    """Finished records of two methods with equal batches and training settings, and a text that names the setting.
+    """Finished records of two methods with equal batches, training settings and bytes of a weight, and a text that
+    names the setting.
 
     If both methods have ranks, only equal ranks are matched; if both adapt layers, only the same layers.
     """
@@ -192,7 +193,7 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
             free = [{k: v for k, v in imported.items() if k != "seed"}]
             if adapting:
                 free += [{k: v for k, v in adapt_settings(record).items() if k not in ("use_dora", "lora_alpha")}]
-            key = (train, json.dumps(free, sort_keys=True), micro_batches(record))
+            key = (train, json.dumps(free, sort_keys=True), micro_batches(record), record.cell.settings.model.dtype)
             side[key, record.cell.rank if ranked else None].append(record)
     pairs = []
     for alike, members in sides[0].items():
@@ -201,17 +202,18 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
         by_rank = grouped((record.cell.rank, record) for record in members)
         pairs += [(group, sides[1][alike]) for group in by_rank.values()]
     settings = [_named(group[0]) for group, _ in pairs]
-    every = sorted(set().union(*settings) - {"batch_size", "seed"})
+    every = sorted(set().union(*settings) - {"train.batch_size", "train.seed"})
     shown = [name for name in every if len({one.get(name) for one in settings}) > 1]
     for (group, others), named in zip(pairs, settings, strict=True):
         size, _ = micro_batches(group[0]) or (None, None)
-        rest = [f"train.{name}={named[name]}" for name in shown if name in named]
+        rest = [f"{name}={named[name]}" for name in shown if name in named]
         yield ", ".join([f"r={group[0].cell.rank}", f"train.batch_size={size}", *rest]), group, others
 
 
 def _named(record: Record) -> dict[str, str]:
-    """Its settings of training, as they are written on a command line."""
-    return {name: json.dumps(value) for name, value in train_settings(record).items()}
+    """Its settings of training, and the format of its weights, as they are written on a command line."""
+    training = {f"train.{name}": json.dumps(value) for name, value in train_settings(record).items()}
+    return training | {"model.dtype": str(record.cell.settings.model.dtype)}
 
 
 def train_settings(record: Record) -> dict[str, Any]:

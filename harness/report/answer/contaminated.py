@@ -21,20 +21,21 @@ def cautions(records: Sequence[Record]) -> Iterator[str]:
             if _trained_on(counts) > _trained_on(worst.get(task)):
                 worst[task] = counts
     for task, counts in worst.items():
-        if _trained_on(counts) >= MATTERS * counts.items:
+        if _trained_on(counts) < MATTERS * counts.items:
+            continue
+        counted = f"Caution: {_trained_on(counts):,} of {counts.items:,} items of {task_label(task)} are"
+        if counts.same:
+            kinds = "questions or near-duplicates" if counts.near else "questions"
             yield (
-                f"Caution: {_trained_on(counts):,} of {counts.items:,} items of {task_label(task)} are "
-                f"{kinds(counts)} of the training data, so its scores show memory more than skill; "
-                "remove them from one side."
+                f"{counted} {kinds} of the training data, so its scores show memory more than skill; remove them from "
+                "one side."
+            )
+        else:
+            yield (
+                f"{counted} worded almost as training questions, and none is one of them: they share a template, or "
+                "are paraphrases. Scores are of such questions alone; remove paraphrases from one side."
             )
 
 
 def _trained_on(counts: Contamination | None) -> int:
     return (counts.same or 0) + (counts.near or 0) if counts else 0
-
-
-def kinds(counts: Contamination) -> str:
-    """What items are to the training data: the same questions, near-duplicates, or both."""
-    if not counts.near:
-        return "questions"
-    return "near-duplicates" if not counts.same else "questions or near-duplicates"

@@ -27,10 +27,12 @@ from harness import plugin, units
 from harness.record import PLAN, Record, sha256
 from harness.report import figures
 from harness.report.answer import StudyAnswer
+from harness.report.conditions import differing
+from harness.report.costs import disturbed_cells
 from harness.report.figures.study_results import StudyResults
 from harness.report.frame import TRAIN_MEMORY
 from harness.report.lint import Finding
-from harness.report.lint.environment import ran_with
+from harness.report.lint.environment import device, ran_with
 from harness.report.memory import comparable
 from harness.report.pages.commands import run_command
 from harness.report.pages.costs_block import costs_block
@@ -234,8 +236,13 @@ def _summary(answer: StudyAnswer, added: Sequence[PageBlock], findings: Sequence
 
 
 def _extremes(rows: Mapping[str, Row], of: str) -> Iterator[str]:
-    """The methods with the least memory and the highest speed, in the settings that are compared."""
+    """The methods with the least memory and the highest speed, in the settings that are compared.
+
+    Speeds are left out if cells ran beside others or on several devices: then they are no measure of the methods.
+    """
     memory = {label: peak for label, row in rows.items() if (peak := row.mean(TRAIN_MEMORY)) is not None}
+    ran = [record for row in rows.values() for record in row.measured]
+    disturbed, alike = disturbed_cells(ran), not differing(ran, [], device)
     speeds = ((label, row.mean("tokens_per_second_steady")) for label, row in rows.items())
     speed = {label: steady for label, steady in speeds if steady is not None}
     if len(memory) > 1 and comparable(set.union(*(row.instruments for row in rows.values())), TRAIN_MEMORY):
@@ -244,11 +251,11 @@ def _extremes(rows: Mapping[str, Row], of: str) -> Iterator[str]:
             f"Training{of} needs the least memory with {least} ({units.size(memory[least])}) and the most with {most} "
             f"({units.size(memory[most])})."
         )
-    if len(speed) > 1:
+    if len(speed) > 1 and alike and not any(record.cell.name in disturbed for record in ran):
         first, last = max(speed, key=speed.__getitem__), min(speed, key=speed.__getitem__)
         yield (
             f"Training{of} is fastest with {first} ({rate(speed[first])} tokens/s, median step) and slowest with "
-            f"{last} ({rate(speed[last])}). The table has intervals."
+            f"{last} ({rate(speed[last])})."
         )
 
 

@@ -131,3 +131,6 @@ def test_it_is_told_first_and_by_the_linter_where_it_matters():
     ]
     records[0].contamination = {"held_out": Contamination(13, 44, 44, 44, same=0, near=4)}
     assert not [line for line in answer(records, None).sentences if line.startswith("Caution")]
+    records[0].contamination = {"held_out": Contamination(13, 44, 44, 44, same=0, near=44)}
+    caution = answer(records, None).sentences[0]
+    assert "44 of 44 items of held-out data are worded almost as training questions, and none is one" in caution

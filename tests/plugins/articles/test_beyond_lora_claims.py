@@ -15,6 +15,7 @@ from records import MIB, make_record, measured
 
 from harness.__main__ import main
 from harness.config import ROOT
+from harness.plugins.articles.apart import distinctions, parts_of
 from harness.plugins.articles.article import effect_text, every
 from harness.plugins.articles.beyond_lora import ARTICLE
 from harness.plugins.articles.beyond_lora.methods import TUNED
@@ -379,6 +380,23 @@ def test_adapters_of_other_layers_are_not_compared(study):
     assert study.judgement("dora-parameters").effect is None
 
 
+def test_weights_of_one_dtype_are_compared(study):
+    """In two bytes LoRA takes less than QLoRA, whose base is packed and whose rest is in four."""
+    others = ("full", "dora", "galore")
+    for dtype, lora in (("float32", 900), ("bfloat16", 500)):
+        settings = {"model": {"dtype": dtype}}
+        memory(study.add("qlora", settings=settings), 600)
+        memory(study.add("lora", settings=settings), lora)
+        for method in others:
+            memory(study.add(method, settings=settings), 1000)
+    judged = study.judgement("qlora-memory")
+    assert judged.decision == DEPENDS
+    assert "supported at r=16, train.batch_size=None, model.dtype=float32" in judged.why
+    parts = parts_of(judged, study.records, ("study", "tiny", "gsm8k"))
+    (distinction,) = distinctions(parts)
+    assert distinction.text == "dtype of weights (supported at float32, refuted at bfloat16)"
+
+
 @pytest.mark.parametrize(("trainable", "expected"), [(5_000_000, SUPPORTED), (8_000_000, REFUTED), (None, OPEN)])
 def test_dora_parameters(study, trainable, expected):
     study.add("lora")
@@ -578,6 +596,14 @@ def test_divergence_is_compared_at_equal_rates(study):
                 if seed < runs * (0.9 if lr == 2e-2 else 0.1):
                     study.records[-1].status = "diverged"
     assert study.judgement("low-rank-divergence").effect.value == pytest.approx(0, abs=1e-9)
+
+
+def test_divergence_is_compared_on_the_same_layers(study):
+    for rank, layers, diverged in ((4, ["q_proj"], 0), (16, ["q_proj"], 0), (4, ["v_proj"], 9)):
+        for seed in range(9):
+            study.add("lora", rank, seed, settings=adapter(rank, layers))
+            study.records[-1].status = "diverged" if seed < diverged else "ok"
+    assert study.judgement("low-rank-divergence").effect.value == 0
 
 
 def test_low_rank_divergence_interval(study):

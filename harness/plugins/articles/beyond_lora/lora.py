@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from harness.plugins.articles.beyond_lora import gpt3
 from harness.plugins.articles.beyond_lora.data_sets import FACTS, NUMERICAL, trained_on
 from harness.plugins.articles.claims import OPEN, Bounds, Judgement, judged, lacking, times, unchosen
 from harness.plugins.articles.evidence import Evidence
-from harness.plugins.articles.rules import exact, gain, memory_ratio
+from harness.plugins.articles.rules import adapt_settings, exact, gain, memory_ratio
 from harness.record import Record
 from harness.report import statistics
 from harness.report.frame import TRAIN_MEMORY
@@ -72,19 +73,20 @@ def spread(ones: Sequence[Sequence[Record]], others: Sequence[Sequence[Record]])
 
 
 def low_rank_divergence(at: Evidence) -> Judgement:
-    """`statistics.difference_of_shares`, within learning rates; a setting is a rank at a rate."""
-    settings = defaultdict(list)
+    """`statistics.difference_of_shares`, within learning rates of adapters on the same layers; a setting is a rank at a
+    rate."""
+    settings: dict[tuple[str, float, int], list[Record]] = defaultdict(list)
     for record in at.records:
         rank = record.cell.rank
         ended = record.cell.method == "lora" and record.status in ("ok", "diverged")
         if ended and record.cell.lr and rank and (rank <= LOW or rank >= HIGH):
-            settings[record.cell.lr, rank].append(record)
+            settings[_layers(record), record.cell.lr, rank].append(record)
     usable = _usable([record for members in settings.values() for record in members])
-    outcomes: dict[float, tuple[list[Outcomes], list[Outcomes]]] = defaultdict(lambda: ([], []))
-    for (lr, rank), members in settings.items():
-        if usable(lr, rank):
-            outcomes[lr][rank >= HIGH].append(Outcomes(sum(map(_diverged, members)), len(members)))
-    strata = {lr: sides for lr, sides in outcomes.items() if all(sides)}
+    near = {setting: members for setting, members in settings.items() if usable(*setting)}
+    outcomes: dict[tuple[str, float], tuple[list[Outcomes], list[Outcomes]]] = defaultdict(lambda: ([], []))
+    for (layers, lr, rank), members in near.items():
+        outcomes[layers, lr][rank >= HIGH].append(Outcomes(sum(map(_diverged, members)), len(members)))
+    strata = {stratum: sides for stratum, sides in outcomes.items() if all(sides)}
     if not strata:
         return lacking(f"lora at ranks up to {LOW}", f"at {HIGH} and above, at rates near the best")
     _, worth = statistics.difference_of_shares(strata)
@@ -92,12 +94,7 @@ def low_rank_divergence(at: Evidence) -> Judgement:
     def intervals(comparisons: float) -> Interval:
         return statistics.difference_of_shares(strata, ALPHA / comparisons)[0]
 
-    used = tuple(
-        record.cell.name
-        for (lr, rank), members in settings.items()
-        if lr in strata and usable(lr, rank)
-        for record in members
-    )
+    used = tuple(r.cell.name for (layers, lr, _), members in near.items() if (layers, lr) in strata for r in members)
     judgement = judged(intervals, SHARES, round(worth), used, by_seeds=False)
     runs = min(sum(o.runs for sides in strata.values() for o in sides[i]) for i in (0, 1))
     if judgement.decision == OPEN and worth < runs / 2:
@@ -105,16 +102,22 @@ def low_rank_divergence(at: Evidence) -> Judgement:
     return judgement
 
 
-def _usable(records: Sequence[Record]) -> Callable[[float, int], bool]:
-    """Whether a rate is within NEAR of the best of a rank, which has the least mean of the last validation losses."""
-    losses: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+def _layers(record: Record) -> str:
+    """The settings of its adapter but for its rank, and alpha, which most studies change with it: where it is."""
+    return json.dumps({k: v for k, v in adapt_settings(record).items() if k not in ("r", "lora_alpha")}, sort_keys=True)
+
+
+def _usable(records: Sequence[Record]) -> Callable[[str, float, int], bool]:
+    """Whether a rate is within NEAR of the best of a rank on these layers, which has the least mean of the last
+    validation losses."""
+    losses: dict[tuple[str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         loss = record.validation_loss
         if record.cell.rank and record.cell.lr and record.status == "ok" and loss is not None:
-            losses[record.cell.rank][record.cell.lr].append(loss)
-    best = {rank: min(by_rate, key=lambda lr: fmean(by_rate[lr])) for rank, by_rate in losses.items()}
+            losses[_layers(record), record.cell.rank][record.cell.lr].append(loss)
+    best = {place: min(by_rate, key=lambda lr: fmean(by_rate[lr])) for place, by_rate in losses.items()}
     far = math.log(NEAR) + 1e-9  # rounding
-    return lambda lr, rank: rank in best and abs(math.log(lr / best[rank])) <= far
+    return lambda layers, lr, rank: (layers, rank) in best and abs(math.log(lr / best[layers, rank])) <= far
 
 
 def _diverged(record: Record) -> bool:
