@@ -132,6 +132,23 @@ class PublishedPart:
     def effects(self) -> list[Effect]:
         return [effect for vote in self.votes for effect in vote.effects]
 
+    @property
+    def billions(self) -> tuple[float, float] | None:
+        """The smallest and the largest model, in 10⁹ weights; None without figures."""
+        sizes = [effect.billions for effect in self.effects]
+        return (min(sizes), max(sizes)) if sizes else None
+
+    @cached_property
+    def without_the_furthest(self) -> tuple[str, RandomEffects] | None:
+        """The source without which the mean is another by most, and the meta-analysis without it; None of fewer than
+        three sources."""
+        if self.pooled is None or len(self.votes) < 3:
+            return None
+        others = {vote.source: [other for other in self.votes if other is not vote] for vote in self.votes}
+        means = {source: _pooled(votes) for source, votes in others.items()}
+        mean = self.pooled.value
+        return max(means.items(), key=lambda each: abs(each[1].value - mean))
+
     def in_unit(self, interval: Interval) -> Interval:
         """An interval of this part in the unit of the claim."""
         return _unscaled(interval, self.contrast.bounds.ratio)
@@ -154,12 +171,6 @@ class PublishedVerdict:
     def sources(self) -> list[str]:
         """Of all parts, each once."""
         return list(dict.fromkeys(vote.source for part in self.parts for vote in part.votes))
-
-    @property
-    def billions(self) -> tuple[float, float] | None:
-        """The smallest and the largest model, in 10⁹ weights; None without figures."""
-        sizes = [effect.billions for part in self.parts for effect in part.effects]
-        return (min(sizes), max(sizes)) if sizes else None
 
     @property
     def uncertain(self) -> bool:
@@ -247,8 +258,12 @@ def _part(
     )
     by_source = grouped((setting.source, _over_lengths(setting, several)) for setting, several in lengths.items())
     votes = tuple(Vote(source, tuple(effects)) for source, effects in by_source.items())
-    pooled = random_effects([vote.value for vote in votes], [vote.error for vote in votes]) if votes else None
+    pooled = _pooled(votes) if votes else None
     return PublishedPart(name, contrast, votes, pooled, _judgement(contrast, votes, pooled))
+
+
+def _pooled(votes: Sequence[Vote]) -> RandomEffects:
+    return random_effects([vote.value for vote in votes], [vote.error for vote in votes])
 
 
 def _judgement(contrast: Contrast, votes: Sequence[Vote], pooled: RandomEffects | None) -> Judgement:

@@ -30,6 +30,7 @@ def verdict_table(article: Article, verdicts: Sequence[PublishedVerdict], explai
     judged = [verdict for verdict in verdicts if verdict.judgement.effect is not None]
     unknown = [verdict.claim.name for verdict in verdicts if verdict.judgement.effect is None]
     counts = tally_of(verdict.decision for verdict in judged)
+    without = list(filter(None, map(_without_one, judged)))
     return Table(
         title=f"Claims of “{article.title}” on others' published results: {counts}",
         columns=["Claim", "Verdict", "Effect", "Another source", "τ", "I²", "Sources", "Models", "Remark"],
@@ -38,9 +39,10 @@ def verdict_table(article: Article, verdicts: Sequence[PublishedVerdict], explai
             "Effect: the mean over sources, with its 95% interval (random effects, Paule and Mandel, Hartung and "
             "Knapp). Another source: where one more source would lie, in 95% of cases. τ: how far sources truly "
             "differ, as a standard deviation (of ratios as a factor). I²: the share of variance that is no error. Of a "
-            "claim of several parts, the part that is closest to contradicting it.",
+            "claim of several parts, the part that is closest to contradicting it, and its sources.",
             *(meanings.line(verdict.claim) for verdict in judged if explained),
             *(f"{v.claim.name}: {v.judgement.why}." for v in judged if explained and v.judgement.why),
+            *([f"Without the source that moves a mean most: {'; '.join(without)}."] if explained and without else []),
             *([f"Not judged, since no figures were collected: {', '.join(unknown)}."] if unknown else []),
             *([] if explained else ["`--long` has each claim in words, each setting's effect and the sources."]),
         ],
@@ -82,15 +84,25 @@ def _addresses(verdicts: Sequence[PublishedVerdict], figures: Sequence[Figure]) 
 
 
 def sizes_text(verdict: PublishedVerdict) -> str:
-    """3 to 8B, the sizes of the models; the sign of a missing value without figures."""
-    if verdict.billions is None:
+    """3 to 8B, the sizes of the models of the part that is shown; the sign of a missing value without figures."""
+    if verdict.part.billions is None:
         return ABSENT
-    least, most = (units.significant(size, 2).removesuffix(".0") for size in verdict.billions)
+    least, most = (units.significant(size, 2).removesuffix(".0") for size in verdict.part.billions)
     return f"{least}B" if least == most else f"{least} to {most}B"
 
 
 def sources_text(verdict: PublishedVerdict) -> str:
-    return units.plural(len(verdict.sources), "source")
+    """The number of sources of the part that is shown."""
+    return units.plural(len(verdict.part.votes), "source")
+
+
+def _without_one(verdict: PublishedVerdict) -> str:
+    """dora-task +0.7 points (−0.3 to +1.7) without DoRA repository; empty of fewer than three sources."""
+    if (without := verdict.part.without_the_furthest) is None:
+        return ""
+    source, pooled = without
+    effect = interval_text(verdict.part.in_unit(pooled.interval()), verdict.claim.shown)
+    return f"{verdict.claim.name} {effect} without {source}"
 
 
 def _row(verdict: PublishedVerdict) -> list[str]:
@@ -104,7 +116,7 @@ def _row(verdict: PublishedVerdict) -> list[str]:
         ABSENT if predicted is None or math.isnan(predicted.low) else _ends(predicted, text),
         ABSENT if alone or pooled is None else _tau(verdict, pooled.tau),
         ABSENT if alone or pooled is None else f"{pooled.i_squared:.0%}",
-        str(len(verdict.sources)),
+        str(len(verdict.part.votes)),
         sizes_text(verdict),
         remark(verdict) or ABSENT,
     ]

@@ -72,6 +72,19 @@ def test_sources_that_agree_support_a_claim(tmp_path):
     assert error == pytest.approx(math.sqrt(2 * 0.004**2 / 4))
 
 
+def test_a_mean_is_shown_without_the_source_that_moves_it_most(tmp_path):
+    gains = {"A": 1.0, "B": 1.1, "C": 9.0}
+    rows = [scored(m, 50 + (m == "full") * gain, source=s) for s, gain in gains.items() for m in ("full", "lora")]
+    judged = verdict(figures(tmp_path, *rows))
+    source, pooled = judged.part.without_the_furthest
+    assert (source, pooled.sources) == ("C", 2)
+    assert pooled.value == pytest.approx(0.0105, abs=1e-4)
+    (line,) = [each for each in verdict_table(find("beyond_lora"), [judged], True).caption if "moves a mean most" in each]
+    assert line.startswith("Without the source that moves a mean most: lora-numerical +1.1 points")
+    assert line.endswith(" without C.")
+    assert verdict(figures(tmp_path, *rows[:4])).part.without_the_furthest is None
+
+
 def test_one_source_decides_nothing(tmp_path):
     judged = verdict(figures(tmp_path, scored("full", 60), scored("lora", 50)))
     assert (judged.decision, judged.judgement.why) == ("not decided", "One source")
