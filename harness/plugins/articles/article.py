@@ -32,7 +32,7 @@ from harness.plugins.articles.claims import (
     Verdict,
 )
 from harness.plugins.articles.deciding import deciding_command
-from harness.plugins.articles.designed import DECIDED_BY
+from harness.plugins.articles.designed import DECIDED_BY, for_all_looks
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, merge
 from harness.plugins.articles.published_figures import Figure
@@ -79,7 +79,7 @@ class Article:
         plan = study_plan(records, folder)
         verdicts = []
         for claim in self.claims.values():
-            judgements = {place: claim.rule(at) for place, at in evidence.items()}
+            judgements = {place: for_all_looks(claim.rule(at), place[0], claim.name) for place, at in evidence.items()}
             each = [
                 Verdict(
                     claim,

@@ -1,6 +1,14 @@
-"""The plan: which study was designed to decide each claim on SmolLM2-135M. A verdict uses all studies."""
+"""The published studies of SmolLM2-135M: which was designed to decide each claim, and how often one was looked at.
+
+A verdict uses all studies.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
+
+from harness.plugins.articles.claims import Judgement
+from harness.report.statistics import ALPHA
 
 AT_CHANCE = "not decided: MMLU is at chance at 135M (25%), so nothing can be lost or won there"
 DECIDED_BY = {
@@ -54,3 +62,24 @@ DECIDED_BY = {
     },
 }
 """Of each article's claims, the sweep that was designed to decide it, or why none can; of articles that have such."""
+
+LOOKS = {
+    "study_targets": dict.fromkeys(("layers-rank", "layers-parameters"), 3),
+    "study_lr": dict.fromkeys(("lr-adapters", "lr-full", "lr-ratio", "lr-rank"), 2),
+    "study_facts": dict.fromkeys(("lora-niche", "galore-facts"), 2),
+}
+"""How often claims were looked at whose records got more seeds after a look, by study (docs/study-design.md)."""
+POCOCK = {2: 0.0294, 3: 0.0221}
+"""The level of each of so many looks, so that one study in twenty is wrong in any (Pocock, Biometrika 64, 1977)."""
+
+
+def for_all_looks(judgement: Judgement, study: str, claim: str) -> Judgement:
+    """`judgement` by intervals that allow for all looks at `claim` in `study`, which is named with its folders. The
+    effect keeps its own interval."""
+    looks = LOOKS.get(study.rpartition("/")[2], {}).get(claim)
+    if looks is None or (corrected := judgement.corrected) is None:
+        return judgement
+    factor = ALPHA / POCOCK[looks]
+    decision = corrected(factor)
+    why = f"Not decided by intervals for {looks} looks" if decision != judgement.decision else judgement.why
+    return replace(judgement, decision=decision, why=why, corrected=lambda among: corrected(factor * among))

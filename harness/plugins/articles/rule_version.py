@@ -7,9 +7,9 @@ from pathlib import Path
 from harness.record import JudgingRules
 
 CLAIMS = 3
-"""Version of the claims and of the rules that judge them (claims.py, rules.py, evidence.py, merged.py and each
-article's folder). Raise it with each change after which a claim could be judged differently; tests/house/test_rules.py
-notices one."""
+"""Version of the claims and of the rules that judge them (claims.py, rules.py, evidence.py, merged.py, designed.py and
+each article's folder). Raise it with each change after which a claim could be judged differently;
+tests/house/test_rules.py notices one."""
 
 PAIRED = (
     *("lora-memory", "qlora-memory", "dora-memory", "adapters-galore-memory", "galore-memory", "galore-states"),
@@ -18,7 +18,7 @@ PAIRED = (
 CHANGED = {3: [f"beyond_lora/{claim}" for claim in (*PAIRED, "low-rank-divergence")]}
 """The claims that a version can judge differently than the one before, as ARTICLE/CLAIM; of a version that is not named
 here, all. 3: only runs with weights of one dtype are compared in memory, time and counts; only adapters of the same
-layers in how often runs diverge."""
+layers in how often runs diverge. Intervals allow for several looks, too, at studies of which none has a plan."""
 FOLDER = Path(__file__).resolve().parent
 
 

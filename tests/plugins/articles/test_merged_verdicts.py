@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from scipy import special
 
 from harness.plugins.articles.article import find
 from harness.plugins.articles.claims import (
@@ -22,10 +23,11 @@ from harness.plugins.articles.claims import (
     Verdict,
     judged,
 )
+from harness.plugins.articles.designed import for_all_looks
 from harness.plugins.articles.merged import merge, merged_decision, sure_somewhere, surely
 from harness.plugins.articles.verdict_tables import remark, studies_text
 from harness.report.planned import PlanState
-from harness.report.statistics import Interval
+from harness.report.statistics import ALPHA, Interval
 
 CLAIM = find("beyond_lora").claims["lora-memory"]  # a ratio of at most half
 MODEL, DATA = "smollm2", "wordmath"
@@ -245,3 +247,25 @@ def test_many_places_at_the_limit_are_rarely_decided(places, alike):
     for of_places in errors:
         wrong += merged_decision([judgement(0.5 + 0.01 * error) for error in of_places]) in (SUPPORTED, DEPENDS)
     assert wrong / studies < 0.035
+
+
+@pytest.mark.parametrize(
+    ("study", "claim", "decision"),
+    [
+        ("reference/study_targets", "layers-rank", OPEN),  # looked at three times
+        ("study_targets", "layers-parameters", OPEN),
+        ("reference/study_targets", "another", SUPPORTED),
+        ("mine", "layers-rank", SUPPORTED),
+    ],
+)
+def test_a_claim_that_was_looked_at_several_times_takes_wider_intervals(study, claim, decision):
+    def interval(comparisons):
+        half = 0.04 * special.stdtrit(30, 1 - ALPHA / comparisons / 2) / special.stdtrit(30, 1 - ALPHA / 2)
+        return Interval(1.055, 1.055 - half, 1.055 + half)  # 1.015, and 1.009 at the level of each of three looks
+
+    once = judged(interval, Bounds(low=1.01, ratio=True), 16, ("cell",))
+    assert once.decision == SUPPORTED
+    found = for_all_looks(once, study, claim)
+    assert (found.decision, found.effect) == (decision, once.effect)
+    assert found.among(1) == decision
+    assert found.among(100) == OPEN

@@ -79,7 +79,8 @@ def test_a_mean_is_shown_without_the_source_that_moves_it_most(tmp_path):
     source, pooled = judged.part.without_the_furthest
     assert (source, pooled.sources) == ("C", 2)
     assert pooled.value == pytest.approx(0.0105, abs=1e-4)
-    (line,) = [each for each in verdict_table(find("beyond_lora"), [judged], True).caption if "moves a mean most" in each]
+    table = verdict_table(find("beyond_lora"), [judged], True)
+    (line,) = [each for each in table.caption if "moves a mean most" in each]
     assert line.startswith("Without the source that moves a mean most: lora-numerical +1.1 points")
     assert line.endswith(" without C.")
     assert verdict(figures(tmp_path, *rows[:4])).part.without_the_furthest is None
