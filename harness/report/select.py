@@ -28,7 +28,7 @@ class Choice:
     setting, rank, alpha, lr: of the chosen setting; None if none could be chosen or the method has no such axis.
     index: positions of the chosen setting's records, one per seed; of the fresh seeds alone if it was confirmed.
     loss: mean validation loss over seeds, in nats per token or pair; None if no loss was recorded.
-    tries: number of settings tried. lost: how many of them did not finish, by status, or lack seeds ("unfinished").
+    tries: number of settings tried. lost: how many of them did not finish, by status, or are "with fewer seeds".
     rates: number of learning rates tried.
     edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.
@@ -179,7 +179,7 @@ def _choice(place: Place, key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
     lost: Counter[str] = Counter()
     finished = []
     for attempt in tries:
-        if reason := attempt.failed or ("unfinished" if 2 * len(set(attempt.seeds)) < most else None):
+        if reason := attempt.failed or ("with fewer seeds" if 2 * len(set(attempt.seeds)) < most else None):
             lost[reason] += 1
         else:
             finished.append(attempt)

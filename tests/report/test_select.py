@@ -95,10 +95,10 @@ def test_test_scores_take_no_part():
         assert [row[setting] for row in best(records, None).rows] == [row[setting] for row in shown.rows]
 
 
-def test_a_setting_that_lacks_a_seed_is_unfinished():
+def test_a_setting_that_lacks_a_seed_is_not_chosen():
     records = [*tried("lora", 1e-4, (1.5, 1.5, 1.5)), *tried("lora", 2e-4, (1.0,))]
     lora = chosen(records)["lora"]
-    assert (lora.lr, lora.tries, lora.lost) == (1e-4, 2, {"unfinished": 1})
+    assert (lora.lr, lora.tries, lora.lost) == (1e-4, 2, {"with fewer seeds": 1})
 
 
 def test_more_seeds_do_not_disqualify_a_better_setting():
