@@ -19,6 +19,7 @@ SIDES = (SUPPORTED, REFUTED, TOO_SMALL)
 FIRST = ("model", "data", "batch_size", "rank")  # in this order, then the rest by name
 LENGTHS = {"max_steps", "max_tokens", "epochs"}  # differ from study to study: told only where nothing else differs
 OFF = "off"
+FUSED = ("fused_lora", "fused_dora")  # speed-ups, as the record's environment names them
 UNTOLD = {"validate_every", "validation_items", "data_seed"}
 
 
@@ -90,11 +91,20 @@ def _settings(records: Sequence[Record], place: tuple[str, str, str]) -> dict[st
     settings = {"model": frozenset({model}), "data": frozenset({data})}
     if ranks := frozenset(short(record.cell.rank) for record in records if record.cell.rank is not None):
         settings["rank"] = ranks
+    if fused := frozenset(_fuses_layers(record) for record in records if record.cell.settings.method.adapt):
+        settings["fused_layers"] = fused
     settings["dtype_of_weights"] = frozenset(str(record.cell.settings.model.dtype) for record in records)
     train = [record.cell.settings.train_dict() for record in records]
     for name in sorted(set().union(*train) - UNTOLD):
         settings[name] = frozenset(_shown(of.get(name)) for of in train)
     return settings
+
+
+def _fuses_layers(record: Record) -> str:
+    """Whether an adapted layer was computed as one operation: its memory and time are others than with peft's layers."""
+    states = record.environment.get("speedups")
+    known = states if isinstance(states, dict) else {}
+    return _shown(any(str(known.get(name)).startswith("on") for name in FUSED))
 
 
 def _shown(value: object) -> str:

@@ -397,6 +397,20 @@ def test_weights_of_one_dtype_are_compared(study):
     assert distinction.text == "dtype of weights (supported at float32, refuted at bfloat16)"
 
 
+def test_a_claim_may_depend_on_how_adapted_layers_are_computed(study):
+    parts = []
+    for state, dora in (("on", 1010), ("off: speedups=off", 1400)):
+        for method, mib in (("lora", 1000), ("dora", dora)):
+            record = study.add(method, settings={"method": {"adapt": {"r": 16}}})
+            memory(record, mib)
+            record.environment["speedups"] = {f"fused_{method}": state}
+        judgement = study.judgement("dora-memory")
+        parts += parts_of(judgement, study.records, ("study", "tiny", "gsm8k"))
+        study.records.clear()
+    (distinction,) = distinctions(parts)
+    assert distinction.text == "fused layers (supported at on, refuted at off)"
+
+
 @pytest.mark.parametrize(("trainable", "expected"), [(5_000_000, SUPPORTED), (8_000_000, REFUTED), (None, OPEN)])
 def test_dora_parameters(study, trainable, expected):
     study.add("lora")
