@@ -270,6 +270,8 @@ class Bench:
         settings = self.config().model
         room(folder, needed)
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f"{folder.name}.*"):  # of a process that was killed while it wrote
+            shutil.rmtree(left)
         self.beside("random", architecture=dict(settings.architecture), dtype=settings.dtype, folder=str(folder))
 
     @contextmanager

@@ -111,7 +111,7 @@ def test_the_optimizer_is_gone_before_inference_and_scoring(tmp_path, monkeypatc
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("method", ["full", "qlora"])
-def test_on_cuda_the_allocator_is_asked(tmp_path, method):
+def test_on_cuda_the_allocator_is_asked(tmp_path, own_precision, method):
     record = recorded(tmp_path, f"method={method}", "train.precision=auto")
     assert (record.status, record.environment["device"]["type"]) == ("ok", "cuda")
     for phase in record.phases.values():

@@ -31,7 +31,7 @@ from harness.job.evaluate import answer_engines, scoring
 from harness.job.evaluate.answer_engines import ScoredModel
 from harness.job.measure import device, heap
 from harness.job.measure.phases import Meter
-from harness.job.models import adapting, loading, saved, structure
+from harness.job.models import adapting, loading, placement, saved, structure
 from harness.job.reporter import Reporter
 from harness.job.training import attention
 from harness.protocol import NO_PATHS, LocalPaths
@@ -119,8 +119,9 @@ def _score(
     with meter.window("load"):
         net = saved.load(recorded, record.model_folder(path), accelerator.device)
         loaded = structure.describe(structure.inner(net))
+    whole_on_one = placement.again(recorded) is None  # what is faster keeps its rows on one device
     layout, _ = attention.layout(net, asked.speedups or AUTO, tokenizer.pad_token_id)
-    if layout.flat:
+    if layout.flat and whole_on_one:
         attention.enable(net)
     if isinstance(net, PeftModel) and recorded.merge is not None and recorded.merge.merged:
         net = net.merge_and_unload(safe_merge=True)
@@ -137,7 +138,7 @@ def _score(
             tasks,
             settings.local().batch_size,
             torch.bfloat16 if bf16 else None,
-            speedups=asked.fast,
+            speedups=asked.fast and whole_on_one,
             tell_batch=partial(loaded.__setitem__, "eval_batch_size"),
             answered_so_far=reporter.answered,
             writer=writer,

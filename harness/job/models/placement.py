@@ -1,10 +1,14 @@
-"""Where a model goes that was trained sharded: to the first device, or, if that can't hold it, over all of them."""
+"""Where a model goes that was trained sharded: to the first device, or, if that can't hold it, over all of them.
+
+So it does when it is loaded again, to be scored, asked or exported.
+"""
 
 from __future__ import annotations
 
 import torch
 
 from harness import units
+from harness.record import Record
 
 # Parts of a device's memory that weights may take. The rest is for caches, activations, and what merging takes beside.
 ROOM = 0.75  # if one device has them all
@@ -18,13 +22,23 @@ def over(size: int, memory: list[int]) -> dict[int, int] | None:
     """
     if not memory or size <= ROOM * memory[0]:
         return None
-    room = [int(ROOM_DIVIDED * each) for each in memory]
-    if size > sum(room):
+    rooms = _rooms(memory)
+    if size > sum(rooms.values()):
         raise MemoryError(
             f"The whole model, which is merged, timed and scored, takes {units.size(size)}; {len(memory)} devices of "
-            f"the first machine have room for {units.size(sum(room))} of weights."
+            f"the first machine have room for {units.size(sum(rooms.values()))} of weights."
         )
-    return dict(enumerate(room))
+    return rooms
+
+
+def again(recorded: Record) -> dict[int, int] | None:
+    """As `over`, for a model whose record says that it was divided; null for another, or if there is one device."""
+    memory = devices()
+    return _rooms(memory) if recorded.environment.get("divided_over") and len(memory) > 1 else None
+
+
+def _rooms(memory: list[int]) -> dict[int, int]:
+    return {number: int(ROOM_DIVIDED * each) for number, each in enumerate(memory)}
 
 
 def devices() -> list[int]:

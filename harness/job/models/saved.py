@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job.models import adapting, loading, structure
+from harness.job.models import adapting, loading, placement, structure
 from harness.record import Cell, Record, Saved, hashes
 from harness.settings import ModelSettings
 
@@ -76,15 +76,15 @@ def _name_base(config: Path, model: ModelSettings) -> None:
 def load(found: Record, folder: Path, on: torch.device) -> nn.Module:
     """The model of the record `found` on the device `on`: its base if it is untuned, else as saved in `folder`.
 
-    An adapter is added to the base as it was for training. Raises UserError if the base is out of reach, or if
-    `folder` has no safetensors.
+    One that had to be divided after training is divided again, over the devices of this machine. An adapter is added to
+    the base as it was for training. Raises UserError if the base is out of reach, or if `folder` has no safetensors.
     """
-    cell = found.cell
+    cell, over = found.cell, placement.again(found)
     if found.saved is not None and found.saved.form != "adapter":
         settings = dataclasses.replace(cell.settings, model=ModelSettings(path=str(folder)))
-        return loading.load(dataclasses.replace(cell, settings=settings), on)
+        return loading.load(dataclasses.replace(cell, settings=settings), on, over)
     if found.saved is None:
-        return loading.load(cell, on)
+        return loading.load(cell, on, over)
     if not (folder / ADAPTER[1]).is_file():
         raise UserError(f"{folder} has no {ADAPTER[1]}; pickled weights can run code, so they are not loaded.")
-    return adapting.adapt(loading.load(cell, on), cell, saved=folder)
+    return adapting.adapt(loading.load(cell, on, over), cell, saved=folder)

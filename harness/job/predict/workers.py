@@ -27,7 +27,8 @@ def answer(request: PlanCells, groups: Sequence[Sequence[int]], pool: ProcessPoo
     here = device.here()
     environment = env.describe() | device.describe(here)
     kernels = request.kernels or ("cuda" if budget is not None or here.type == "cuda" else "cpu")
-    bf16 = _in_bf16(request, kernels, environment["device"]["memory_bytes"])
+    own = _is_here(request, kernels, environment["device"]["memory_bytes"])
+    bf16 = _in_bf16(request, kernels, own)
     calibration = _calibration(request, device_of(environment), kernels)
     predictor = Predictor(
         request.data_root, "bf16" if bf16 else "fp32", kernels, rates=request.rates, calibration=calibration
@@ -39,19 +40,41 @@ def answer(request: PlanCells, groups: Sequence[Sequence[int]], pool: ProcessPoo
     predictions: dict[int, dict[str, Any]] = {}
     for members, future in zip(groups, asked, strict=True):
         predictions |= zip(members, future.result(), strict=True)
+    if own:
+        predictions |= _lacking(cells)
     used = None if calibration is None else {"device": calibration.device, "created": calibration.created}
     yield {"budget": budget, "kernels": kernels, "environment": environment, "calibration": used}
     for i in range(len(cells)):
         yield {"prediction": predictions[i]}
 
 
-def _in_bf16(request: PlanCells, kernels: str, memory: int | None) -> bool:
-    """Whether precision ``auto`` is bf16 on the device that is planned for. memory: bytes of the GPU here, if any."""
+def _is_here(request: PlanCells, kernels: str, memory: int | None) -> bool:
+    """Whether the GPU here is planned for. memory: its bytes; null: there is none.
+
+    A budget names no GPU. One that is well above the memory of this GPU is another's.
+    """
+    if request.rates is not None or kernels != "cuda" or memory is None:
+        return False
+    return (request.budget or 0) <= ANOTHER * memory
+
+
+def _in_bf16(request: PlanCells, kernels: str, own: bool) -> bool:
+    """Whether precision ``auto`` is bf16 on the device that is planned for. own: whether it is the GPU here; others of
+    today have bf16."""
     if request.rates is not None:
         return request.rates.bf16 is not None
-    # A budget names no GPU. One that is well above the memory of this GPU is another's, and others of today have bf16.
-    another = memory is None or (request.budget or 0) > ANOTHER * memory
-    return (kernels == "cuda" and another) or device.compute_dtype("auto") is torch.bfloat16
+    return (kernels == "cuda" and not own) or device.compute_dtype("auto") is torch.bfloat16
+
+
+def _lacking(cells: Sequence[PlannedCell]) -> dict[int, dict[str, Any]]:
+    """In place of predictions, by position: why a cell can't run on the GPU here, which lacks its arithmetic."""
+    out = {}
+    for position, planned in enumerate(cells):
+        try:
+            device.check_formats(planned.cell.settings)
+        except UserError as error:
+            out[position] = {"impossible": str(error)}
+    return out
 
 
 def _calibration(request: PlanCells, here: list[Any], kernels: str) -> Calibration | None:

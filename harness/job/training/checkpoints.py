@@ -245,11 +245,14 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all random number generators: torch's, those of CUDA devices, python's and numpy's."""
+    """The states of all random number generators: torch's, that of this process's CUDA device, python's and numpy's.
+
+    Other GPUs of the machine are other cells', and may be more or fewer when the cell goes on.
+    """
     numpy = np.random.get_state(legacy=False)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": [state.cpu() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state().cpu() if torch.cuda.is_available() else None,
         "python": random.getstate(),
         "numpy": numpy | {"state": numpy["state"] | {"key": torch.from_numpy(numpy["state"]["key"].astype(np.int64))}},
     }
@@ -257,8 +260,8 @@ def random_state() -> dict[str, Any]:
 
 def load_random(saved: dict[str, Any]) -> None:
     torch.set_rng_state(saved["torch"])
-    if saved["cuda"]:
-        torch.cuda.set_rng_state_all(saved["cuda"])
+    if saved["cuda"] is not None:
+        torch.cuda.set_rng_state(saved["cuda"])
     random.setstate(saved["python"])
     numpy = saved["numpy"]
     np.random.set_state(numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].numpy().astype(np.uint32)}})

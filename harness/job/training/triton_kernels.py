@@ -32,7 +32,9 @@ def _rms_norm(x, weight, out, rstd, eps, width, BLOCK: tl.constexpr):
     tl.store(rstd + row, scale)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["rows", "programs"]
+)  # which change from step to step: a multiple of 16 would compile anew
 def _rms_norm_backward(
     gradient,
     x,
@@ -101,7 +103,7 @@ def _turn(
     tl.store(out + out_head + half + at, (same_second + turned_second).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _rope(
     query,
     key,
@@ -166,7 +168,7 @@ def _swiglu_backward(gradient, gate, up, by_gate, by_up, size, BLOCK: tl.constex
     tl.store(by_gate + at, (by_opened * slope).to(by_gate.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "programs"])
 def _scaled_backward(gradient, result, factor, by_direction, parts, rows, width, programs, BLOCK: tl.constexpr):
     """`gradient` times `factor`, and the sums of `gradient` times `result` over every `programs`-th row."""
     first = tl.program_id(0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from accelerate import dispatch_model
 from job_helpers import no_peak, run_leased, run_request, tiny  # noqa: F401
 from records import make_record, sound
 
@@ -17,6 +19,7 @@ from harness import record
 from harness.__main__ import main
 from harness.errors import UserError
 from harness.job.evaluate import rescoring
+from harness.job.models import loading, placement
 from harness.record import CARD, Saved, model_card, model_folder, read, read_study, settle
 from harness.report.pairwise import contests
 from harness.settings import EvalSettings
@@ -52,6 +55,28 @@ def folder(tmp_path_factory):
 def of(folder, method):
     (path,) = folder.glob(f"{method}-*.json")
     return path
+
+
+def test_a_model_that_was_divided_after_training_is_divided_again(folder, tmp_path, monkeypatch):
+    """Over two devices that are one CPU here: with accelerate's hooks, as on GPUs."""
+    path = of(Path(shutil.copytree(folder, tmp_path / "demo")), "lora")
+    whole = read(path)
+    record.write(replace(whole, environment=whole.environment | {"divided_over": 2}), path)
+    load, places = loading.load, []
+
+    def divided(cell, on, over=None):
+        places.append(over)
+        model = load(cell, on)
+        layers = {f"model.layers.{i}": "cpu" for i in range(len(model.model.layers))}
+        others = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+        return dispatch_model(model, layers | others, main_device="cpu", force_hooks=True)
+
+    monkeypatch.setattr(loading, "load", divided)
+    monkeypatch.setattr(placement, "devices", lambda: [2**20, 2**20])
+    found = scored(path)
+    assert places == [{0: int(0.9 * 2**20), 1: int(0.9 * 2**20)}]
+    monkeypatch.undo()
+    assert [(s.task, s.value) for s in found.scores] == [(s.task, s.value) for s in scored(of(folder, "lora")).scores]
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "loftq", "adalora", "full", "base"])

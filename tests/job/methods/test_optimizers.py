@@ -215,7 +215,7 @@ def test_galore_8bit_takes_the_reference_steps_without_transfers(monkeypatch, sh
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_galore_in_eight_bits_on_cuda(tmp_path):
+def test_galore_in_eight_bits_on_cuda(tmp_path, own_precision):
     eight_bits("cuda")
     record = run_tiny(tmp_path, "method=galore_8bit", "train.precision=auto", "lr=0.003", "train.max_steps=10")
     assert record.status == "ok"

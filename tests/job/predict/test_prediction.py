@@ -128,13 +128,29 @@ def test_a_budget_near_the_memory_of_the_gpu_here_is_its_own(monkeypatch, gpu):
     memory = {"T4": 15_642_329_088, "A100": 42_314_694_656}[gpu]
 
     def in_bf16(budget: int | None, kernels: str = "cuda", memory: int | None = memory) -> bool:
-        return workers._in_bf16(PlanCells([], None, budget, 0, 1.0, kernels), kernels, memory)
+        request = PlanCells([], None, budget, 0, 1.0, kernels)
+        return workers._in_bf16(request, kernels, workers._is_here(request, kernels, memory))
 
     own = gpu == "A100"
     assert [in_bf16(budget) for budget in (None, 10 * 2**30, 16 * 2**30)] == [own, own, own]
     assert in_bf16(80 * 2**30)  # of another GPU
     assert in_bf16(16 * 2**30, memory=None)  # on a machine without one
     assert in_bf16(None, "cpu", None) == own
+
+
+def test_what_the_gpu_here_lacks_is_said_by_a_plan(monkeypatch):
+    cells = [tiny("method=lora", f"model.dtype={dtype}", "train.precision=fp32") for dtype in ("float32", "bfloat16")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    lacking = workers._lacking([PlannedCell(cell) for cell in cells])
+    assert lacking.keys() == {1}
+    assert (
+        "model.dtype=bfloat16 requires a GPU of compute capability 8.0 or more, got Tesla T4"
+        in lacking[1]["impossible"]
+    )
 
 
 @pytest.mark.parametrize("method", ["shira", "frod"])

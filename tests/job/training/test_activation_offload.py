@@ -118,7 +118,7 @@ def test_offloading_is_part_of_a_cell_and_refused_without_a_gpu(cell, monkeypatc
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_the_copies_are_pinned(moved):
+def test_on_a_gpu_the_copies_are_pinned(moved, own_precision):
     bench = prepared(tiny("method=full", "train.batch_size=3"))
     bench.steps[0][0] = bench.steps[0][0].to(bench.accelerator.device)
     expected = gradients(bench)

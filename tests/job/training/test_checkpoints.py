@@ -404,3 +404,14 @@ def test_another_gpu_of_its_kind_may_go_on(monkeypatch):
 
     assert origin() == origin(id="b")
     assert origin() != origin(name="H200")
+
+
+def test_the_state_of_one_gpu_is_kept_however_many_there_are(monkeypatch):
+    """A cell may go on where more GPUs are seen than before, or fewer."""
+    states = [torch.get_rng_state()]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: states[0])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", states.append)
+    checkpoints.load_random(checkpoints.random_state())
+    assert len(states) == 2
+    assert torch.equal(*states)

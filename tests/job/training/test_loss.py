@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,6 +246,20 @@ def test_a_plan_counts_our_chunks_also_where_liger_could_run(monkeypatch):
     assert loss.enable(net, "cuda") == "on: chunked"
 
 
+@pytest.mark.parametrize(("dtype", "state"), [("float32", "on: chunked"), ("bfloat16", "on: liger")])
+def test_weights_that_autocast_casts_are_left_to_our_kernel(monkeypatch, own_precision, dtype, state):
+    """Liger's would cast them in each chunk."""
+    net = prepared(tiny("method=lora", f"model.dtype={dtype}")).net
+    stand_in = SimpleNamespace(LigerFusedLinearCrossEntropyLoss=lambda **of: lambda weight, hidden, *_: hidden.sum())
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(transformers=stand_in))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", stand_in)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(loss, "_changes_logits", lambda *_: False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss.enable(net) == state
+
+
 def test_an_adapter_on_the_head_is_left_alone():
     bench = prepared(tiny("method=lora", "method.adapt.target_modules=[q_proj,lm_head]"))
     assert loss.enable(bench.net) == "off: the head has an adapter"
@@ -251,7 +267,7 @@ def test_an_adapter_on_the_head_is_left_alone():
 
 @pytest.mark.gpu
 @needs_liger
-def test_liger_gives_the_same_on_a_gpu():
+def test_liger_gives_the_same_on_a_gpu(own_precision):
     bench = prepared(tiny("method=full", "train.batch_size=3"))
     batch = bench.steps[0][0].to(bench.accelerator.device)
     expected = loop.summed_loss(bench.net, batch)
