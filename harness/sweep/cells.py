@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness import cell_runner, redact, validate
 from harness import config as settings_of
 from harness.errors import UserError
-from harness.record import Cell, cell_name
+from harness.record import Cell, cell_name, check_settings
 from harness.settings import (
     AUTO,
     WITH_MARGIN,
@@ -63,6 +63,7 @@ def from_config(config: DictConfig) -> Cell:
         knobs=resolved["method"]["knobs"],
         settings=settings,
     )
+    check_settings(cell)
     cell.name = cell_name(cell)
     return cell
 

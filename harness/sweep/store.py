@@ -121,9 +121,12 @@ class Study:
         overrides = [] if save is None else [f"save={save}"]
         remove = self._typed("rm", f"{self.name}/{recorded.cell.name}")
         # Named, since records that were moved have another study's name in their commands.
-        if overrides and (sweeps := record.repeated_sweeps(self.folder, [f"study={self.name}", *overrides])):
+        here = [] if self._results == Path("results") else [f"results_dir={self._results}"]
+        sweeps = record.repeated_sweeps(self.folder, [f"study={self.name}", *here, *overrides])
+        planned = [cell.id for cell in self.planned()]  # by sweeps; none in a folder that was copied or moved
+        if overrides and sweeps and (not planned or recorded.cell.id in planned):
             return f"`{' && '.join([remove, *sweeps])}`"
-        return f"`{remove}`, then its sweep's command{' with '.join(['', *overrides])}"
+        return f"`{remove}`, then the command that ran it{' with '.join(['', *overrides])}"
 
     def _typed(self, *words: str) -> str:
         where = [] if self._results == Path("results") else ["--results-dir", str(self._results)]

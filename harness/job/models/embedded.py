@@ -26,12 +26,21 @@ def folder(name: str) -> Path:
 
 
 def built(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache, which `build` fills if it is not there."""
+    """The folder `name` of the cache, which `build` fills if it is not there.
+
+    Raises UserError if the cache can't be written.
+    """
     target = cache() / name
     if not target.is_dir():
-        cache().mkdir(parents=True, exist_ok=True)
-        # Built under another name and renamed, so that no process sees a half-written model.
-        building = Path(tempfile.mkdtemp(dir=cache()))
+        try:
+            cache().mkdir(parents=True, exist_ok=True)
+            # Built under another name and renamed, so that no process sees a half-written model.
+            building = Path(tempfile.mkdtemp(dir=cache()))
+        except OSError as error:
+            raise UserError(
+                f"The cache of models, {cache()}, can't be written ({error.strerror}); set HARNESS_CACHE to another "
+                "folder."
+            ) from error
         try:
             build(building)
             try:

@@ -20,7 +20,7 @@ def run_command(record: Record) -> str | None:
     data_root is not in a record, nor are local changes to the files of the method and the data set.
     """
     words = run_words(record)
-    return None if words is None else " ".join(["python -m harness run", *words])
+    return None if words is None else " ".join(["harness run", *words])
 
 
 def run_words(record: Record) -> list[str] | None:

@@ -127,7 +127,7 @@ def render(
         files=files,
         made_with=made_with or {},
         command=command,
-        parts=[f"python -m harness {part} {where}" for part in _parts(added)] if where else [],
+        parts=[f"harness {part} {where}" for part in _parts(added)] if where else [],
         runs=list(map(run_command, ours[:LONGEST])),
         cells=len(ours),
         grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
