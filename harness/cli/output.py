@@ -104,6 +104,11 @@ def _requested(options: argparse.Namespace, names: list[str]) -> list[str]:
         raise UserError(f"There are no records in {results}; run a sweep first.")
     if name is not None and not (results / name).is_dir():
         missing = f"There is no study {name} in {results}"
+        if Path(name).is_dir():
+            path = Path(name)
+            raise UserError(
+                f"{missing}; its folder is named in two parts: --study {path.name} --results-dir {path.parent}."
+            )
         if not names:
             raise UserError(f"{missing}; there is none yet.")
         near = nearest(name, names)

@@ -127,6 +127,10 @@ def table(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     """Write the report of a study. Bad records are named, also on the page; the good ones are reported on."""
     name = _only(study_names(options), "A report")
+    if options.out is None and sys.stdout.isatty():
+        raise UserError("A report is a page of HTML; name its file with --out report.html.")
+    if options.out is not None and options.out.is_dir():
+        raise UserError(f"--out must be a file, got the folder {options.out}; use --out {options.out / 'report.html'}.")
 
     from harness import env
     from harness.report.pages import page
@@ -135,7 +139,7 @@ def report(options: argparse.Namespace) -> int:
     where = ["--study", name]
     if options.results_dir != Path("results"):
         where += ["--results-dir", str(options.results_dir)]
-    typed = shlex.join(["python", "-m", "harness", "report", *options.arguments])
+    typed = shlex.join(["harness", "report", *options.arguments])
     with _all_is_kept():
         records, problems = read_study(folder)
         print_errors(problems)

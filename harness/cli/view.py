@@ -91,7 +91,7 @@ def viewer(options: argparse.Namespace) -> Viewer:
         if not records:
             return page.waiting(name, live)
         where = ["--study", name, *(["--results-dir", str(results)] if results != Path("results") else [])]
-        typed = shlex.join(["python", "-m", "harness", "report", *where, "--out", "report.html"])
+        typed = shlex.join(["harness", "report", *where, "--out", "report.html"])
         versions, price = env.made_with(), card_price(records)
         return page.render(records, results / name, problems, shlex.join(where), typed, versions, live, price)
 

@@ -330,7 +330,8 @@ def _extras(items: Sequence[Item]) -> list[str]:
 
 
 def _held_out(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str, list[Item]]:
-    """Split the items by a hash of the text that comes with each. Raises UserError if a needed part is empty."""
+    """Split the items by a hash of the text that comes with each. A part whose share is a text or more, and which is empty
+    by chance, gets the lowest one of training. Raises UserError if a needed part is empty."""
 
     def part(text: str) -> str:
         place = _place(text)
@@ -338,7 +339,12 @@ def _held_out(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str,
             return "validation"
         return "test" if place < (shares.validation + shares.test) * 2**64 else "train"
 
-    return _parted([(part(text), item) for text, item in items], shares)
+    parts = {text: part(text) for text in sorted({text for text, _ in items}, key=_place)}
+    for name, share in (("validation", shares.validation), ("test", shares.test)):
+        trained = [text for text, of in parts.items() if of == "train"]
+        if share * len(parts) >= 1 and name not in parts.values() and len(trained) > 1:
+            parts[trained[0]] = name
+    return _parted([(parts[text], item) for text, item in items], shares)
 
 
 def _stratified(
@@ -373,7 +379,7 @@ def _parted(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str, l
     for name in shares.needed:
         if name in out and not out[name]:
             held_out = " and ".join(f"{size:g}" for size in (shares.validation, shares.test) if size)
-            why = f"{shares.data} has too few records: with a share of {held_out} held out, {name} has none"
+            why = f"{shares.data} has too few different records: with a share of {held_out} held out, {name} has none"
             raise UserError(why + ("; data.test_share=0 trains without a test." if name == "test" else "."))
     return out
 

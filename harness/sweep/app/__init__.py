@@ -138,6 +138,8 @@ def composed(*overrides: str) -> DictConfig:
 
 def _primary_folder(config_dir: str | None) -> Path:
     """The folder of config.yaml; UserError if there is none."""
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir must be a folder of config files, got {config_dir}, which is none.")
     for folder in (CONF, *([Path(config_dir).absolute()] if config_dir else [])):
         if (folder / "config.yaml").is_file():
             return folder

@@ -298,7 +298,9 @@ def test_a_file_that_is_none_is_refused(name, text, said):
 
 
 def test_a_file_too_small_to_hold_out_from_is_refused():
-    refused(r"mine\.jsonl has too few records: with a share of 0\.1 and 0\.1 held out, \w+ has none", ROWS[:1])
+    refused(
+        r"mine\.jsonl has too few different records: with a share of 0\.1 and 0\.1 held out, \w+ has none", ROWS[:1]
+    )
 
 
 def test_without_a_path_it_is_asked_for():

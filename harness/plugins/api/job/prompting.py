@@ -41,13 +41,14 @@ def ask(request: AskModels, report: Callable[[dict[str, Any]], None]) -> dict[st
     def warn(sentence: str) -> None:
         report({"warning": sentence})
 
-    answers = []
+    by_api, by_weights = [], []
+    for name in request.api:  # first: one that is out of reach says so before models are loaded
+        report({"asking": name})
+        by_api.append(_asked_by_api(name, request, warn))
     for local in request.local:
         report({"asking": local.label})
-        answers.append(_asked(local, request.prompts, request.tokens))
-    for name in request.api:
-        report({"asking": name})
-        answers.append(_asked_by_api(name, request, warn))
+        by_weights.append(_asked(local, request.prompts, request.tokens))
+    answers = [*by_weights, *by_api]
     judged = None
     if request.judge is not None:
         report({"asking": f"{request.judge}, which judges"})
