@@ -74,7 +74,7 @@ def test_a_settings_command_is_that_of_its_record():
     commands = settings_block(study)["commands"]
     for row, own in zip(study.rows, commands["own"], strict=True):
         words = {*commands["shared"], *(commands["words"][i] for i in own)}
-        assert words == set(run_command(row.records[0]).removeprefix("python -m harness run ").split(" "))
+        assert words == set(run_command(row.records[0]).removeprefix("harness run ").split(" "))
     assert len(commands["shared"]) > len(commands["own"][0])
 
 

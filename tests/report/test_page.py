@@ -276,8 +276,8 @@ def test_the_command_writes_the_page_and_names_what_is_no_record(tmp_path, capsy
     text = out.read_text(encoding="utf-8")
     assert "broken.json is not complete JSON" in text
     assert "demo: fine-tuning methods compared" in text
-    assert f"python -m harness {shlex.join(arguments)}" in text
-    assert f"python -m harness table --study demo --results-dir {tmp_path / 'results'}" in text
+    assert f"harness {shlex.join(arguments)}" in text
+    assert f"harness table --study demo --results-dir {tmp_path / 'results'}" in text
     assert re.search(r"made with python 3[^<]* numpy [^<]* scipy [^<]* matplotlib ", text)
 
 

@@ -42,7 +42,7 @@ def published_answer(choices: Sequence[Choice], contests_by_score: Sequence[Cont
     behind = {choices[i].label for i in reruns.experiments[0].above}
     tied = {s.choice.label: s for s in contest.standings if s.choice.label not in behind}
     memory = {
-        choice.label: measures(each.record)["job_reserved_peak"]
+        choice.label: measures(each.record)["train_reserved_p99"]
         for choice, each in zip(choices, reruns.experiments, strict=True)
     }
     best = tuple(tied[label] for label in by_cost({label: memory[label] for label in tied}))

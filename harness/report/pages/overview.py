@@ -22,7 +22,11 @@ from harness.report.tables.rows import Row
 from harness.score_names import task_label
 
 MOST = 12  # methods of one place that are shown; the table of all columns has the others
-MEMORY = {TRAIN_MEMORY: "Memory", "train_reserved_p99": "Memory reserved", "job_reserved_peak": "Memory of the job"}
+MEMORY = {
+    TRAIN_MEMORY: ("Memory", "peak in training"),
+    "train_reserved_p99": ("Memory reserved", "in 99% of steps"),
+    "job_reserved_peak": ("Memory of the job", "reserved in the whole job"),
+}
 SPEED = ("tokens_per_second_steady", "tokens_per_second_amortised")
 
 
@@ -230,12 +234,12 @@ def _bars(values: Sequence[float | None], text: Callable[[float], str], comparab
 
 
 def _memory_column(candidates: Sequence[Candidate]) -> Column | None:
-    for measure, header in MEMORY.items():
+    for measure, (header, what) in MEMORY.items():
         values = [each.row.mean(measure) for each in candidates]
         if any(value is not None for value in values):
             instruments = set[str]().union(*(each.row.instruments for each in candidates))
             alike = len(instruments) < 2 if measure == TRAIN_MEMORY else True
-            return header, "peak in training, lower is better", _bars(values, units.size, alike)
+            return header, f"{what}, lower is better", _bars(values, units.size, alike)
     return None
 
 
@@ -271,5 +275,6 @@ def _forgotten_column(
     labels = [each.choice.label for each in candidates if not each.untuned]
     quantised = [label for label in labels if study.counts_quantising(place, aside, label)]
     cost = f"; of {units.listed(quantised)} with what quantising costs" if quantised else ""
-    note = f"{task_label(aside.task, aside.metric)}, {unit} against its base{cost}"
+    loss = "−" if aside.higher_is_better else "+"
+    note = f"{task_label(aside.task, aside.metric)}, {unit} against its base, {loss} is a loss{cost}"
     return "Forgotten", note, _bars(losses, text)

@@ -26,7 +26,7 @@ def published_of(answer: StudyAnswer, found: Reruns) -> Table:
     best = [each for each in best_on_validation(found).values() if tries[each.record.cell.method] > 1]
     header, shown = accuracy_style(found)
     columns = ["#", "Method", "Setting", header, "Better than", "Worse than"]
-    columns += ["Earlier runs"] * bool(found.repeated) + ["Reserved in the whole job", "Tokens/s amortised"]
+    columns += ["Earlier runs"] * bool(found.repeated) + ["Reserved in 99% of steps", "Tokens/s amortised"]
     lines = []
     for number, (experiment, choice) in enumerate(zip(found.experiments, answer.choices, strict=True), 1):
         numbers = measures(experiment.record)
@@ -35,7 +35,7 @@ def published_of(answer: StudyAnswer, found: Reruns) -> Table:
         line = [str(number), choice.method, (choice.setting or ABSENT) + f" {BEST}" * (experiment in best)]
         line += [f"{score} ({low}–{high})", _numbers(experiment.above), _numbers(experiment.below)]
         line += [earlier or ABSENT] * bool(found.repeated)
-        line += [_text(numbers["job_reserved_peak"], units.size), _text(numbers["tokens_per_second_amortised"], rate)]
+        line += [_text(numbers["train_reserved_p99"], units.size), _text(numbers["tokens_per_second_amortised"], rate)]
         lines.append(line)
     return Table(
         title=f"{title(answer.rows)}: all experiments by score",
