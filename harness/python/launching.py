@@ -187,4 +187,6 @@ def amount_of(budget: int | str | None) -> float | None:
     if isinstance(budget, str):
         return units.parse_budget(budget)
     require_positive("budget", budget)
+    if isinstance(budget, int | float) and budget < 2**20:
+        raise UserError(f"budget is in bytes, or a text such as '24GiB', got {budget}.")
     return budget

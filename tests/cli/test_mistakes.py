@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -72,6 +73,16 @@ def test_an_input_of_another_kind_is_refused_at_once(capsys, command, settings, 
     [
         ("run batch_size=4", ["did you mean train.batch_size, eval.batch_size or infer.batch_size?"]),
         ("run load_in_4bit=true", ["did you mean method?", "method=qlora"]),
+        ("run load_in_8bit=true", ["did you mean method?", "method=lora_8bit"]),
+        ("run output_dir=x", ["did you mean results_dir?"]),
+        ("run eval=mmlu", ["eval=mmlu is unknown", "eval.tasks=[mmlu]"]),
+        ("run model=gpt2", ["model=gpt2 is unknown", "model.path=PATH"]),
+        ("run method lora", ["write method=VALUE"]),
+        ("run eval.tasks=[wordmath", ["close its brackets"]),
+        ("sweep rank=8,,16", ["a value between two commas is missing"]),
+        ("run model=tiny rank=1000000000000000000", ["rank is 1000000000000000000, which is not between 0 and"]),
+        ("run model=tiny lr=1e150", ["lr is 1e+150, which is not between 0 and"]),
+        ("sweep --config-dir nope seed=1,2", ["--config-dir must be a folder of config files, got nope"]),
         ("run method=LoRA", ["Did you mean lora?"]),
         ("run rank=", ["rank must be a whole number, got nothing."]),
         ("run train.early_stopping.patience=2", ["train.early_stopping is one value", "write train.early_stopping=2."]),
@@ -92,6 +103,23 @@ def test_a_study_that_is_misspelt_has_its_neighbour_named(capsys):
     Path("results/quickstart/x.json").write_text("{}")
     assert main(["table", "quickstrat"]) == 2
     assert "There is no study quickstrat in results. Did you mean quickstart? There is: " in capsys.readouterr().err
+
+
+def test_a_study_that_is_named_by_its_folder_is_named_in_two_parts(capsys):
+    Path("mine/quickstart").mkdir(parents=True)
+    Path("results").mkdir()
+    assert main(["table", "mine/quickstart"]) == 2
+    assert "--study quickstart --results-dir mine." in capsys.readouterr().err
+
+
+def test_a_report_is_not_written_to_a_terminal_or_a_folder(capsys, monkeypatch):
+    Path("results/mine").mkdir(parents=True)
+    Path("results/mine/x.json").write_text("{}")
+    assert main(["report", "mine", "--out", "."]) == 2
+    assert "--out must be a file, got the folder .; use --out report.html." in capsys.readouterr().err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["report", "mine"]) == 2
+    assert "name its file with --out report.html." in capsys.readouterr().err
 
 
 def test_the_version_is_told(capsys):

@@ -330,8 +330,8 @@ def _extras(items: Sequence[Item]) -> list[str]:
 
 
 def _held_out(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str, list[Item]]:
-    """Split the items by a hash of the text that comes with each. A part whose share is a text or more, and which is empty
-    by chance, gets the lowest one of training. Raises UserError if a needed part is empty."""
+    """Split the items by a hash of the text that comes with each. A part whose share is a text or more, and which is
+    empty by chance, gets the lowest one of training. Raises UserError if a needed part is empty."""
 
     def part(text: str) -> str:
         place = _place(text)

@@ -31,7 +31,8 @@ ELSEWHERE = {
     "model.path": ("model_name_or_path", "pretrained_model_name_or_path", "pretrained", "base_model"),
     "data.path": ("train_file", "data_path", "dataset_path"),
     "data": ("dataset", "dataset_name"),
-    "study": ("output_dir", "run_name", "name"),
+    "study": ("run_name", "name"),
+    "results_dir": ("output_dir", "out_dir"),
     "eval.tasks": ("tasks", "task"),
     "eval.num_fewshot": ("num_fewshot", "shots"),
     "train.batch_size": ("per_device_train_batch_size", "micro_batch_size"),
@@ -62,12 +63,12 @@ ELSEWHERE = {
     "train.max_grad_norm": ("gradient_clipping", "grad_clip", "clip_grad_norm"),
 }
 UNITS = {
-    "train.max_steps": "; training is counted in optimizer steps (train.max_steps), passes (train.epochs) or tokens "
-    "(train.max_tokens)",
-    "train.warmup_ratio": "; the warm-up is a share of the steps",
-    "train.final_lr": "; it is a share of the learning rate",
-    "train.loss_on": "; it is answers or all",
-    "method": "; LoRA on a base of 4 bits is method=qlora",
+    "train.max_steps": " Training is counted in optimizer steps (train.max_steps), passes (train.epochs) or tokens "
+    "(train.max_tokens).",
+    "train.warmup_ratio": " The warm-up is a share of the steps.",
+    "train.final_lr": " It is a share of the learning rate.",
+    "train.loss_on": " It is answers or all.",
+    "method": " LoRA on a base of 4 bits is method=qlora, of 8 bits method=lora_8bit.",
 }
 
 # What OmegaConf says of a value of another type, and the type in the words of the command line.
@@ -240,6 +241,10 @@ def _no_choice(group: str, choice: str) -> str | None:
         named = _named(group, choice)
         alternative = f"model={named}, or " if named else ""
         return f"model must be a name in conf/model/, got {choice}; use {alternative}model.path={choice}."
+    if group == "model":
+        return f"{_unknown_choice(group, choice)} Any model of the hub or a folder is model.path=PATH."
+    if group == "eval":
+        return f"{_unknown_choice(group, choice)} A task is scored by eval.tasks=[{choice}]."
     if group == "data" and choice.endswith(FILES):
         return f"data must be a name in conf/data/, got the file {choice}; use data=local data.path={choice}."
     if group == "data" and "/" in choice:
@@ -247,6 +252,14 @@ def _no_choice(group: str, choice: str) -> str | None:
         alternative = f"use data={named}" if named else "a data set of the hub needs a file there, as alpaca.yaml is"
         return f"data must be a name in conf/data/, got {choice}; {alternative}."
     return None
+
+
+def _unknown_choice(group: str, choice: str) -> str:
+    try:
+        one_of(group, choice, sorted(group_files(group)))
+    except UserError as unknown:
+        return str(unknown)
+    return f"{group}={choice} can't be read."
 
 
 def _named(group: str, place: str) -> str | None:
@@ -265,6 +278,12 @@ def _no_override(word: str) -> str:
         return f"{wrong}; `sweep {word}` runs the sweep of that name, one at a time."
     if group := next((group for group in GROUPS if word in group_files(group)), None):
         return f"{wrong}; did you mean {group}={word}?"
+    if word in _types(FullConfig):
+        return f"{wrong}; write {word}=VALUE, without spaces."
+    if word.count("[") != word.count("]") or word.count("{") != word.count("}"):
+        return f"{wrong}; close its brackets, and put it into quotes for the shell."
+    if ",," in word:
+        return f"{wrong}; a value between two commas is missing."
     return f"{wrong}; quote a value that has special characters, as KEY=\\'VALUE\\'."
 
 
