@@ -9,7 +9,7 @@ import pytest
 from records import make_record
 
 from harness.errors import UserError
-from harness.record import RecordError, write
+from harness.record import RecordError, note_command, write
 from harness.studies.status import lines, study_status
 from harness.sweep.store import Study
 
@@ -123,3 +123,14 @@ def test_nothing_left_takes_no_time(study, tmp_path):
     write(record, study.path(record.cell))
     study.plan([record.cell])
     assert lines(study_status(tmp_path, "demo")) == ["demo: 1 done, 0 running, 0 failed, 0 left"]
+
+
+def test_a_cell_that_no_sweep_planned_is_not_trained_again_by_the_studys_sweeps(tmp_path):
+    study, swept, alone = Study(tmp_path, "demo"), make_record("lora", seed=0), make_record("lora", seed=1)
+    note_command(study.folder, ["sweep", "method=lora", "study=demo"])
+    again = f"harness sweep method=lora study=demo results_dir={tmp_path} save=adapter"
+    assert again in study.anew(alone, "adapter")  # of a folder that was copied nothing tells which cells are of sweeps
+    study.plan([swept.cell])
+    assert again in study.anew(swept, "adapter")
+    assert "then the command that ran it with save=adapter" in study.anew(alone, "adapter")
+    assert "harness sweep" not in study.anew(alone, "adapter")

@@ -235,7 +235,8 @@ def bare(tmp_path):
     ("made", "model", "said"),
     [
         ({}, "lora", "`python -m harness rm demo/lora-"),
-        ({}, "lora", " && harness sweep method=lora study=demo save=adapter`."),
+        ({}, "lora", " && harness sweep method=lora study=demo results_dir="),
+        ({}, "lora", "/results save=adapter`."),
         ({}, "demo", "has no saved weights"),
         ({"status": "oom"}, "lora", "ended as oom; export a cell that ended as ok."),
         ({"status": "oom"}, "demo", "demo has no chosen cell"),
