@@ -104,8 +104,7 @@ def _requested(options: argparse.Namespace, names: list[str]) -> list[str]:
         raise UserError(f"There are no records in {results}; run a sweep first.")
     if name is not None and not (results / name).is_dir():
         missing = f"There is no study {name} in {results}"
-        if Path(name).is_dir():
-            path = Path(name)
+        if any((path := Path(name)).glob("*.json")):
             raise UserError(
                 f"{missing}; its folder is named in two parts: --study {path.name} --results-dir {path.parent}."
             )

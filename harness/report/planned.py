@@ -130,7 +130,8 @@ def _other_rules(plans: Sequence[StudyPlan], article: str | None, claim: str | N
             if planned is None or planned > version:
                 return True
             since = range(planned + 1, version + 1)
-            return any(each not in changed or f"{article}/{claim}" in changed[each] for each in since)
+            of = f"{article}/{claim}"
+            return any(claim is None or each not in changed or of in changed[each] for each in since)
 
         if other := [name for name, version in now.items() if is_other(name, version)]:
             versions = ", ".join(f"{name} {plan.rules.get(name, 'none')}, now {now[name]}" for name in other)

@@ -107,6 +107,7 @@ def test_a_study_that_is_misspelt_has_its_neighbour_named(capsys):
 
 def test_a_study_that_is_named_by_its_folder_is_named_in_two_parts(capsys):
     Path("mine/quickstart").mkdir(parents=True)
+    Path("mine/quickstart/x.json").write_text("{}")
     Path("results").mkdir()
     assert main(["table", "mine/quickstart"]) == 2
     assert "--study quickstart --results-dir mine." in capsys.readouterr().err

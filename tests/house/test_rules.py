@@ -23,7 +23,7 @@ RULES = {
 # Of each version of the rules, what their code was. After a change that can change an answer raise the version
 # (harness/report/rules.py, harness/plugins/articles/rule_version.py), then renew its digest here; after any other
 # change renew the digest alone.
-DIGESTS = {("comparison", 2): "278dc4831a9b0d2b", ("claims", 3): "65b5fd8d94627e81"}
+DIGESTS = {("comparison", 2): "278dc4831a9b0d2b", ("claims", 3): "023c8c6d3584ae8d"}
 
 
 def code(node: object) -> object:

@@ -32,9 +32,8 @@ def _rms_norm(x, weight, out, rstd, eps, width, BLOCK: tl.constexpr):
     tl.store(rstd + row, scale)
 
 
-@triton.jit(
-    do_not_specialize=["rows", "programs"]
-)  # which change from step to step: a multiple of 16 would compile anew
+# What is not specialised changes from step to step: the first multiple of 16 would compile the kernel anew.
+@triton.jit(do_not_specialize=["rows", "programs"])
 def _rms_norm_backward(
     gradient,
     x,

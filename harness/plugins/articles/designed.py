@@ -64,19 +64,19 @@ DECIDED_BY = {
 """Of each article's claims, the sweep that was designed to decide it, or why none can; of articles that have such."""
 
 LOOKS = {
-    "study_targets": dict.fromkeys(("layers-rank", "layers-parameters"), 3),
-    "study_lr": dict.fromkeys(("lr-adapters", "lr-full", "lr-ratio", "lr-rank"), 2),
-    "study_facts": dict.fromkeys(("lora-niche", "galore-facts"), 2),
+    "reference/study_targets": dict.fromkeys(("layers-rank", "layers-parameters"), 3),
+    "reference/study_lr": dict.fromkeys(("lr-adapters", "lr-full", "lr-ratio", "lr-rank"), 2),
+    "reference/study_facts": dict.fromkeys(("lora-niche", "galore-facts"), 2),
 }
-"""How often claims were looked at whose records got more seeds after a look, by study (docs/study-design.md)."""
+"""How often claims were looked at whose records got more seeds after a look, by study (docs/study-design.md). Whoever
+runs the same sweeps anew looks once."""
 POCOCK = {2: 0.0294, 3: 0.0221}
 """The level of each of so many looks, so that one study in twenty is wrong in any (Pocock, Biometrika 64, 1977)."""
 
 
 def for_all_looks(judgement: Judgement, study: str, claim: str) -> Judgement:
-    """`judgement` by intervals that allow for all looks at `claim` in `study`, which is named with its folders. The
-    effect keeps its own interval."""
-    looks = LOOKS.get(study.rpartition("/")[2], {}).get(claim)
+    """`judgement` by intervals that allow for all looks at `claim` in `study`. The effect keeps its own interval."""
+    looks = LOOKS.get(study, {}).get(claim)
     if looks is None or (corrected := judgement.corrected) is None:
         return judgement
     factor = ALPHA / POCOCK[looks]

@@ -253,9 +253,9 @@ def test_many_places_at_the_limit_are_rarely_decided(places, alike):
     ("study", "claim", "decision"),
     [
         ("reference/study_targets", "layers-rank", OPEN),  # looked at three times
-        ("study_targets", "layers-parameters", OPEN),
+        ("reference/study_targets", "layers-parameters", OPEN),
         ("reference/study_targets", "another", SUPPORTED),
-        ("mine", "layers-rank", SUPPORTED),
+        ("study_targets", "layers-rank", SUPPORTED),  # another's, by the same sweep
     ],
 )
 def test_a_claim_that_was_looked_at_several_times_takes_wider_intervals(study, claim, decision):
