@@ -19,6 +19,7 @@ from harness.report.rules import judging_rules
 
 PlanWord = Literal["planned", "interim", "exploratory"]
 WEAKEST_FIRST: tuple[PlanWord, ...] = ("interim", "exploratory", "planned")
+MOST_NAMED = 3  # verdicts in a line beside a table, which has each with its state
 NO_PLAN = "The study has no plan"
 
 
@@ -95,10 +96,17 @@ class StudyPlanned:
 
 
 def plan_lines(states: Iterable[tuple[str, PlanState]]) -> list[str]:
-    """What the states of verdicts are and why, a line for each; with the verdicts' names where there are several."""
+    """What the states of verdicts are and why, a line for each; with the first of the verdicts' names where there are
+    several states."""
     names = grouped((state, name) for name, state in states)
-    several = len(names) > 1
-    return [f"{', '.join(of)}: {state.sentence}" if several else state.sentence for state, of in names.items()]
+    if len(names) < 2:
+        return [state.sentence for state in names]
+    return [f"{_first(of)}: {state.sentence}" for state, of in names.items()]
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:MOST_NAMED])} and {more} more"
 
 
 def study_plan(records: Sequence[Record], folder: Path | Mapping[str, Any] | None) -> StudyPlanned:

@@ -14,11 +14,11 @@ from harness.cli.commands import command_line
 from harness.config import ROOT
 
 ANSWER = "lora and dora tie."
-# In place of the environment's Python: writes down what it is called with, and fails in the command FAILS.
-PYTHON = f"""#!/bin/sh
+# In place of the environment's harness: writes down what it is called with, and fails in the command FAILS.
+HARNESS = f"""#!/bin/sh
 echo "$*" >> called
-[ "$3" = sweep ] && echo "{ANSWER}"
-[ "$3" != "$FAILS" ]
+[ "$1" = sweep ] && echo "{ANSWER}"
+[ "$1" != "$FAILS" ]
 """
 
 
@@ -27,10 +27,10 @@ def compare(tmp_path):
     """compare(fails): `make compare` in a folder with an environment, and the commands that it ran."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(PYTHON)
-    python.chmod(0o755)
+    harness = tmp_path / ".venv" / "bin" / "harness"
+    harness.parent.mkdir(parents=True)
+    harness.write_text(HARNESS)
+    harness.chmod(0o755)
     (tmp_path / ".venv" / "installed").touch()
 
     def run(fails=""):
@@ -41,7 +41,7 @@ def compare(tmp_path):
             capture_output=True,
             text=True,
         )
-        called = [line.split()[2:] for line in (tmp_path / "called").read_text().splitlines()]
+        called = [line.split() for line in (tmp_path / "called").read_text().splitlines()]
         (tmp_path / "called").unlink()
         return made, called
 
@@ -59,7 +59,7 @@ def test_it_ends_with_the_answer_the_picture_and_three_commands(compare):
     after = end.partition("Next:\n")[2].splitlines()
     assert len(after) == 3
     for line in after:
-        _, _, _, name, *arguments = shlex.split(line, comments=True)
+        _, name, *arguments = shlex.split(line, comments=True)
         command_line("harness").command(name).parse_intermixed_args(arguments, argparse.Namespace())
 
 

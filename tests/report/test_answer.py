@@ -567,7 +567,7 @@ def test_published_experiments_have_an_answer():
     records, _ = read_study(study)
     (text,) = tables(records, study)[0].answer
     assert text.startswith("30 of 66 experiments tie on gsm8k (42.7 to 52.6%); 36 are significantly worse. bone r=64 ")
-    assert "need the least memory (18.88 GiB to 19.35 GiB; the others at least 20.04 GiB)." in text
+    assert "need the least memory (17.22 GiB to 17.66 GiB; the others at least 18.19 GiB)." in text
     (place,) = answer(records, study).places.values()
     assert [standing.choice.method for standing in place.best[:3]] == ["bone", "miss", "psoft"]
     assert len(place.best) == len(place.decision.tied) == 66 - 36

@@ -32,7 +32,8 @@ def test_each_method_has_a_number_and_a_bar_for_what_it_gains_costs_and_forgets(
     (overview,) = overviews(study("study_skill"))
     headers = [header for header, _ in overview.columns]
     assert headers == ["Skill, solved (%)", "Memory", "Tokens/s", "Forgotten"]
-    assert overview.columns[-1][1] == "plain text, bits per byte against its base; of qlora with what quantising costs"
+    note = "plain text, bits per byte against its base, + is a loss; of qlora with what quantising costs"
+    assert overview.columns[-1][1] == note
     assert [row.method for row in overview.rows] == ["full", "galore", "lora", "dora", "qlora", "base"]
     assert [row.tied for row in overview.rows] == [True] * 5 + [False]
     full, *_, base = overview.rows
@@ -76,7 +77,7 @@ def test_scores_that_cost_points_are_lost_in_points():
         scores = [make_score(0.4), make_score(kept, task="mmlu", metric="acc", filter="none")]
         records.append(measured(make_record(method, *axes, scores=scores)))
     (overview,) = overviews(StudyResults(records, None))
-    assert overview.columns[-1] == ("Forgotten", "mmlu, points against its base")
+    assert overview.columns[-1] == ("Forgotten", "mmlu, points against its base, − is a loss")
     assert overview.rows[0].cells[-1].text == "−10.0"
 
 

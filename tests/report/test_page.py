@@ -250,9 +250,9 @@ def test_a_cell_is_run_again_by_its_command(cell):
     for overrides in asked:
         record.cell = cell(*overrides)
         record.study = "again"
-        python, *command = shlex.split(run_command(record))
-        assert [python, *command[:3]] == ["python", "-m", "harness", "run"]
-        assert cell(*command[3:]).id == record.cell.id
+        program, *command = shlex.split(run_command(record))
+        assert [program, command[0]] == ["harness", "run"]
+        assert cell(*command[1:]).id == record.cell.id
         assert command[-1] == "study=again"
 
 

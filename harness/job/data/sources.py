@@ -341,10 +341,10 @@ def _held_out(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str,
 
     parts = {text: part(text) for text in sorted({text for text, _ in items}, key=_place)}
     for name, share in (("validation", shares.validation), ("test", shares.test)):
-        trained = [text for text, of in parts.items() if of == "train"]
+        training = [text for text, of in parts.items() if of == "train"]
         lacks = name in shares.needed and name not in parts.values()
-        if lacks and share * len(parts) >= 1 and len(trained) > 1:
-            parts[trained[0]] = name
+        if lacks and share * len(parts) >= 1 and len(training) > 1:
+            parts[training[0]] = name
     return _parted([(parts[text], item) for text, item in items], shares)
 
 

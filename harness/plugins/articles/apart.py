@@ -34,7 +34,7 @@ class Distinction:
     @property
     def words(self) -> str:
         """Batch size or rank"""
-        named = [*self.names[:MOST], *(["another setting"] if self.names[MOST:] else [])]
+        named = [*self.names[:MOST], *(["more"] if self.names[MOST:] else [])]
         return " or ".join(named).replace("_", " ")
 
     @property
@@ -102,9 +102,9 @@ def _settings(records: Sequence[Record], place: tuple[str, str, str]) -> dict[st
 
 def _fuses_layers(record: Record) -> str:
     """Whether adapted layers were computed as one operation each, which takes less memory and time than peft's."""
-    states = record.environment.get("speedups")
-    known = states if isinstance(states, dict) else {}
-    return _shown(any(str(known.get(name)).startswith("on") for name in FUSED))
+    speedups = record.environment.get("speedups")
+    states = [speedups.get(name) for name in FUSED] if isinstance(speedups, dict) else []
+    return _shown(any(str(state).startswith("on") for state in states))
 
 
 def _shown(value: object) -> str:

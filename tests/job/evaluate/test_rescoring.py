@@ -59,7 +59,7 @@ def of(folder, method):
 
 def test_a_model_that_was_divided_after_training_is_divided_again(folder, tmp_path, monkeypatch):
     """Over two devices that are one CPU here: with accelerate's hooks, as on GPUs."""
-    path = of(Path(shutil.copytree(folder, tmp_path / "demo")), "lora")
+    path, other = (of(Path(shutil.copytree(folder, tmp_path / name / "demo")), "lora") for name in ("one", "other"))
     whole = read(path)
     record.write(replace(whole, environment=whole.environment | {"divided_over": 2}), path)
     load, places = loading.load, []
@@ -76,7 +76,7 @@ def test_a_model_that_was_divided_after_training_is_divided_again(folder, tmp_pa
     found = scored(path)
     assert places == [{0: int(0.9 * 2**20), 1: int(0.9 * 2**20)}]
     monkeypatch.undo()
-    assert [(s.task, s.value) for s in found.scores] == [(s.task, s.value) for s in scored(of(folder, "lora")).scores]
+    assert [(s.task, s.value) for s in found.scores] == [(s.task, s.value) for s in scored(other).scores]
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "loftq", "adalora", "full", "base"])

@@ -30,7 +30,7 @@ def test_of_several_settings_it_is_one_and_lengths_only_where_nothing_else_diffe
     one, other = part(SUPPORTED, rank=4, batch_size=2), part(REFUTED, rank=8, batch_size=4)
     assert told(one, other) == ["batch size or rank"]
     assert told(part(SUPPORTED, data="a", rank=4, batch_size=2), part(REFUTED, data="b", rank=8, batch_size=4)) == [
-        "data or batch size or another setting"
+        "data or batch size or more"
     ]
     assert told(part(SUPPORTED, max_steps=4, packing="on"), part(REFUTED, max_steps=8)) == [
         "packing (supported at on, refuted at off)"

@@ -263,7 +263,8 @@ def test_a_study_that_was_moved_is_trained_again_where_it_is(tmp_path, capsys):
     record.note_command(results / "moved" / "demo", ["sweep", "quickstart"])
     asked = ["export-model", "moved/demo", "--to", "merged", "--out", str(tmp_path / "out")]
     assert main([*asked, "--results-dir", str(results)]) == 2
-    assert " && harness sweep quickstart study=moved/demo save=adapter`" in capsys.readouterr().err
+    again = f" && harness sweep quickstart study=moved/demo results_dir={results} save=adapter`"
+    assert again in capsys.readouterr().err
 
 
 def test_a_start_that_changes_the_base_is_kept_merged(bare, tmp_path, capsys):
