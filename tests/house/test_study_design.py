@@ -28,5 +28,9 @@ def test_the_page_shows_what_the_command_makes(kind, argument):
 
 @pytest.mark.long
 def test_the_studies_fit_into_twelve_hours():
-    total = design.costs("study_*").splitlines()[-1].split("|")[-3]
-    assert 0 < float(total) <= 12
+    """Those that were planned at first; `study_alpha_rank` was asked for later, and has a plan of its own."""
+    rows = [line.split("|") for line in design.costs("study_*").splitlines() if line.startswith("| `study_")]
+    hours = {row[1].strip(" `"): float(row[-3]) for row in rows}
+    assert hours.pop("study_alpha_rank") < 2
+    assert len(hours) == 13
+    assert 0 < sum(hours.values()) <= 12
