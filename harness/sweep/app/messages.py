@@ -71,6 +71,12 @@ UNITS = {
     "method": " LoRA on a base of 4 bits is method=qlora, of 8 bits method=lora_8bit.",
 }
 
+# What may be meant by a name that a config group has no file of.
+BESIDE = {
+    "model": " Any model of the hub or a folder is model.path=PATH.",
+    "eval": " A task is scored by eval.tasks=[{}].",
+}
+
 # What OmegaConf says of a value of another type, and the type in the words of the command line.
 KINDS = {"converted to Integer": "a whole number", "converted to Float": "a number", "valid bool": "true or false"}
 
@@ -118,7 +124,7 @@ def _missing(error: MissingConfigException) -> str | None:
     try:
         one_of(group, choice, sorted(error.options or group_files(group) or [choice]))
     except UserError as unknown:
-        return str(unknown)
+        return str(unknown) + BESIDE.get(group, "").format(choice)
     return None
 
 
@@ -241,10 +247,6 @@ def _no_choice(group: str, choice: str) -> str | None:
         named = _named(group, choice)
         alternative = f"model={named}, or " if named else ""
         return f"model must be a name in conf/model/, got {choice}; use {alternative}model.path={choice}."
-    if group == "model":
-        return f"{_unknown_choice(group, choice)} Any model of the hub or a folder is model.path=PATH."
-    if group == "eval":
-        return f"{_unknown_choice(group, choice)} A task is scored by eval.tasks=[{choice}]."
     if group == "data" and choice.endswith(FILES):
         return f"data must be a name in conf/data/, got the file {choice}; use data=local data.path={choice}."
     if group == "data" and "/" in choice:
@@ -252,14 +254,6 @@ def _no_choice(group: str, choice: str) -> str | None:
         alternative = f"use data={named}" if named else "a data set of the hub needs a file there, as alpaca.yaml is"
         return f"data must be a name in conf/data/, got {choice}; {alternative}."
     return None
-
-
-def _unknown_choice(group: str, choice: str) -> str:
-    try:
-        one_of(group, choice, sorted(group_files(group)))
-    except UserError as unknown:
-        return str(unknown)
-    return f"{group}={choice} can't be read."
 
 
 def _named(group: str, place: str) -> str | None:
