@@ -130,6 +130,13 @@ def require_documents(path: Path, name: str) -> None:
         raise too_few(name, documents)
 
 
+def no_path(*, documents: bool) -> UserError:
+    """The refusal of a user's own data without data.path. documents: whether they are texts without questions."""
+    if documents:
+        return UserError("data=text requires data.path=FOLDER of texts, or FILE with a column of texts.")
+    return UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(SUFFIXES)}.")
+
+
 def without_records(folder: str) -> UserError:
     """The refusal of a folder without a file that can be read."""
     return UserError(f"The folder data.path={folder} has no file with one of the suffixes {', '.join(SUFFIXES)}.")

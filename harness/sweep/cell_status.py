@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     FittedColumn("state", 1),
-    FittedColumn("cell", 0, least=16),
+    FittedColumn("cell", 0),
     FittedColumn("at", 1),
     FittedColumn("to go", 2, right=True),
     FittedColumn("loss", 3, right=True),
@@ -91,9 +92,20 @@ class CellStatus:
 def table(cells: Sequence[CellStatus], width: int, indent: int = 0) -> RenderableType:
     """A row for each cell, in the columns that have a value and fit into `width` characters."""
     rows = [_row(cell) for cell in cells]
-    valued = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
-    grid, _ = terminal.fitted([COLUMNS[i] for i in valued], [[row[i] for i in valued] for row in rows], width, indent)
+    least = max(16, min(_telling_length([cell.cell for cell in cells]), width // 2))
+    columns = [replace(column, least=least) if column.header == "cell" else column for column in COLUMNS]
+    valued = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    grid, _ = terminal.fitted([columns[i] for i in valued], [[row[i] for i in valued] for row in rows], width, indent)
     return grid
+
+
+def _telling_length(names: Sequence[str]) -> int:
+    """The characters that must be shown of names that end in an ellipsis so that no two look alike."""
+    shared = [
+        [*itertools.takewhile(lambda both: both[0] == both[1], zip(*pair, strict=False))]
+        for pair in itertools.pairwise(sorted(names))
+    ]
+    return 2 + max(map(len, shared), default=0)
 
 
 def to_go(left: Sequence[float | None]) -> str:

@@ -8,7 +8,7 @@ from records import make_record, measured
 from harness import protocol, terminal
 from harness.record import write
 from harness.studies.status import lines, study_status
-from harness.sweep.cell_status import CellStatus
+from harness.sweep.cell_status import CellStatus, table
 from harness.sweep.live_cells import Durations, LiveCells
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
@@ -47,3 +47,13 @@ def test_cells_that_run_at_a_time_share_the_time_left():
     assert one.seconds_left == 2 * two.seconds_left
     assert one.counts["left"] == 1
     assert not one.over
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_tells_cells_apart(width):
+    names = [f"lora-r16-a32-lr1e-3-s{seed}-facts_bits4-4a5b6c" for seed in range(3)]
+    at = protocol.CellProgress("train", 120, 1000, loss=1.234, tokens_per_second=1234.0, memory_bytes=3 * 2**30)
+    cells = [CellStatus(name, "running", host="node-0123.cluster", seconds=323.0, progress=at) for name in names]
+    _, _, *rows = terminal.lines(table(cells, width, indent=2), width=width)
+    assert len({row.split()[1] for row in rows}) == 3
+    assert all("train 120/1000" in row for row in rows)

@@ -18,6 +18,8 @@ from harness.job.data.columns import Item
 from harness.job.data.encoding import IGNORED, Compared, Drawn, Encoder, Example
 from harness.settings import TrainSettings, TunedTrain
 
+MOST_DRAWN = 10**7  # sequences of a whole training: all are drawn before its first step
+
 
 def batches(items: int, batch_size: int, count: int, seed: int) -> Iterator[list[int]]:
     """`count` batches of indices below `items`: shuffled passes in a row, cut into batches across their borders."""
@@ -47,8 +49,8 @@ def scheduled(items: list[Item], train: TunedTrain, seed: int | None, encode: En
     Only drawn items are encoded: most of a large data set is not. With `epochs` the last step is the one that ends the
     last pass; with `max_tokens`, the one that reaches that number of raw tokens.
 
-    seed: of the order, unless `train` has one for that. Raises UserError if `max_tokens` is not reached, or without a
-    seed, or a number of steps or epochs.
+    seed: of the order, unless `train` has one for that. Raises UserError if `max_tokens` is not reached, for more than
+    MOST_DRAWN sequences, or without a seed, or a number of steps or epochs.
     """
     if not items:
         raise UserError("Training has no example; check the data, and sizes such as data.load.train.")
@@ -57,6 +59,7 @@ def scheduled(items: list[Item], train: TunedTrain, seed: int | None, encode: En
         raise UserError("Training requires a seed, or train.data_seed.")
     size, accum = train.micro_batch, train.grad_accum
     wanted = None if train.epochs is None else math.ceil(train.epochs * len(items))  # examples of all passes
+    _check_drawn(train, wanted or _step_limit(train) * size * accum)
     if train.packing:
         passes = itertools.chain.from_iterable(batches(len(items), len(items), sys.maxsize, seed))
         packs = packed((example for index in passes for example in encode([items[index]])), train.max_length)
@@ -75,6 +78,15 @@ def scheduled(items: list[Item], train: TunedTrain, seed: int | None, encode: En
             planned = f"train.max_steps={train.max_steps}" if wanted is None else f"train.epochs={train.epochs:g}"
             raise UserError(f"train.max_tokens={train.max_tokens} is not reached with {planned}; raise that.")
     return steps if train.loss_on == "answers" else [[[_whole(e) for e in batch] for batch in step] for step in steps]
+
+
+def _check_drawn(train: TunedTrain, sequences: int) -> None:
+    if sequences > MOST_DRAWN:
+        length = f"train.epochs={train.epochs:g}" if train.max_steps is None else f"train.max_steps={train.max_steps}"
+        raise UserError(
+            f"Training would take {sequences:,} sequences, and at most {MOST_DRAWN:,} are possible; lower {length} or "
+            f"train.batch_size={train.micro_batch}."
+        )
 
 
 def _step_limit(train: TunedTrain) -> int:

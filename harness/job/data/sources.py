@@ -17,7 +17,6 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from harness import data_files
-from harness.data_files import SUFFIXES
 from harness.errors import UserError
 from harness.job.data import formats, media
 from harness.job.data.columns import (
@@ -211,7 +210,7 @@ def from_file(
     they are and may not be.
     """
     if path is None:
-        raise UserError(f"data=local requires data.path=FILE with one of the suffixes {', '.join(SUFFIXES)}.")
+        raise data_files.no_path(documents=False)
     name, mapped, _ = _of_file(path, columns, held_out_by)
     if not drop_empty:
         check_empty(mapped, name)
@@ -234,7 +233,7 @@ def from_documents(
     fewer than three documents.
     """
     if path is None:
-        raise UserError("data=text requires data.path=FOLDER of texts, or FILE with a column of texts.")
+        raise data_files.no_path(documents=True)
     documents = _of_texts(path, columns)[0]
     keyed = [(normalised(item[TEXT]), item) for item in documents]
     if (different := len({text for text, _ in keyed})) < data_files.FEWEST_DOCUMENTS:

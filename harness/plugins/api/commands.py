@@ -55,7 +55,7 @@ def add(command_line: CommandLine) -> None:
         "judge",
         "Let a model behind an API compare recorded answers. It sees each pair in both orders, and not whose they are. "
         "The share that a cell wins against the untuned base becomes a score of its record.",
-        "quickstart --judge NAME --base-url http://localhost:8000/v1",
+        "mine --judge NAME --base-url http://localhost:8000/v1",
     )
     parser.add_argument("cells", nargs="+", metavar="STUDY|CELL", help="all cells of a study, or one cell")
     add_study(parser)

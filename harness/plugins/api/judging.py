@@ -97,7 +97,7 @@ def judge(
     judge does not answer; cells that were judged until then keep it.
     """
     outcome = JudgeOutcome()
-    for study, found in _cells(results, names, texts, outcome):
+    for study, found in _cells(results, names, texts, options.task, outcome):
         try:
             reference = _reference(results, names, study, found, options)
             if reference is None:
@@ -150,13 +150,16 @@ def judge(
 
 
 def _cells(
-    results: Path, names: Sequence[str], texts: Sequence[str], outcome: JudgeOutcome
+    results: Path, names: Sequence[str], texts: Sequence[str], task: str, outcome: JudgeOutcome
 ) -> list[tuple[Study, Record]]:
-    """The finished cells that are meant, each once."""
+    """The finished cells that are meant, each once. UserError for a study of which no cell answered `task`."""
     meant: dict[tuple[str, str], tuple[Study, Record]] = {}
     for text in texts:
         study, cell, records, problems = settled_study(results, names, text, "judge")
         outcome.refused += [problem for problem in problems if problem not in outcome.refused]
+        scored = dict.fromkeys(score.task for one in records for score in one.scores)
+        if cell is None and scored and task not in scored:
+            raise UserError(f"No cell of {study.name} answered {task}; --task names another: {', '.join(scored)}.")
         for one in records:
             if cell == one.cell.name or (cell is None and one.status == "ok"):
                 meant.setdefault((study.name, one.cell.name), (study, one))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness import data_files
@@ -31,14 +31,7 @@ def require(points: Sequence[Point]) -> None:
     for encoder in {point.cell.settings.eval.bertscore: None for point in points}:
         if encoder is not None:
             _require_encoder(encoder)
-    files = {(_own_file(point.cell.settings.data), point.request.data_root): None for point in points}
-    for file, root in files:
-        if file is not None:
-            _require_file(file, Path(root or "."))
-    texts = {(point.cell.settings.data.path, point.request.data_root): None for point in points if _of_texts(point)}
-    for file, root in texts:
-        if file is not None:
-            data_files.require_documents(Path(root or ".") / file, file)
+    _require_data({(point.cell.settings.data, point.request.data_root): None for point in points})
 
 
 def _require_results(study: Path, results: str) -> None:
@@ -117,14 +110,19 @@ def _config(path: Path) -> dict[str, object]:
     return config if isinstance(config, dict) else {}
 
 
-def _own_file(data: DataSettings) -> str | None:
-    """The user's file that `data` are read from; null if they are no file's."""
-    return data.path if data.own else None
+def _require_data(sources: Iterable[tuple[DataSettings, str | None]]) -> None:
+    """Raise UserError for the first data of the user's own whose file or folder is not named, or not there.
 
-
-def _of_texts(point: Point) -> bool:
-    """Whether a cell trains on texts of the user's own, without questions."""
-    return point.cell.settings.data.documents
+    sources: data, and the folder that data.path is below.
+    """
+    for data, root in sources:
+        if not data.own:
+            continue
+        if data.path is None:
+            raise data_files.no_path(documents=data.documents)
+        _require_file(data.path, Path(root or "."))
+        if data.documents:
+            data_files.require_documents(Path(root or ".") / data.path, data.path)
 
 
 def _require_file(file: str, root: Path) -> None:

@@ -144,11 +144,11 @@ def _not_merged(override: str, cause: str) -> str:
 
 
 def refuse_slips(overrides: list[str]) -> None:
-    """Raise UserError for values that a space separates or a comma ends, for a list where a config group takes one
-    name a cell, and for a setting that is removed.
+    """Raise UserError for values that a space separates or a comma ends, for a setting that has two values, for a list
+    where a config group takes one name a cell, and for a setting that is removed.
 
-    Hydra would read the first as two settings, make one cell of the list by the last of its names, and fail where
-    another setting is computed from the removed one.
+    Hydra would read the first as two settings, take the last of two values and the last name of the list, and fail
+    where another setting is computed from the removed one.
     """
     for before, after in itertools.pairwise([*overrides, "="]):
         if before.endswith(",") and "=" in after:
@@ -157,8 +157,16 @@ def refuse_slips(overrides: list[str]) -> None:
             raise UserError(
                 f"Values are separated by commas without spaces, got {before} {after}; write {before}{after}."
             )
+    values: dict[str, str] = {}
     for override in overrides:
-        key, _, value = override.partition("=")
+        key, equals, value = override.partition("=")
+        if equals and not key:
+            raise UserError(_no_override(override))
+        if values.setdefault(key, value) != value:
+            both = f"{values[key]},{value}"
+            raise UserError(
+                f"{key} is set twice, to {values[key]} and {value}; leave one out, or use `sweep {key}={both}`."
+            )
         if key in GROUPS and value.startswith("["):
             names = ",".join(name.strip() for name in value.strip("[]").split(","))
             raise UserError(
@@ -268,16 +276,18 @@ def _named(group: str, place: str) -> str | None:
 def _no_override(word: str) -> str:
     """What to type in place of a word that sets nothing."""
     wrong = f"An override must be KEY=VALUE, got {word!r}"
+    if word in _types(FullConfig):
+        return f"{wrong}; write {word}=VALUE, without spaces."
     if word in named_sweeps():
         return f"{wrong}; `sweep {word}` runs the sweep of that name, one at a time."
     if group := next((group for group in GROUPS if word in group_files(group)), None):
         return f"{wrong}; did you mean {group}={word}?"
-    if word in _types(FullConfig):
-        return f"{wrong}; write {word}=VALUE, without spaces."
-    if word.count("[") != word.count("]") or word.count("{") != word.count("}"):
+    if any(word.count(opening) != word.count(closing) for opening, closing in ("[]", "{}", "()")):
         return f"{wrong}; close its brackets, and put it into quotes for the shell."
     if ",," in word:
         return f"{wrong}; a value between two commas is missing."
+    if "=" not in word:
+        return f"{wrong}; `run --help` lists the settings, and commas without spaces separate values of one."
     return f"{wrong}; quote a value that has special characters, as KEY=\\'VALUE\\'."
 
 

@@ -380,6 +380,19 @@ def test_tokens_may_end_passes_and_have_to_be_reached():
         stepped(epochs=2, max_tokens=61)
 
 
+@pytest.mark.parametrize("make", [stepped, lambda **settings: packed_steps(**({"max_steps": None} | settings))])
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [
+        ({"max_steps": 10**12}, r"4,000,000,000,000 sequences.* lower train\.max_steps=1000000000000 or"),
+        ({"epochs": 1e9}, r"0,000,000,000 sequences.* lower train\.epochs=1e\+09 or train\.batch_size=2\."),
+    ],
+)
+def test_more_sequences_than_memory_holds_are_refused_at_once(make, settings, length):
+    with pytest.raises(UserError, match=length):
+        make(**settings)
+
+
 def test_the_order_may_have_a_seed_of_its_own():
     assert stepped(max_steps=3, seed=1, data_seed=0) == stepped(max_steps=3, seed=0) != stepped(max_steps=3, seed=1)
 

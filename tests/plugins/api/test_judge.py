@@ -134,6 +134,9 @@ def test_what_can_not_be_compared_is_refused_by_name(inside, cells, tmp_path):
         1,
         f"error: {lora} is not judged: {lora} has no answers to gsm8k; it has: held_out.\n",
     )
+    done = inside("judge", "demo", *url, "--task", "gsm8k")
+    assert done.returncode == 2
+    assert done.stderr == "error: No cell of demo answered gsm8k; --task names another: held_out.\n"
     record = read(cells["lora"])
     lay_down(record, tmp_path / "results" / "demo", TEXTS, written=lambda _: "[(-1.0, True), (-2.0, False)]")
     assert "are chosen, not written" in inside("judge", lora, *url).stderr
