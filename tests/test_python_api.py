@@ -431,6 +431,7 @@ def test_a_cell_that_fails_has_a_record(folder):
     assert record.failure.reason
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_resumes_and_is_what_the_command_line_would_run(folder, capsys):
     axes = {"method": ["lora", "galore"], "rank": [4, 8], "study": "demo", "settings": UNSCORED}
@@ -523,6 +524,7 @@ def test_threads_take_turns():
 # Plan
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_is_that_of_the_command(folder, inside):
     plan = harness.plan(

@@ -111,11 +111,11 @@ def lines(facts: dict[str, Any]) -> list[str]:
 
 
 def view(facts: dict[str, Any]) -> list[RenderableType]:
-    """The same for a terminal: the verdict first, and sections whose texts wrap within their column."""
+    """The same for a terminal, with sections whose texts wrap within their column."""
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(_verdict(facts), style="bold")]
+    parts: list[RenderableType] = []
     for title, rows in _sections(facts).items():
         count = max(map(len, rows), default=0)
         grid = Table.grid(padding=(0, 2, 0, 0))
@@ -125,8 +125,8 @@ def view(facts: dict[str, Any]) -> list[RenderableType]:
         for i, row in enumerate(rows):
             texts = [printable(cell) for cell in row] + [""] * (count - len(row))
             grid.add_row(title if i == 0 else "", *(Text(t, style=terminal.STYLES.get(t, "")) for t in texts))
-        parts += [Text(""), grid]
-    return parts
+        parts += [grid, Text("")]
+    return [*parts, Text(_verdict(facts), style="bold")]
 
 
 def _verdict(facts: dict[str, Any]) -> str:

@@ -154,7 +154,7 @@ def test_an_axis_of_a_named_sweep_that_is_no_setting_is_one_error(inside, tmp_pa
     "added",
     [
         "++rank=4",
-        "+method.adapt.use_rslora=true",
+        pytest.param("+method.adapt.use_rslora=true", marks=pytest.mark.long),
         pytest.param("++method.load.attn_implementation=eager", marks=pytest.mark.long),
         pytest.param("+method.optim.optimizer.amsgrad=true", marks=pytest.mark.long),
         pytest.param("+data.load.entities=8", marks=pytest.mark.long),

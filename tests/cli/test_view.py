@@ -311,6 +311,7 @@ def test_a_page_without_results_shows_the_cells_that_run(results, tmp_path):
         wait_for(page, "document.querySelector('h1')?.textContent === 'new: fine-tuning methods compared'")
 
 
+@pytest.mark.long
 @in_a_browser
 def test_an_open_page_says_that_there_are_new_results(results, tmp_path):
     with serving(results, "one") as server, Page(tmp_path / "profile") as page:

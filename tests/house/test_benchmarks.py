@@ -125,6 +125,7 @@ def _calls_of_a_table(folder: Path, records: int) -> int:
     return pstats.Stats(profile).total_calls
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_benchmark_of_tables_runs():
     command = [sys.executable, "benchmarks/table.py", "--records", "30", "--repeats", "1"]

@@ -134,6 +134,7 @@ def test_a_shortage_on_purpose_is_recorded(on_cpu, monkeypatch):
     assert checks.run("oom", on_cpu).detail.endswith("the record has status ok")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_gpu_tests_are_found_and_counted(tmp_path, on_cpu, monkeypatch):
     monkeypatch.setattr(Bench, "needs_cuda", lambda self: None)

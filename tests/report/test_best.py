@@ -437,6 +437,7 @@ def test_power_is_the_share_of_simulated_studies_that_find_it(seeds, effect):
     assert hits / 500 == pytest.approx(power(effect, seeds, n, noise_model=given), abs=0.06)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("methods", "seeds", "effect"), [(2, 3, 0.09), (6, 3, 0.085), (6, 3, 0.12), (12, 2, 0.1)])
 def test_power_of_many_methods_pools_the_spread_of_all(methods, seeds, effect):
     """It pooled the spread of two, and promised 30% where the tests find 76%. One of the methods is the best."""

@@ -77,6 +77,7 @@ def test_a_plan_keeps_to_a_budget_in_money():
         harness.plan(**TINY, budget="0.01USD", price=3.6, throughput=10.0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"throughput": 10.0}, {"price": 2.0}, {"price": 2.0, "throughput": 10.0}])
 def test_a_budget_in_money_is_not_named_as_the_command_line_does(options):

@@ -133,6 +133,7 @@ def long_page(folder):
     return render(records, folder)
 
 
+@pytest.mark.long
 @in_a_browser
 def test_a_long_table_is_sorted_as_a_whole_and_shown_in_parts(shown, tmp_path):
     page = shown(long_page(tmp_path))

@@ -796,6 +796,7 @@ def test_any_environment_is_bearable():
     assert "versions" in [rule for rule, _ in told(records)]
 
 
+@pytest.mark.long
 def test_ten_thousand_records_take_seconds():
     records = []
     for i in range(10_000):

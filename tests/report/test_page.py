@@ -421,6 +421,7 @@ def test_it_fits_a_phone(shown, name, request):
     assert page.ask("document.querySelector('.scroll').scrollWidth > 390"), "the table scrolls in its own container"
 
 
+@pytest.mark.long
 @in_a_browser
 def test_it_prints_every_row_on_the_paper(shown, reference):
     page = shown(reference)

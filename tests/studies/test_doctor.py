@@ -237,11 +237,12 @@ def said(**changes):
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_it_fits_the_terminal_and_begins_with_the_verdict(width):
+def test_it_fits_the_terminal_and_ends_with_the_verdict(width):
     shown = terminal.lines(*doctor.view(FACTS), width=width)
     assert max(map(cell_len, shown)) <= width
-    assert shown[0].startswith("model=smollm2_135m data=wordmath can")
-    titles = [line.split()[0] for line in shown[1:] if line and line[0] != " "]
+    start = max(i for i, line in enumerate(shown) if line.startswith("model=smollm2_135m data=wordmath can"))
+    assert shown[start - 1] == ""
+    titles = [line.split()[0] for line in shown[:start] if line and line[0] != " "]
     assert titles == ["device", "versions", "conflicts", "models", "data", "hub", "launchers", "disk"]
     for line in doctor.lines(FACTS):
         assert set(line.split()) & set(" ".join(shown).split()) or not line

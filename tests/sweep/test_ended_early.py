@@ -77,7 +77,7 @@ def assert_gone(mark: str, seconds: float) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("seconds", [0, 0.5, 2, 5])
+@pytest.mark.parametrize("seconds", [0.5, *(pytest.param(late, marks=pytest.mark.long) for late in (0, 2, 5))])
 @pytest.mark.parametrize(("sent", "limit"), [(signal.SIGKILL, 5), (signal.SIGINT, 3)], ids=["killed", "interrupted"])
 def test_a_server_that_still_imports_ends_with_its_sweep(tmp_path, mark, sent, limit, seconds):
     sweep = start(tmp_path, mark, "run")

@@ -222,6 +222,7 @@ def lease_of_ours():
     return {str(os.getpid()): lease._born(os.getpid())}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("clock", [-DAY, DAY], ids=["back", "on"])
 def test_a_live_owner_is_waited_for_whatever_the_clocks_say(quick, folder, process, clock):
     owner = process(HOLDER, folder, elsewhere=True)

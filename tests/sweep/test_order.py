@@ -105,6 +105,7 @@ def test_a_sweep_runs_in_random_order_and_repeats_a_cell(inside, tmp_path):
     assert not any(record.repeats for record in others)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_drift_needs_a_cell_that_trains(inside):
     run = inside("sweep", *SMALL, "method=base", "--drift")

@@ -104,6 +104,7 @@ def test_pairs_are_trained_on_by_their_objective(run, only, tmp_path):
     assert (train.objective, train.preference_beta) == ("dpo", 0.3)
 
 
+@pytest.mark.long
 @lines(
     f"run {SMALL} study=marked data=local_marked data_root={{folder}} data.path=marked.jsonl train.objective=kto "
     "data.columns.mark=liked",

@@ -57,6 +57,7 @@ def of(folder, method):
     return path
 
 
+@pytest.mark.long
 def test_a_model_that_was_divided_after_training_is_divided_again(folder, tmp_path, monkeypatch):
     """Over two devices that are one CPU here: with accelerate's hooks, as on GPUs."""
     path, other = (of(Path(shutil.copytree(folder, tmp_path / name / "demo")), "lora") for name in ("one", "other"))

@@ -636,6 +636,7 @@ def test_advice_fits_keeps_the_step_and_can_be_typed(inside, tmp_path):
     assert len(nothing.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.long
 def test_plan_names_what_can_not_be_combined_and_goes_on(inside):
     done = inside("plan", "method=lora", "lr=1e-4,-1", *TINY)
     assert done.returncode == 1, done.stderr

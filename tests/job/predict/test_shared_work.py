@@ -50,7 +50,13 @@ def test_an_operation_is_looked_up_the_second_time():
 
 
 @pytest.mark.parametrize("kernels", ["cuda", pytest.param("cpu", marks=pytest.mark.long)])
-@pytest.mark.parametrize("method", ["full", "qlora", "dora", "galore", "lora_8bit", "base"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "qlora",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("full", "dora", "galore", "lora_8bit", "base")),
+    ],
+)
 def test_figures_are_those_of_torchs_mode_and_of_a_try_in_each_probe(monkeypatch, method, kernels):
     cell = tiny(f"method={method}", "rank=4", *SHAPE)
     figures = prediction.Predictor(None, "bf16", kernels).predict(cell, None, ROOM)

@@ -125,6 +125,7 @@ def test_a_killed_cell_of_any_other_method_does_too(tmp_path, method):
     test_a_killed_cell_comes_to_the_same_losses(tmp_path, (f"method={method}", *SMALLER.get(method, [])))
 
 
+@pytest.mark.long
 def test_killed_at_every_step_and_after_the_last(tmp_path):
     cell = tiny(*SHORT[1:], "method=lora", "method.adapt.lora_dropout=0.3")
     whole = go(tmp_path / "whole", cell, every=None)

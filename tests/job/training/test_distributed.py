@@ -176,6 +176,7 @@ def test_what_is_noted_of_a_file_of_ones_own_is_said_once_and_ends_nothing(tmp_p
 # Harm
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 def test_a_rank_that_dies_ends_all(tmp_path):
@@ -457,6 +458,7 @@ def test_a_build_for_cuda_without_a_gpu_computes_on_the_cpu(cuda_build):
     device.check(2)
 
 
+@pytest.mark.long
 @on_cpu
 def test_a_build_for_cuda_without_a_gpu_plans(cuda_build):
     found, told = pool.answer(PlanCells([PlannedCell(tiny(*SHORT))], None, None, 0, 1.0, None))

@@ -98,6 +98,7 @@ def test_the_backward_pass_may_be_in_another_thread():
             assert torch.allclose(p.grad, gradients[name], atol=1e-7), name
 
 
+@pytest.mark.long
 def test_a_cell_comes_to_the_same_in_less_memory(tmp_path):
     same_cell = ("method=lora", "train.batch_size=4", "infer.repeats=1")
     one, other = run_tiny(tmp_path, *same_cell), run_tiny(tmp_path, *same_cell, ON)

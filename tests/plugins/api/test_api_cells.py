@@ -300,6 +300,7 @@ def test_tasks_of_log_probabilities_without_a_chat_form_are_refused(tmp_path):
         estimate(tmp_path, cell("http://127.0.0.1:9/v1", "eval.tasks=[wordmath,facts]"))
 
 
+@pytest.mark.long
 def test_ones_own_data_are_asked_as_chats_where_that_can_be(served, tmp_path):
     text = "A story of the number {} that goes on for quite a while."
     rows = [{"question": f"Tell of {i}.", "answer": text.format(i), "from": [text.format(i), "No"]} for i in range(60)]

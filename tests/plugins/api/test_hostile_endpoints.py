@@ -176,6 +176,7 @@ def test_a_judge_whose_verdict_is_nested_says_nothing():
 # Waiting
 
 
+@pytest.mark.long
 def test_a_wait_is_told_once_and_answers_follow(tmp_path):
     text = b'{"choices": [{"message": {"content": "#### 7"}, "finish_reason": "stop"}]}'
     told = []
@@ -189,6 +190,7 @@ def test_a_wait_is_told_once_and_answers_follow(tmp_path):
     assert [event["warning"] for event in events if "warning" in event] == told
 
 
+@pytest.mark.long
 def test_a_wait_that_grows_is_told_again(monkeypatch):
     monkeypatch.setattr(endpoint, "SILENCE", 0.5)
     told = []
@@ -197,6 +199,7 @@ def test_a_wait_that_grows_is_told_again(monkeypatch):
     assert len(told) == 2
 
 
+@pytest.mark.long
 def test_waiting_has_a_limit_in_all(tmp_path, monkeypatch):
     monkeypatch.setattr(endpoint, "ALL_WAITING", 1.5)
     with hostile(BUSY) as (url, times):

@@ -73,6 +73,7 @@ def test_a_failure_is_one_sentence(monkeypatch, python, tmp_path, fault, sentenc
     assert failure(python, tmp_path) == sentence
 
 
+@pytest.mark.long
 def test_silence_has_an_end_and_leaves_no_process(monkeypatch, python, tmp_path):
     monkeypatch.setenv("STAND_IN_NOTES", str(tmp_path / "notes"))
     for fault, limit, sentence in [
