@@ -31,13 +31,12 @@ from unittest import mock
 import hydra
 import torch
 from tabulate import tabulate
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils import _foreach_utils
 
 from harness.config import CONF, ROOT
 from harness.job.measure.flops import FLOPS
 from harness.job.models import empty_weights
 from harness.job.predict import fake_probe, prediction, roofline
+from harness.job.predict.fake_tensors import in_groups
 from harness.job.predict.shapes import Shape
 from harness.sweep import app
 from harness.sweep.cells import from_config
@@ -163,10 +162,9 @@ def _there() -> None:
     app.register()
     cells = json.load(sys.stdin)
     steps.pretend()
-    # Clipping asks the class of the gradients, which is torch's own on a GPU.
-    _foreach_utils._foreach_supported_types.append(FakeTensor)
-    for overrides in cells:
-        print(json.dumps(of_step(overrides)), flush=True)
+    with in_groups():
+        for overrides in cells:
+            print(json.dumps(of_step(overrides)), flush=True)
 
 
 def main() -> None:

@@ -25,7 +25,14 @@ from harness.job.predict import phases
 from harness.job.predict.caching_allocator import ROUNDING, Trace
 from harness.job.predict.cuda_kernels import CudaKernels
 from harness.job.predict.extrapolation import Line, count_buckets, mark_layers, peaks_by_window
-from harness.job.predict.fake_tensors import FakeTensors, materialise, materialise_shares, stepping_twice, valueless
+from harness.job.predict.fake_tensors import (
+    FakeTensors,
+    in_groups,
+    materialise,
+    materialise_shares,
+    stepping_twice,
+    valueless,
+)
 from harness.job.predict.roofline import Roofline
 from harness.job.predict.shapes import Shape
 from harness.job.training import (
@@ -103,7 +110,7 @@ class FakeProbe:
             accelerator = self._accelerator(rank)
             if self._train.sharded:
                 net = self._shard(net, accelerator)
-            with FakeTensors(allow_non_fake_inputs=self._train.sharded), valueless(), self._kernels():
+            with FakeTensors(allow_non_fake_inputs=self._train.sharded), valueless(), in_groups(), self._kernels():
                 self._materialise(net, accelerator)
                 drawn = shape.drawn(self._layout, times)
                 micro = [self._objective.batch(self._layout, examples).to(self._device.on) for examples in drawn]

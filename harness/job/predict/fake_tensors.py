@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 from torch.optim import Optimizer
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from harness.job.measure.live_memory import LiveBytes
@@ -61,6 +62,16 @@ class SteppingTwice:
 def stepping_twice(build: Callable[[nn.Module], Optimizer], live: LiveBytes) -> Callable[[nn.Module], SteppingTwice]:
     """As `build`, each optimizer in SteppingTwice."""
     return lambda net: SteppingTwice(build(net), live)
+
+
+@contextmanager
+def in_groups() -> Iterator[None]:
+    """A context in which torch clips all gradients at once, as it does those that have storage: it asks their class."""
+    _foreach_utils._foreach_supported_types.append(FakeTensor)
+    try:
+        yield
+    finally:
+        _foreach_utils._foreach_supported_types.remove(FakeTensor)
 
 
 @contextmanager

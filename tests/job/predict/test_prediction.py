@@ -347,6 +347,13 @@ def test_the_work_of_products_is_their_flops(method):
         assert work["moved"] == 0
 
 
+def test_gradients_are_clipped_all_at_once_as_on_a_device(monkeypatch):
+    norm, gradients = torch._foreach_norm, []
+    monkeypatch.setattr(torch, "_foreach_norm", lambda group, *rest: gradients.append(len(group)) or norm(group, *rest))
+    prediction.Predictor(None, "fp32").predict(tiny("method=full", "train.max_steps=3"), None)
+    assert min(gradients) >= 12, "those of a layer, or more"
+
+
 @pytest.mark.long
 def test_operations_that_the_host_begins_are_of_a_micro_batch():
     published = CardRates(bf16=None, fp32=math.inf, bandwidth=math.inf)
