@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.loftq_utils import _SafetensorLoader
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from harness.job.models.adapting import Samples
 from harness.job.training import loop
@@ -82,7 +83,10 @@ def loftq(base: PreTrainedModel, config: peft.LoraConfig, _samples: Samples) -> 
     for name, layer in net.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
             quantised = dequantize_module_weight(layer.get_base_layer()).float()
-            left, sizes, right = torch.linalg.svd(whole.get_tensor(f"{name}.weight").to(quantised) - quantised, False)
+            weight = whole.get_tensor(f"{name}.weight").to(quantised)
+            if getattr(layer.get_base_layer(), "source_cls", None) is Conv1D:  # as in GPT-2, whose files have (in, out)
+                weight = weight.T
+            left, sizes, right = torch.linalg.svd(weight - quantised, False)
             halves = (sizes[: config.r] / layer.scaling["default"]).sqrt()
             layer.lora_A["default"].get_parameter("weight").data.copy_(halves[:, None] * right[: config.r])
             layer.lora_B["default"].get_parameter("weight").data.copy_(left[:, : config.r] * halves)

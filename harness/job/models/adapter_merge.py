@@ -6,6 +6,7 @@ its cost it is merged too, into its weights dequantised to the dtype that they w
 
 from __future__ import annotations
 
+import copy
 import time
 
 import torch
@@ -17,7 +18,7 @@ from harness.job.data.batching import Batch
 from harness.job.data.encoding import IGNORED
 from harness.job.measure.timing import synchronize
 from harness.job.models import weight_only
-from harness.job.models.adapting import forget_adapters
+from harness.job.models.adapting import forget_adapters, plain
 from harness.job.models.quantisation import unpack_experts
 from harness.job.training import loop
 from harness.record import Merge
@@ -88,7 +89,7 @@ def _dequantised(model: PeftModel) -> PeftModel:
     else:
         base = base.dequantize()
     unpack_experts(base)
-    expanded = get_peft_model(base, model.active_peft_config)
+    expanded = get_peft_model(base, plain(copy.copy(model.active_peft_config)))  # others would change the base again
     set_peft_model_state_dict(expanded, adapter)
     return expanded
 

@@ -61,6 +61,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
     if experts:
         _check_reach(net, wanted)
     _check_biases(net)
+    _check_start(net, change)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
@@ -107,8 +108,8 @@ def _adapted(
         return peft.PeftModel.from_pretrained(base, str(saved))
     if init is not None and samples is not None:
         return instantiate(init, _convert_="all")(base, config, samples)
-    plain = init is not None or base.device.type == "meta"
-    return peft.get_peft_model(base, _plain(config) if plain else config)
+    valueless = init is not None or base.device.type == "meta"
+    return peft.get_peft_model(base, plain(config) if valueless else config)
 
 
 def _check_kind(config: peft.PeftConfig, saved: Path) -> None:
@@ -121,8 +122,8 @@ def _check_kind(config: peft.PeftConfig, saved: Path) -> None:
         raise UserError(f"{saved} has an adapter of the kind {kind}; its method makes {config.peft_type}.")
 
 
-def _plain(config: peft.PeftConfig) -> peft.PeftConfig:
-    """`config` with peft's plain initialisation; without values no other would have an effect."""
+def plain(config: peft.PeftConfig) -> peft.PeftConfig:
+    """`config` with peft's plain initialisation: for weights without values, or an adapter that gets its own later."""
     if hasattr(config, "init_lora_weights") and isinstance(config.init_lora_weights, str):
         config.init_lora_weights = True
     return config
@@ -135,6 +136,13 @@ def only(model: PreTrainedModel, names: str) -> PreTrainedModel:
     if not count(model, trainable=True):
         raise ValueError(f"no weight's name matches {names}")
     return model
+
+
+def _check_start(net: nn.Module, config: peft.PeftConfig) -> None:
+    """Raise ValueError for a start that peft computes of a matrix which GPT-2 and its like store transposed."""
+    transposed = any(getattr(layer, "fan_in_fan_out", False) for layer in net.modules())
+    if transposed and getattr(config, "init_lora_weights", None) == "olora":
+        raise ValueError("olora takes no layers that are stored as (in, out), as GPT-2's are; use pissa")
 
 
 def _check_biases(net: nn.Module) -> None:

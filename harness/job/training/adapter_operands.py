@@ -148,7 +148,7 @@ class Low(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         inputs = x.to(a.dtype)
-        ctx.save_for_backward(inputs, a)
+        ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, a)  # LoRA-FA's A is frozen
         ctx.scale = scale
         return x, inputs.flatten(0, -2) @ a.T
 

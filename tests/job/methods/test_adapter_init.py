@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from itertools import islice
 
+import peft
 import pytest
 import torch
 from job_helpers import prepared, run_request, tiny
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 
 from harness.errors import UserError
-from harness.job.models import embedded, saved
+from harness.job.methods import adapter_init
+from harness.job.models import adapter_merge, adapting, embedded, saved
 from harness.job.training import loop
 from harness.record import model_folder
 
@@ -174,3 +176,42 @@ def test_loftq_gives_back_most_of_what_quantising_takes(base, alpha):
     exact = logits(base, bench)
     near, far = ((logits(net, bench) - exact).norm() for net in (bench.net, plain.net))
     assert near < far
+
+
+@pytest.mark.parametrize("init", ["true", "olora"])
+@pytest.mark.parametrize("method", ["qlora", "lora_8bit"])
+def test_a_start_that_changes_the_base_is_not_made_again_where_it_is_merged(method, init):
+    bench = prepared(tiny(f"method={method}", "train.max_steps=1", f"++method.adapt.init_lora_weights={init}"))
+    before = logits(bench.net, bench)
+    merged = adapter_merge.fold(bench.net)
+    assert (logits(merged, bench) - before).abs().max() < 0.15 * before.std()
+
+
+@pytest.fixture
+def gpt2(tmp_path):
+    """A model whose matrices are stored as (in, out), quantised to NF4 and as it was."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=64, n_embd=64, n_layer=1, n_head=4, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    return (
+        GPT2LMHeadModel.from_pretrained(tmp_path, quantization_config=nf4, dtype=torch.float32),
+        GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32),
+    )
+
+
+def test_loftq_reads_matrices_that_are_stored_transposed(gpt2):
+    quantised, whole = gpt2
+    config = peft.LoraConfig(r=R, lora_alpha=R, target_modules="all-linear", task_type="CAUSAL_LM")
+    net = adapter_init.loftq(quantised, config, lambda _: iter(()))
+    for name, layer in net.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            lost = whole.get_submodule(name).weight.detach().T - dequantize_module_weight(layer.get_base_layer())
+            a, b = parts(layer)
+            rest = torch.linalg.svdvals(lost)[R:].norm()
+            assert float((lost - b @ a).norm()) == pytest.approx(float(rest), rel=1e-3), name
+
+
+def test_olora_is_refused_where_peft_takes_it_for_another_matrix(gpt2):
+    with pytest.raises(ValueError, match="olora takes no layers that are stored as"):
+        adapting.adapt(gpt2[1], tiny("method=olora"))
