@@ -314,6 +314,9 @@ def _totals(found: Forgetting, study: str, several: bool) -> Table:
         ]
         if untested := dict.fromkeys(named(c.score) for c in found.comparisons if not c.primary):
             caption.append(f"Not tested, as another score of the same task is: {units.listed([*untested])}.")
+        for base in dict.fromkeys(c.base for c in found.comparisons if not c.base.startswith(f"{BASE}-")):
+            alike = dict.fromkeys(c.label for c in found.comparisons if c.base == base)
+            caption.append(f"Held against {base}, the untuned model with weights of the same format: {few([*alike])}.")
         if held := dict.fromkeys((c.label, c.missing_base) for c in found.comparisons if c.missing_base):
             methods = ", ".join(f"{label} ({base})" for label, base in held)
             caption.append(

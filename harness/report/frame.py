@@ -180,7 +180,7 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
             continue
         leaves = {i: _setting_leaves(records[i].cell.settings) for i in members}
         keys = sorted({key for i in members for key in leaves[i]})
-        columns = {key: [_or_off(leaves[i].get(key)) for i in members] for key in keys}
+        columns = {key: _told_apart([leaves[i].get(key) for i in members]) for key in keys}
         varying = [key for key in keys if len(set(columns[key])) > 1]
         own = {key: (key.rpartition(".")[2], *columns[key]) for key in varying}
         others = [of for key, of in own.items() if not key.startswith("method.")]
@@ -384,9 +384,14 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", _text(value)
 
 
-def _or_off(text: str | None) -> str | None:
-    """None for a setting that is missing, null, false or empty."""
-    return None if text in ("null", "false", "", "[]", "{}", "0") else text
+def _told_apart(texts: list[str | None]) -> list[str | None]:
+    """The values of a setting; where a record lacks it (None), it equals those that are off.
+
+    Without such a record each is what it is: train.data_seed=0 is not null.
+    """
+    if None not in texts:
+        return texts
+    return [None if text in ("null", "false", "", "[]", "{}", "0") else text for text in texts]
 
 
 def _text(value: Any) -> str:

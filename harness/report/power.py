@@ -201,7 +201,8 @@ def describe(effect: float, seeds: int, noise_model: Assumptions, said: Sequence
         *(f"- {line}" for line in said),
         f"- Accuracy {noise_model.accuracy:.3g}; standard deviation between seeds "
         f"{_points(f'{100 * noise_model.seed_sd:.2g}')}. Correlation over items: {noise_model.between_seeds:.2g} "
-        f"between seeds of a method, {noise_model.between_methods:.2g} between methods. `--study` measures these.",
+        f"between seeds of a method, {noise_model.between_methods:.2g} between methods."
+        + ("" if said else " `--study` measures these."),
         "- One seed compares two trained models, not two methods, by McNemar's exact test: its line excludes "
         "seed-to-seed variance.",
         "- Of several methods one is taken to be better than all others by that much; each of those is tested against "

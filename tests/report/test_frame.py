@@ -49,6 +49,11 @@ def test_a_new_setting_that_is_off_does_not_split_old_cells():
     assert len(set(frame([make_record("lora", 16, settings=s) for s in (adapt, on)])["setting"])) == 2
 
 
+def test_a_setting_of_zero_is_not_one_of_null():
+    cells = [make_record("lora", 16, settings={"train": {"data_seed": seed}}) for seed in (None, 0)]
+    assert list(frame(cells)["setting"]) == ["r=16 train.data_seed=null", "r=16 train.data_seed=0"]
+
+
 def test_unfit_cells_have_a_reason_and_no_numbers():
     row = one(make_record("full", status="unfit"))
     assert (row["status"], row["failed_phase"]) == ("unfit", "plan")

@@ -84,6 +84,7 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["study_skill"] = ["tries", "code", "seeds"]  # one seed chooses; adapters have a fourth rate at rank 32
     known["gsm8k_0_5b"] = ["device", "code", "seeds"]  # it ran in parts, on several machines; one seed chooses
     known["study_stability"] = ["code", "seeds"]  # eight more seeds of the better rates; one high rate came later
+    known["study_alpha_rank"] = ["code", "overlap"]  # it ran in two parts, two cells at a time
     known["study_memory"] = ["batch", "training", "targets", "tries", "overlap", "seeds"]  # one tiny adapter
     short = {"quickstart", "gsm8k", "memory", "smollm2", "study_facts", "study_memory", "study_skill", "study_speed"}
     rules = [finding.rule for finding in findings(records)]

@@ -135,6 +135,7 @@ def costs_of(answer: StudyAnswer, price: float | None = None) -> pd.DataFrame:
     dollars                             device_hours × the price; null without a price
     on_front                            whether no setting scores at least as high for less, as measured
     cheapest                            whether it is the cheapest that no other beats significantly
+                                        (no, if no two were compared)
     beaten_by                           text: the settings that score significantly better, best first; empty without
     """
     require_one_device(answer.rows.records, "Cost against score")

@@ -86,7 +86,10 @@ def _caption(found: Reruns, chosen: bool) -> Iterator[str]:
         same = units.plural(shift.experiments, "experiment")
         change = _points(shift.change)
         yield f"From {shift.before} to {shift.after} the score of the same {same} changed by {change} points."
-    yield "Answers to single items were not published: items are taken as independent, which widens the intervals."
+    yield (
+        "Answers to single items are not known: items count as independent, and models are not paired by item. Pairing "
+        "would narrow the intervals of differences; groups of alike items would widen all."
+    )
     if chosen:
         yield f"{BEST} The best of its method by the source's accuracy on its validation items."
 
