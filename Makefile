@@ -11,8 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-compare: setup ## Set up, compare five methods on a small model, and end with the answer (it took 3 minutes on 2 EPYC cores)
-	@echo "Training SmolLM2-135M with five methods and scoring each: it took 3 minutes on 2 EPYC cores."
+compare: setup ## Set up, compare five methods on a small model, and end with the answer (it took 13 minutes on 2 Xeon cores)
+	@echo "Training SmolLM2-135M with five methods and scoring each: it took 13 minutes on 2 Xeon cores."
 	@echo "You can interrupt it: 'make compare' resumes, and runs no cell twice."
 	@failed=0; $(RUN) sweep quickstart || failed=$$?; echo; \
 	$(RUN) figures quickstart >/dev/null || failed=$$?; \

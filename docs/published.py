@@ -128,7 +128,8 @@ def duration(study: str) -> str:
     seconds = (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds() + starts[last].seconds
     cpu = starts[first].environment["cpu"]
     minutes = units.plural(math.ceil(seconds / 60), "minute")
-    return f"took {minutes} on {cpu['cores']} {cpu['name'].split()[-1]} cores"
+    family = [word for word in re.findall(r"\w+", cpu["name"].replace("(R)", "")) if word not in ("Processor", "CPU")]
+    return f"took {minutes} on {cpu['cores']} {family[-1]} cores"
 
 
 def documents() -> list[tuple[Path, str, str]]:

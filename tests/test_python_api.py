@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,12 +185,17 @@ def test_several_folders_are_read_together(study):
         ("results", r"^results holds no records itself, but studies: demo; read one of them\.$"),
         ("empty", r"^There are no records in empty; run a sweep first\.$"),
         ([], r"^`read` requires the folder of a study, got an empty list\.$"),
+        (None, r"^`read` requires the folder of a study, or a list of them, got None\.$"),
+        ([5], r"^`read` requires the folder of a study, or a list of them, got \[5\]\.$"),
+        (["results/demo", "copy"], r"^results/demo and copy both have records of the study demo; unite them by "),
     ],
 )
 def test_a_folder_that_is_no_study_is_refused(folder, given, sentence):
     (folder / "empty").mkdir()
     for record in make_study():
         write(record, folder / "results" / "demo" / f"{record.cell.name}.json")
+    if isinstance(given, list) and "copy" in given:
+        shutil.copytree(folder / "results" / "demo", folder / "copy")
     with pytest.raises(harness.UserError, match=sentence):
         harness.read(given)
 
@@ -206,8 +212,9 @@ def test_power_is_that_of_the_command(study, inside, tmp_path):
     (tmp_path / "results").symlink_to(ROOT / "results")
     said = inside("power", "--study", "reference/quickstart", "--effect", "0.05", "--seeds", "3")
     assert study.power(0.05, 3) == said.stdout
-    with pytest.raises(harness.UserError, match="effect must lie between 0 and 1"):
-        study.power(5, 3)
+    for effect, seeds in ((5, 3), (0.05, 2.5), (0.05, 0), ("0.02", 3)):
+        with pytest.raises(harness.UserError, match="effect must be"):
+            study.power(effect, seeds)
 
 
 def test_figures_are_those_of_the_command_and_what_is_missing_is_said(study):

@@ -92,7 +92,9 @@ def add(command_line: CommandLine) -> None:
     parser = group.add(merge, "merge", "Unite the result folders of several machines.", "server/results --newer")
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folder that holds studies")
     parser.add_argument("--into", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
-    parser.add_argument("--newer", action="store_true", help="of unequal records of a cell keep the latest")
+    parser.add_argument(
+        "--newer", action="store_true", help="of unequal records of a cell keep the last one that finished"
+    )
     add_json(parser)
 
     parser = group.add(

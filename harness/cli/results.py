@@ -26,7 +26,7 @@ from harness.cli.parser import (
     comma_separated,
 )
 from harness.errors import UserError, require_positive
-from harness.record import Record, read, read_study
+from harness.record import Record, read, read_study, require_one_folder_each
 
 if TYPE_CHECKING:
     from harness.report.tables.table import Table
@@ -298,6 +298,7 @@ def render_joined(
             if records:
                 studies.append((records, folder))
         print_errors(problems)
+        require_one_folder_each((folder, records) for records, folder in studies)
         if not studies:
             where = options.results_dir / (options.study or "")
             raise UserError(

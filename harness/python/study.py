@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness import plugin, units
 from harness.errors import UserError, nearest, require_positive
-from harness.record import Record, read_study, studies
+from harness.record import Record, read_study, require_one_folder_each, studies
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,9 @@ Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 def read_folders(folders: Folders) -> RecordedStudy:
     """`harness.read`."""
-    names = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
+    names = [folders] if isinstance(folders, str | os.PathLike) else folders
+    if not isinstance(names, Sequence) or not all(isinstance(name, str | os.PathLike) for name in names):
+        raise UserError(f"`read` requires the folder of a study, or a list of them, got {folders!r}.")
     if not names:
         raise UserError("`read` requires the folder of a study, got an empty list.")
     paths = [Path(folder).expanduser() for folder in names]
@@ -56,11 +58,13 @@ class RecordedStudy:
     """The records in the folder of a study, or of several studies, and what they say.
 
     The folders are read once, when the study is made; read again to see new records. What is computed is kept.
+    Raises UserError if two of them have records of a study of one name.
     """
 
     def __init__(self, folders: Sequence[Path]):
         self.folders = tuple(folders)
         contents = [(folder, *read_study(folder)) for folder in self.folders]
+        require_one_folder_each((folder, records) for folder, records, _ in contents)
         self.records: list[Record] = [record for _, records, _ in contents for record in records]
         """The records, by folder and name."""
         self.problems: list[str] = [problem for _, _, problems in contents for problem in problems]
@@ -208,8 +212,9 @@ class RecordedStudy:
         """
         from harness.report.power import assumptions, describe
 
-        if not 0 < effect < 1 or seeds < 1:
-            raise UserError(f"effect must lie between 0 and 1 and seeds be positive, got {effect:g} and {seeds}.")
+        require_positive("effect", effect)
+        if effect >= 1 or not isinstance(seeds, int) or seeds < 1:
+            raise UserError(f"effect must be below 1 and seeds a positive whole number, got {effect:g} and {seeds!r}.")
         part = self._only("The noise")
         noise, measured = assumptions(part.records, part.folder)
         return describe(effect, seeds, noise, measured)

@@ -72,6 +72,7 @@ from harness.record.reading import (
     RecordError,
     read,
     read_study,
+    require_one_folder_each,
     sealed,
     settle,
     studies,

@@ -6,11 +6,13 @@ import hashlib
 import json
 import marshal
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from harness.errors import UserError
 from harness.record.codec import Misfit, decode, encode
 from harness.record.files import pending, replacing, sha256
 from harness.record.names import names_a_file
@@ -108,6 +110,21 @@ def read_study(folder: Path) -> tuple[list[Record], list[str]]:
         except RecordError as error:
             problems.append(str(error))
     return records, problems
+
+
+def require_one_folder_each(contents: Iterable[tuple[Path, Sequence[Record]]]) -> None:
+    """Raise UserError if records of two folders are of a study of one name: copies would count twice.
+
+    contents: folders, each with its records.
+    """
+    folders: dict[str, Path] = {}
+    for folder, records in contents:
+        for name in dict.fromkeys(record.study for record in records):
+            if (other := folders.setdefault(name, folder)) != folder:
+                raise UserError(
+                    f"{other} and {folder} both have records of the study {name}; unite them by `harness merge`, or "
+                    "read one of them."
+                )
 
 
 def studies(results: Path) -> list[str]:

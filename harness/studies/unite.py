@@ -57,6 +57,11 @@ class RecordFile:
         repeats = [repeat.started for repeat in self.record.repeats]
         return max(map(_time, (self.record.started, *scorings, *repeats)))
 
+    @property
+    def priority(self) -> tuple[bool, datetime]:
+        """The greater, the rather a record is kept: one that finished before one that failed, then the later one."""
+        return self.record.status in record.COMPLETE, self.started
+
     def equals(self, other: RecordFile) -> bool:
         """Whether both have the same record, and so the same items, whose hash it has."""
         return self.record == other.record
@@ -87,7 +92,7 @@ class MergePlan:
 def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
     """Plan the merge of the result folders `folders` into `into`; writes nothing.
 
-    newer: of unequal records, keep the one that began last. Raises UserError for a folder without studies.
+    newer: of unequal records, keep the one that finished and began last. Raises UserError for a folder without studies.
     """
     plan = MergePlan()
     candidates = grouped(
@@ -141,7 +146,7 @@ def lines(plan: MergePlan, into: Path, written: bool) -> list[str]:
         out.append(f"conflict: {conflict[0].study}/{conflict[0].path.stem}")
         out += [f"  {_tell(file)}" for file in conflict]
     if not written:
-        hint = "; --newer keeps the one of each that began last" if plan.conflicts and not plan.problems else ""
+        hint = "; --newer keeps of each the last one that finished" if plan.conflicts and not plan.problems else ""
         return [*out, f"Nothing was written to {into}{hint}."]
     counts = f"{len(plan.new)} new, {len(plan.newer)} replaced by newer ones, {plan.equal} already there"
     return [*out, f"{into}: {counts}.", *plan.refused]
@@ -218,7 +223,7 @@ def _decide(files: list[RecordFile], there: bool, newer: bool, plan: MergePlan) 
     """Choose among records of one name; if `there`, the first is the target's own."""
     first = files[0]
     unequal = [other for other in files if not other.equals(first)]
-    latest = [f for f in files if f.started == max(other.started for other in files)] if unequal else files
+    latest = [f for f in files if f.priority == max(other.priority for other in files)] if unequal else files
     best = max(latest, key=lambda f: f.has)  # the first that has its items with it, and its weights
     clear = all(f.equals(best) for f in latest) and len({f.record.cell.id for f in files}) == 1
     if unequal and not (newer and clear):

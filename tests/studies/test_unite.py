@@ -109,7 +109,7 @@ def test_unequal_records_are_shown_and_nothing_is_written(machines, capsys):
     told = "ok, began 2026-01-02T03:04:05+00:00, validation loss 1.25, gsm8k, exact match, strict format 0.5"
     assert mine == f"  {one(machines / 'all', 'lora')}: {told}"
     assert theirs.startswith(f"  {one(machines / 'b', 'lora')}: ok, began 2026-01-03T00:00:00+00:00")
-    assert last == f"Nothing was written to {machines / 'all'}; --newer keeps the one of each that began last."
+    assert last == f"Nothing was written to {machines / 'all'}; --newer keeps of each the last one that finished."
     assert contents(machines / "all") == before, "dora was no conflict, and was to wait all the same"
 
 
@@ -126,6 +126,21 @@ def test_the_newer_is_kept_when_told(machines, order):
     assert not kept.with_suffix(".items.parquet").exists(), "they were of the older one"
     assert not kept.with_suffix(".log").exists()
     assert verify.study(machines / "all", "demo") == (3, [])
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_later_failure_replaces_no_cell_that_finished(machines, order):
+    failed = make_record("lora", 16, 32.0, 2e-4, status="failed")
+    change(
+        one(machines / "b", "lora"),
+        status="failed",
+        failure=failed.failure,
+        started="2026-01-03T00:00:00+02:00",
+        scores=[],
+    )
+    run(machines, str(machines / order[0]), "--newer")
+    assert run(machines, str(machines / order[1]), "--newer") == 0
+    assert read(one(machines / "all", "lora")).status == "ok"
 
 
 def test_of_two_records_with_one_start_none_is_newer(machines, capsys):

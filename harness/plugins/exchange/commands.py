@@ -8,7 +8,7 @@ from pathlib import Path
 from harness import units
 from harness.cli.output import print_errors, print_json, require_study_name, study_names
 from harness.cli.parser import CommandLine, add_json, add_repository, add_results_dir, add_study_name
-from harness.record import read_study
+from harness.record import read_study, require_one_folder_each
 
 
 def add(command_line: CommandLine) -> None:
@@ -67,11 +67,13 @@ def export(options: argparse.Namespace) -> int:
     """Write the scores of one study or of all in lm-eval's layout; 1 if a record is bad."""
     from harness.plugins.exchange.exports import lm_eval
 
-    written, problems = [], []
+    studies, problems = [], []
     for name in study_names(options):
         records, bad = read_study(options.results_dir / name)
         problems += bad
-        written += lm_eval.write(records, options.results_dir / name, options.out)
+        studies.append((options.results_dir / name, records))
+    require_one_folder_each(studies)
+    written = [path for folder, records in studies for path in lm_eval.write(records, folder, options.out)]
     if options.format == "json":
         print_json([str(path) for path in written])
     else:
