@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from statistics import median
-from typing import Any
+from typing import Any, get_type_hints
 
 import pandas as pd
 
@@ -180,7 +180,7 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
             continue
         leaves = {i: _setting_leaves(records[i].cell.settings) for i in members}
         keys = sorted({key for i in members for key in leaves[i]})
-        columns = {key: _told_apart([leaves[i].get(key) for i in members]) for key in keys}
+        columns = {key: [_or_off(key, leaves[i].get(key)) for i in members] for key in keys}
         varying = [key for key in keys if len(set(columns[key])) > 1]
         own = {key: (key.rpartition(".")[2], *columns[key]) for key in varying}
         others = [of for key, of in own.items() if not key.startswith("method.")]
@@ -384,14 +384,19 @@ def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield f"{prefix}{name}", _text(value)
 
 
-def _told_apart(texts: list[str | None]) -> list[str | None]:
-    """The values of a setting; where a record lacks it (None), it equals those that are off.
+# Settings that are there only where they are not at their neutral default, so that 0 is a value of its own. Others are
+# arguments of what a slot names.
+FIELDS = frozenset(
+    f"{part}.{inner.name}"
+    for part, kind in get_type_hints(Settings).items()
+    if dataclasses.is_dataclass(kind)
+    for inner in fields(kind)
+)
 
-    Without such a record each is what it is: train.data_seed=0 is not null.
-    """
-    if None not in texts:
-        return texts
-    return [None if text in ("null", "false", "", "[]", "{}", "0") else text for text in texts]
+
+def _or_off(key: str, text: str | None) -> str | None:
+    """None for a setting that is missing, null, false or empty, and for an argument of 0."""
+    return None if text in ("null", "false", "", "[]", "{}") or (text == "0" and key not in FIELDS) else text
 
 
 def _text(value: Any) -> str:

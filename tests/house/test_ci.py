@@ -15,12 +15,8 @@ from packaging.specifiers import SpecifierSet
 from harness.config import ROOT
 
 RUN = ROOT / ".ci" / "run"
-TURNS = [
-    line
-    for name in ("long", "turns")
-    for line in (ROOT / ".ci" / name).read_text(encoding="utf-8").splitlines()
-    if not line.startswith("#")
-]
+LINES = (ROOT / ".ci" / "turns").read_text(encoding="utf-8").splitlines()
+TURNS = [line for line in LINES if not line.startswith("#")]
 WORKFLOW = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
 MAKEFILE = """\
 %:
@@ -39,8 +35,7 @@ def ci(tmp_path):
     """ci(fails): `.ci/run` in a repository of one more commit, whose Makefile notes its targets; what it ran."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(RUN, tmp_path / ".ci")
-    (tmp_path / ".ci" / "long").write_text("# three\nmake a\nmake b\nmake c\n")
-    (tmp_path / ".ci" / "turns").write_text("# two\nmake one\nmake two && make three\n")
+    (tmp_path / ".ci" / "turns").write_text("# three\nmake a\nmake one && make two\nmake b\n")
     (tmp_path / "Makefile").write_text(MAKEFILE)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run([*git, "init", "--quiet"], cwd=tmp_path, check=True)
@@ -55,19 +50,19 @@ def ci(tmp_path):
     return run
 
 
-def test_each_commit_runs_the_steps_and_one_line_of_each_of_the_checks_in_turn(ci):
+def test_each_commit_runs_the_steps_and_one_line_of_the_checks_in_turn(ci):
     runs = [ci() for _ in range(4)]
     assert [done.returncode for done, _ in runs] == [0, 0, 0, 0]
     steps = ["lint", "test", "test-faults", "docs"]
-    for (_, called), turns in zip(runs, ["b two three", "c one", "a two three", "b one"], strict=True):
+    for (_, called), turns in zip(runs, ["one two", "b", "a", "one two"], strict=True):
         assert called == [*steps, *turns.split()]
-    assert "Step: make two && make three\n" in runs[0][0].stdout
+    assert "Step: make one && make two\n" in runs[0][0].stdout
 
 
 def test_a_step_that_fails_is_the_exit_status_and_stops_no_other(ci):
     done, called = ci("test")
     assert done.returncode == 1
-    assert called[-2:] == ["two", "three"]
+    assert called[-2:] == ["one", "two"]
     table = done.stdout.partition("== Steps of .ci/run")[2].splitlines()[1:]
     assert len(table) == len(called) - 1
     assert [re.fullmatch(r" *\d+ s  (\w+)  (.*)", line).groups() for line in table if " failed " in line] == [
@@ -76,9 +71,9 @@ def test_a_step_that_fails_is_the_exit_status_and_stops_no_other(ci):
 
 
 def test_a_check_of_several_commands_ends_with_the_first_that_fails(ci):
-    done, called = ci("two")
+    done, called = ci("one")
     assert done.returncode == 1
-    assert called[-1] == "two"
+    assert called[-1] == "one"
 
 
 @pytest.mark.parametrize("line", [*TURNS, RUN.read_text(encoding="utf-8")], ids=[*TURNS, "run"])

@@ -51,7 +51,7 @@ def test_a_new_setting_that_is_off_does_not_split_old_cells():
 
 def test_a_setting_of_zero_is_not_one_of_null():
     cells = [make_record("lora", 16, settings={"train": {"data_seed": seed}}) for seed in (None, 0)]
-    assert list(frame(cells)["setting"]) == ["r=16 train.data_seed=null", "r=16 train.data_seed=0"]
+    assert list(frame(cells)["setting"]) == ["r=16 train.data_seed=–", "r=16 train.data_seed=0"]
 
 
 def test_unfit_cells_have_a_reason_and_no_numbers():
