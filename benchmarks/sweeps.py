@@ -6,10 +6,10 @@ Seconds of a cell = what it takes beside training and scoring + 6 FLOPs a weight
 the machine achieves + 2 for validation + the items it scores at their rates. `harness plan NAME` counts each
 method's own FLOPs and memory instead, on the machine where it is asked.
 
-2 cores: rates measured in results/reference on SmolLM2-135M, those of every task but wordmath (study_rank),
-wordmath_short and gsm8k in fp32 and before there were speedups, so costs are rather too high. One H100: assumed, not
-measured: a fifth of its dense peak in bf16, and a tenth of a second an item, for a model of 1.7B weights with batches
-of 16.
+2 cores of an AMD EPYC: rates measured in results/reference on SmolLM2-135M, those of every task but wordmath
+(study_rank), wordmath_short and gsm8k in fp32 and before there were speedups, so costs are rather too high. One H100:
+assumed, not measured: a fifth of its dense peak in bf16, and a tenth of a second an item, for a model of 1.7B weights
+with batches of 16.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ SMALL = {
     "plain_text": 0.2,
     "held_out": 0.03,
 }
+PROCESSOR = "AMD EPYC"  # of CORES; an Intel Xeon took three times as long
 CORES = Machine(3e11, 5, 15, SMALL)
 H100 = Machine(2e14, 60, 30, dict.fromkeys(ITEMS, 0.1))
 

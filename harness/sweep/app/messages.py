@@ -144,11 +144,11 @@ def _not_merged(override: str, cause: str) -> str:
 
 
 def refuse_slips(overrides: list[str]) -> None:
-    """Raise UserError for values that a space separates or a comma ends, for a setting that has two values, for a list
-    where a config group takes one name a cell, and for a setting that is removed.
+    """Raise UserError for values that a space separates or a comma ends, for two choices of a config group or a list
+    of them where it takes one a cell, and for a setting that is removed.
 
-    Hydra would read the first as two settings, take the last of two values and the last name of the list, and fail
-    where another setting is computed from the removed one.
+    Hydra would read the first as two settings, take the last of two choices and the last name of the list, and fail
+    where another setting is computed from the removed one. Of other settings the last value counts, as in Hydra.
     """
     for before, after in itertools.pairwise([*overrides, "="]):
         if before.endswith(",") and "=" in after:
@@ -162,7 +162,7 @@ def refuse_slips(overrides: list[str]) -> None:
         key, equals, value = override.partition("=")
         if equals and not key:
             raise UserError(_no_override(override))
-        if values.setdefault(key, value) != value:
+        if key in GROUPS and values.setdefault(key, value) != value:
             both = f"{values[key]},{value}"
             raise UserError(
                 f"{key} is set twice, to {values[key]} and {value}; leave one out, or use `sweep {key}={both}`."

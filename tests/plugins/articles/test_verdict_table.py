@@ -77,7 +77,7 @@ def test_latex_has_every_character_of_our_own_texts_and_code_as_such():
     text = document(made, "latex")
     assert "[U+" not in text
     assert "of ``Beyond LoRA''" in text
-    assert r"\texttt{harness sweep quickstart seed=0,1,2}" in text
+    assert r"\texttt{harness sweep quickstart -{}-confirm 3}" in text
     assert r"\texttt{harness sweep forgetting \textquotesingle{}eval.tasks=[wordmath,plain\_text]" in text
     assert "`" not in text.replace("``", "")
 

@@ -39,7 +39,7 @@ def sent(hub, capsys):
 
 def test_the_hub_is_sent_records_items_cells_and_a_card(sent):
     folder = REFERENCE / "quickstart"
-    kept = {path.name: path.read_bytes() for end in ("*.json", "*.items.parquet") for path in folder.glob(end)}
+    kept = {path.name: path.read_bytes() for end in ("*.json", "*.items.parquet", PLAN) for path in folder.glob(end)}
     assert len(kept) > 10
     assert "quickstart" in sent.pop("what it is for")
     assert set(sent) == {*kept, "README.md", "cells.parquet"}
