@@ -47,7 +47,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         return adapted
     if getattr(change, "layer_replication", None):
         raise ValueError("layer_replication makes a deeper model of the base, which the base can't be compared with")
-    experts, wanted = stacks(base), targets.apply(change, base)
+    experts, wanted, start = stacks(base), targets.apply(change, base), getattr(change, "init_lora_weights", None)
     try:
         with _compilers_kept():
             net = _adapted(base, change, slots.init, samples, saved)
@@ -61,7 +61,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
     if experts:
         _check_reach(net, wanted)
     _check_biases(net)
-    _check_start(net, change)
+    _check_start(net, start)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
@@ -138,10 +138,10 @@ def only(model: PreTrainedModel, names: str) -> PreTrainedModel:
     return model
 
 
-def _check_start(net: nn.Module, config: peft.PeftConfig) -> None:
-    """Raise ValueError for a start that peft computes of a matrix which GPT-2 and its like store transposed."""
+def _check_start(net: nn.Module, start: object) -> None:
+    """Raise ValueError for a `start` that peft computes of a matrix which GPT-2 and its like store transposed."""
     transposed = any(getattr(layer, "fan_in_fan_out", False) for layer in net.modules())
-    if transposed and getattr(config, "init_lora_weights", None) == "olora":
+    if transposed and start == "olora":
         raise ValueError("olora takes no layers that are stored as (in, out), as GPT-2's are; use pissa")
 
 
