@@ -144,11 +144,11 @@ def _not_merged(override: str, cause: str) -> str:
 
 
 def refuse_slips(overrides: list[str]) -> None:
-    """Raise UserError for values that a space separates or a comma ends, for two choices of a config group or a list
-    of them where it takes one a cell, and for a setting that is removed.
+    """Raise UserError for values that a space separates or a comma ends, for a list where a config group takes one
+    name a cell, for a value without a key, and for a setting that is removed.
 
-    Hydra would read the first as two settings, take the last of two choices and the last name of the list, and fail
-    where another setting is computed from the removed one. Of other settings the last value counts, as in Hydra.
+    Hydra would read the first as two settings, make one cell of the list by the last of its names, and fail where
+    another setting is computed from the removed one.
     """
     for before, after in itertools.pairwise([*overrides, "="]):
         if before.endswith(",") and "=" in after:
@@ -157,16 +157,10 @@ def refuse_slips(overrides: list[str]) -> None:
             raise UserError(
                 f"Values are separated by commas without spaces, got {before} {after}; write {before}{after}."
             )
-    values: dict[str, str] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if equals and not key:
             raise UserError(_no_override(override))
-        if key in GROUPS and values.setdefault(key, value) != value:
-            both = f"{values[key]},{value}"
-            raise UserError(
-                f"{key} is set twice, to {values[key]} and {value}; leave one out, or use `sweep {key}={both}`."
-            )
         if key in GROUPS and value.startswith("["):
             names = ",".join(name.strip() for name in value.strip("[]").split(","))
             raise UserError(
