@@ -31,6 +31,7 @@ def no_job(tmp_path, monkeypatch):
     Path("folder.jsonl").mkdir()
     Path("afile").touch()
     Path("model.gguf").touch()
+    Path("begun.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\x05")
     for name, files in {
         "adapter": {"adapter_config.json": {"base_model_name_or_path": "owner/model"}},
         "empty": {},
@@ -54,6 +55,10 @@ def in_five_seconds(no_job):
     ("settings", "culprits"),
     [
         ("model.path=model.gguf", ["model.path=model.gguf is no GGUF file", "name one"]),
+        ("model.path=begun.gguf", ["model.path=begun.gguf has no weights; get the whole file again."]),
+        ("eval.tasks=[gsm8kk]", ["eval.tasks=gsm8kk is unknown to lm-eval. Did you mean gsm8k or"]),
+        ("eval.tasks=[wordmaths,mmlu]", ["eval.tasks=wordmaths is unknown to lm-eval. Did you mean wordmath"]),
+        ("eval.tasks=[nothing_like_it]", ["A task of your own requires eval.include_path="]),
         ("model.path=/nowhere/model.gguf", ["There is no file /nowhere/model.gguf; check model.path."]),
         ("model.path=afile", ["got the file afile; name its folder."]),
         ("model.path=adapter", ["is an adapter; name its base model: model.path=owner/model."]),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -33,6 +32,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from harness import task_names
 from harness.errors import UserError
 from harness.grouping import grouped
 from harness.job.data import sources
@@ -206,19 +206,11 @@ def _check_permitted(
                 raise _runs_code(name)
             continue
         if name not in manager.all_tasks:
-            raise _unknown(name, manager, include)
+            raise task_names.unknown(name, manager.all_tasks, include and include.path)
         if settings.unsafe_code:
             os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required when the task's metric is loaded
         elif runs_code(manager.task_index, name):
             raise _runs_code(name)
-
-
-def _unknown(name: str, manager: TaskManager, include: IncludedTasks | None) -> UserError:
-    near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    if not near and include is None:
-        hint = " A task of your own requires eval.include_path= (`retry` and `score`: --include-path)."
-    return UserError(f"eval.tasks={name} is unknown to lm-eval.{hint}")
 
 
 def _runs_code(name: str) -> UserError:

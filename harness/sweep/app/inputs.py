@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness import data_files
+from harness import data_files, task_names
 from harness.errors import UserError, nearest
-from harness.settings import DataSettings, ModelSettings
+from harness.settings import HELD_OUT, DataSettings, ModelSettings
 from harness.sweep.app.point import Point
 
+GGUF = struct.Struct("<4sIQQ")  # how a file of that format begins: GGUF, its version, numbers of tensors and of keys
 TOKENIZERS = ("tokenizer*.json", "*.model", "vocab*", "*.tiktoken", "tekken.json")  # files, one of which says how
 
 
@@ -31,6 +33,7 @@ def require(points: Sequence[Point]) -> None:
     for encoder in {point.cell.settings.eval.bertscore: None for point in points}:
         if encoder is not None:
             _require_encoder(encoder)
+    _require_tasks(points)
     _require_data({(point.cell.settings.data, point.request.data_root): None for point in points})
 
 
@@ -82,18 +85,28 @@ def _require_encoder(encoder: str) -> None:
     _require_tokenizer(path, "eval.bertscore")
 
 
+def _require_tasks(points: Sequence[Point]) -> None:
+    """Raise UserError for the first task of `points` that lm-eval has not."""
+    scored = {(tuple(point.cell.settings.eval.tasks), point.request.local.include_path): None for point in points}
+    for tasks, include in scored:
+        task_names.require([task for task in tasks if task != HELD_OUT], include)
+
+
 def _require_tokenizer(path: Path, setting: str) -> None:
     if not any(any(path.glob(pattern)) for pattern in TOKENIZERS):
         raise UserError(f"{setting}={path} has no tokenizer; put the model's tokenizer.json and its config there.")
 
 
 def _require_gguf(path: Path) -> None:
-    """Raise UserError for a file of another format; one that is not here is the hub's."""
+    """Raise UserError for a file of another format, or one without weights; one that is not here is the hub's."""
     if not path.is_file():
         return
     with path.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise UserError(f"model.path={path} is no GGUF file; name one, or a model's folder.")
+        header = stream.read(GGUF.size)
+    if not header.startswith(b"GGUF"):
+        raise UserError(f"model.path={path} is no GGUF file; name one, or a model's folder.")
+    if len(header) < GGUF.size or not GGUF.unpack(header)[2]:
+        raise UserError(f"model.path={path} has no weights; get the whole file again.")
 
 
 def _base(adapter: Path) -> str:
