@@ -6,14 +6,14 @@ The core runs a cell unless `runner_of` returns a plug-in that does.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
 from harness import plugin
-from harness.protocol import LocalPaths, RunCell
+from harness.protocol import LocalPaths, Report, RunCell
 from harness.record import Cell, Record
 from harness.settings import Settings
 
@@ -45,7 +45,7 @@ class CellRunner(Protocol):
     def check(self, cell: Cell, extra: Extra, data_root: str | None, local: LocalPaths) -> Cost:
         """What running `cell` would cost. Raises UserError if it can't run here."""
 
-    def run(self, request: RunCell, report: Callable[[dict[str, Any]], None]) -> Record:
+    def run(self, request: RunCell, report: Report) -> Record:
         """Run the cell of `request`, and write its record, as harness/job/run_cell.py does; returns the record."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ from harness.record import (
     encode_tagged,
 )
 from harness.settings import DataSettings, EvalSettings
+
+Report = Callable[[dict[str, Any]], None]  # takes the progress of a job: fields of Progress
 
 BEGUN = b"+"  # what a server of jobs sends when it begins one; the exit status follows
 

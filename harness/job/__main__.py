@@ -15,8 +15,8 @@ from typing import Any
 
 from harness import cell_runner, plugin, redact
 from harness.errors import UserError
-from harness.job.services import Report, Send, progress
-from harness.protocol import CheckCells, JobEvent, Refused, Request, RunCell, Warned, encode
+from harness.job.services import Send, progress
+from harness.protocol import CheckCells, JobEvent, Refused, Report, Request, RunCell, Warned, encode
 from harness.record import Record
 
 

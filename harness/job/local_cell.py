@@ -15,10 +15,10 @@ from harness.job.measure import device, nvml
 from harness.job.measure.gpu_state import GpuSampler
 from harness.job.measure.phases import Meter
 from harness.job.models import checks
-from harness.job.reporter import Report, Reporter
+from harness.job.reporter import Reporter
 from harness.job.tracker import Tracker
 from harness.job.training import distributed, objectives
-from harness.protocol import RunCell
+from harness.protocol import Report, RunCell
 from harness.record import Record, Shortage
 
 

@@ -19,9 +19,8 @@ from harness.errors import UserError, about_file
 from harness.job import shortage
 from harness.job.ended import CellEnded
 from harness.job.evaluate.answer_engines import SAVE_FOR
-from harness.job.reporter import Report
 from harness.job.training import distributed
-from harness.protocol import RunCell
+from harness.protocol import Report, RunCell
 from harness.record import Failure, Record, Saved, Shortage, model_card
 
 

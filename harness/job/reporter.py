@@ -9,9 +9,8 @@ from typing import Any
 from harness.job.measure.device_memory import in_use
 from harness.job.measure.phases import Meter
 from harness.job.tracker import Tracker
+from harness.protocol import Report
 from harness.record import Record
-
-Report = Callable[[dict[str, Any]], None]
 
 
 class Reporter:

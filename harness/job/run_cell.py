@@ -21,10 +21,9 @@ from harness.job.phases.probe import probe_forward, probe_steps
 from harness.job.phases.score import score
 from harness.job.phases.train import free_training, gather, leave, train, validate_untuned
 from harness.job.recording import Recording
-from harness.job.reporter import Report
 from harness.job.training import distributed
 from harness.job.training.distributed import LaunchedRank
-from harness.protocol import RunCell
+from harness.protocol import Report, RunCell
 from harness.record import Merge, Record
 
 

@@ -23,6 +23,7 @@ from harness.protocol import (
     Noted,
     PlanCells,
     Progress,
+    Report,
     Rescore,
     Result,
     RunCell,
@@ -33,7 +34,6 @@ from harness.record import Cell, encode
 from harness.settings import DataSettings
 
 Send = Callable[[JobEvent], None]
-Report = Callable[[dict[str, Any]], None]
 
 
 def progress(send: Send) -> Report:

@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -34,7 +33,7 @@ from harness.job.measure.phases import Meter
 from harness.job.models import adapting, loading, placement, saved, structure
 from harness.job.reporter import Reporter
 from harness.job.training import attention
-from harness.protocol import NO_PATHS, LocalPaths
+from harness.protocol import NO_PATHS, LocalPaths, Report
 from harness.record import Cell, Record, Scoring, model_card
 from harness.settings import AUTO, HELD_OUT, EvalSettings
 
@@ -43,7 +42,7 @@ def rescore(
     path: Path,
     settings: EvalSettings,
     data_root: str | None,
-    report: Callable[[dict[str, Any]], None],
+    report: Report,
     local: LocalPaths = NO_PATHS,
     typed: Cell | None = None,
 ) -> None:
@@ -103,7 +102,7 @@ def _score(
     tasks: scoring.Tasks,
     tokenizer: Any,
     settings: EvalSettings,
-    report: Callable[[dict[str, Any]], None],
+    report: Report,
     local: LocalPaths,
 ) -> None:
     started, asked = datetime.now(UTC), recorded.cell.settings

@@ -10,13 +10,12 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -38,7 +37,7 @@ from harness.job.methods import optimizers
 from harness.job.models import adapting, empty_weights, loading
 from harness.job.predict.shapes import Shape
 from harness.job.training import gradient_checkpointing, loop, objectives
-from harness.protocol import CalibrateDevice, PlannedCell
+from harness.protocol import CalibrateDevice, PlannedCell, Report
 from harness.record import Calibration, Cell, TimedKernel, device_of
 from harness.settings import plain
 
@@ -58,7 +57,7 @@ class Timings:
     launches: list[float]
 
 
-def answer(request: CalibrateDevice, report: Callable[[dict[str, Any]], None]) -> Calibration:
+def answer(request: CalibrateDevice, report: Report) -> Calibration:
     """The calibration of this machine's device by the cells of `request`, each kind of which is timed once.
 
     report: told of each. Raises UserError if none can be timed.

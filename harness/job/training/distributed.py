@@ -43,7 +43,6 @@ from harness.job.training import shards
 from harness.protocol import RunCell
 from harness.record import COMPLETE, Memory, Phase, Probe
 
-Report = Callable[[dict[str, Any]], None]
 PATIENCE = timedelta(days=365)  # time-out of collectives: dead ranks are noticed otherwise, slow ones are waited for
 LAUNCHER = (  # what torch's elastic launcher tells a rank, beside Rank.environment
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),

@@ -39,9 +39,8 @@ from harness import redact
 from harness.errors import UserError, first_line
 from harness.job.measure import device
 from harness.job.training import rank_process
-from harness.protocol import Rendezvous, RunCell, decode_request, encode
+from harness.protocol import Rendezvous, Report, RunCell, decode_request, encode
 
-Report = Callable[[dict[str, Any]], None]
 ALONE = Rendezvous(nodes=1, number=0, host="127.0.0.1", port=0, seconds=60.0)
 GLANCE = 0.2  # seconds between looks at the ranks and at the other machines
 MOMENT = 1.0  # seconds in which the launcher learns that a rank of this machine died

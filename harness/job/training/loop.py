@@ -35,6 +35,7 @@ from harness.job.training.checkpoints import Checkpoints
 from harness.job.training.divergence import Divergence, Validation
 from harness.job.training.early_stop import EarlyStop
 from harness.job.training.loss import at_head
+from harness.protocol import Report
 from harness.record import LossPoint, Tokens, Train, ValidationPoint
 from harness.settings import TunedTrain
 
@@ -209,7 +210,7 @@ def train(
     history: History,
     divergence: Divergence,
     validation: Validation,
-    report: Callable[[dict[str, Any]], None],
+    report: Report,
     early_stop: EarlyStop | None = None,
     checkpoints: Checkpoints | None = None,
     objective: AnyObjective = ANSWERS,

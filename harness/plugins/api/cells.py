@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from harness import record
 from harness.cell_runner import Cost, Extra
 from harness.plugins.api import costs as api_costs
 from harness.plugins.api.requests import ApiAccess
-from harness.protocol import LocalPaths, RunCell
+from harness.protocol import LocalPaths, Report, RunCell
 from harness.record import Cell, Record
 from harness.settings import HELD_OUT, DataSettings, MethodSettings, ModelSettings, Settings
 
@@ -67,7 +67,7 @@ class ApiCells:
 
         return run_api_cell.estimate(cell, ApiAccess.from_extra(extra), data_root, local.include_path)
 
-    def run(self, request: RunCell, report: Callable[[dict[str, Any]], None]) -> Record:
+    def run(self, request: RunCell, report: Report) -> Record:
         from harness.plugins.api.job import run_api_cell
 
         return run_api_cell.run_api_cell(request, report)

@@ -24,10 +24,11 @@ from harness.job.models import loading, saved, structure
 from harness.plugins.api.job.client import Client
 from harness.plugins.api.job.judge import AnswerPair, Judge
 from harness.plugins.api.requests import AskModels, LocalModel
+from harness.protocol import Report
 from harness.record import Cell, Record
 
 
-def ask(request: AskModels, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def ask(request: AskModels, report: Report) -> dict[str, Any]:
     """The answers, and the judge's verdicts.
 
     models: labels. answers: of each model, one for each prompt. judge: null, or its name, host, tokens and verdicts:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -18,11 +18,11 @@ from harness.job.evaluate import scoring
 from harness.job.evaluate.scoring import AnswerCount, Tasks
 from harness.job.evaluate.task_index import IncludedTasks
 from harness.job.recording import Recording
-from harness.job.reporter import AnswersReport, Report
+from harness.job.reporter import AnswersReport
 from harness.plugins.api import requests
 from harness.plugins.api.job.chat_tasks import ChatTasks
 from harness.plugins.api.requests import ApiAccess
-from harness.protocol import RunCell
+from harness.protocol import Report, RunCell
 from harness.record import ApiUsage, Cell, Memory, Phase, Record, item_hashes
 from harness.settings import DataSettings, EvalSettings, Settings
 
@@ -55,7 +55,7 @@ def run_api_cell(request: RunCell, report: Report) -> Record:
 class ApiCell:
     """A running cell of a model behind an API: harness.job.recording.RunningCell."""
 
-    def __init__(self, request: RunCell, report: Callable[[dict[str, Any]], None]):
+    def __init__(self, request: RunCell, report: Report):
         self.cell = request.cell
         self.phase = "start"
         self.step: int | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from harness.job.services import Report, Send
+from harness.job.services import Send
 from harness.plugins.api.requests import AskModels, JudgeAnswers, Synthesize
-from harness.protocol import Progress, Result, Warned
+from harness.protocol import Progress, Report, Result, Warned
 
 
 def synthesize(request: Synthesize, send: Send) -> None:

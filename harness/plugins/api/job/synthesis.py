@@ -12,7 +12,7 @@ import itertools
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from harness.job.evaluate import scoring
 from harness.plugins.api.job import arithmetic
 from harness.plugins.api.job.client import Client, Messages, Reply
 from harness.plugins.api.requests import Synthesize
+from harness.protocol import Report
 from harness.settings import EvalSettings
 
 PROMPTS = 1  # the version of what stands below; provenance names it
@@ -75,7 +76,7 @@ class JournalEntry:
     written: int | None
 
 
-def synthesize(request: Synthesize, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def synthesize(request: Synthesize, report: Report) -> dict[str, Any]:
     """Ask until there are `request.n` problems, or `request.most` questions were asked. Returns the written summary.
 
     report: called with the progress, and with warnings. Raises UserError if the source or the evaluation can't be
