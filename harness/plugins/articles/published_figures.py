@@ -88,7 +88,10 @@ def published_figures(folder: Path) -> list[Figure]:
     """All figures of the tables in `folder`; UserError for a bad row or if there is no table."""
     paths = sorted(folder.glob("*.csv"))
     if not paths:
-        raise UserError(f"There are no tables of published results in {folder}.")
+        raise UserError(
+            f"There are no tables of published results in {folder}; the harness has them in results/ of its repository: "
+            "give the command there, or name that folder with --results-dir."
+        )
     figures = [figure for path in paths for figure in _read(path)]
     return figures
 
