@@ -154,6 +154,7 @@ class CheckCells(Request):
     """Refuse cells that can't run here.
 
     extra: by id of the cells that plug-ins run, as of RunCell. What these would cost is answered.
+    elsewhere: whether the cells run on other machines, which alone know what their devices can do.
     """
 
     target: ClassVar[str] = "harness.job.services:check"
@@ -165,13 +166,14 @@ class CheckCells(Request):
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
     warn: bool = False
     local: LocalPaths = NO_PATHS
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
 class SortCells(Request):
     """Answer which of `cells` the method, the model or this machine refuses: id, reason and environment of each.
 
-    Data that can't be read are refused: no cell is to be left out for them.
+    Data that can't be read are refused: no cell is to be left out for them. elsewhere: as of CheckCells.
     """
 
     target: ClassVar[str] = "harness.job.services:sort"
@@ -181,6 +183,7 @@ class SortCells(Request):
     cells: list[Cell]
     data_root: str | None = None
     local: LocalPaths = NO_PATHS
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ def rm(options: argparse.Namespace) -> int:
         print(question, end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return 1
-    if found.name in found.study.running():
+    if found.study.is_running(found.name):
         raise UserError(f"{found} is running; stop its sweep first.")
     gone = found.study.remove(found.name)
     if options.format == "json":

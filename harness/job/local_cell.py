@@ -35,7 +35,7 @@ class LocalCell:
 
     def __init__(self, request: RunCell, report: Report, weights: Path, rank: distributed.LaunchedRank | None):
         self.request, self.cell, self.settings, self.weights = request, request.cell, request.cell.settings, weights
-        preflight.check_machine(self.cell, request.local)
+        preflight.check_cell(self.cell, request.local)
         self.inputs = prepared_inputs.of(self.settings, request.data_root, request.local.include_path)
         checks.check_length(self.settings.model, self.inputs.longest)
         self.train = self.settings.train.validated()

@@ -14,17 +14,18 @@ from harness.record import Cell
 from harness.settings import HELD_OUT
 
 
-def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> list[str]:
+def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS, elsewhere: bool = False) -> list[str]:
     """What the user should know before the cells run, as sentences: what of their models is not trained, how files of
     the user's own are read, and how their test parts are scored.
 
-    Raises UserError if the model, the data, a task or the rank of a cell does not work here, or its engine.
+    elsewhere: whether they run on other machines. Raises UserError if the model, the data, a task or the rank of a cell
+    does not work here, or its engine.
     """
     sentences: list[str] = []
     include = IncludedTasks.of(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
-        if (note := check_machine(cell, local)) is not None:
+        if (note := check_cell(cell, local, elsewhere)) is not None:
             sentences.append(note)
         if cell.settings.eval.chat_template:
             scoring.check_template(cell.settings.eval, loading.tokenizer(cell.settings.model))
@@ -45,11 +46,15 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
     return list(dict.fromkeys([*own_files.notes(cells, data_root), *sentences]))
 
 
-def check_machine(cell: Cell, local: LocalPaths = NO_PATHS) -> str | None:
-    """As harness.job.models.checks.check. Raises UserError too if a setting does not work on this machine."""
-    device.check_formats(cell.settings)
-    note = checks.check(cell)
-    compiled.check(cell.settings)
-    activation_offload.check(cell.settings)
+def check_cell(cell: Cell, local: LocalPaths = NO_PATHS, elsewhere: bool = False) -> str | None:
+    """As harness.job.models.checks.check. Raises UserError too if a setting does not work on this machine.
+
+    elsewhere: whether the cell runs on another machine, so that this one's devices say nothing.
+    """
+    if not elsewhere:
+        device.check_formats(cell.settings)
+        checks.check_device(cell.settings)
+        compiled.check(cell.settings)
+        activation_offload.check(cell.settings)
     answer_engines.check(cell.settings, local)
-    return note
+    return checks.check(cell)

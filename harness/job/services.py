@@ -54,7 +54,7 @@ def check(request: CheckCells, send: Send) -> None:
     reachable.check(local, request.data_root)
     from harness.job import preflight  # late: its libraries take seconds
 
-    for note in preflight.check(local, request.data_root, request.local):
+    for note in preflight.check(local, request.data_root, request.local, request.elsewhere):
         send(Noted(note))
     for cell in request.cells:
         if (by_plugin := cell_runner.runner_of(cell.settings)) is not None:
@@ -73,7 +73,7 @@ def sort(request: SortCells, send: Send) -> None:
             reachable.check_model(cell.settings.model)
             from harness.job import preflight  # late: its libraries take seconds
 
-            preflight.check_machine(cell, request.local)
+            preflight.check_cell(cell, request.local, request.elsewhere)
         except UserError as error:
             send(Result({"id": cell.id, "reason": str(error), "environment": env.describe()}))
 

@@ -13,13 +13,14 @@ from harness.errors import UserError
 from harness.protocol import CellProgress
 from harness.record import Cell, PlannedStudy, PlanProgress, Record, RecordError
 from harness.studies import logs
-from harness.sweep.cell_status import CellStatus, table
+from harness.sweep.cell_status import CellStatus, duration, table
 from harness.sweep.live_cells import Durations, LiveCells
 from harness.sweep.store import Study
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+SILENT = 600.0  # seconds without a sign of life; clocks of machines that share a disk differ by less
 LOG_LINES = 3  # shown of a failed cell's log
 
 
@@ -100,11 +101,15 @@ def study_status(results: Path, name: str, cache: RecordCache | None = None) -> 
 
 
 def _running(name: str, owner: dict[str, Any], cell: Cell | None) -> CellStatus:
-    """cell: null of `run`, which plans nothing."""
+    """cell: null of `run`, which plans nothing. One whose machine has been silent for long is left: a sweep runs it."""
     seconds = max(0.0, time.time() - owner["started"])
     status = CellStatus(name, "running", host=owner["host"], seconds=seconds)
     if cell is not None:
         status.id, status.method = cell.id, cell.method
+    if owner["silent"] > SILENT:
+        status.state, status.seconds = "left", None
+        status.progress = CellProgress(f"silent for {duration(owner['silent'])}")
+        return status
     status.follow(owner["progress"])
     return status
 

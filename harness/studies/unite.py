@@ -110,7 +110,7 @@ def plan_merge(folders: Sequence[Path], into: Path, newer: bool) -> MergePlan:
         record.read_plans(into / study)
     for file in (*plan.new, *plan.newer):
         plan.refused += verify.refused(file.record, file.path)
-        if file.record.cell.name in Study(into, file.study).running():
+        if Study(into, file.study).is_running(file.record.cell.name):
             plan.problems.append(f"{into / file.study / file.path.name} can't be written: its cell is being run.")
     return plan
 

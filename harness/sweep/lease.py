@@ -92,16 +92,14 @@ class Lease:
 
 @contextmanager
 def hold(folder: Path, what: str, patiently: bool = False) -> Iterator[Lease]:
-    """Hold the lease `folder` on `what`. If another process has it, wait `patiently`, or raise Held."""
+    """Hold the lease `folder` on `what`. If another process has it, wait `patiently`, or raise Held if it is alive."""
     while (lease := _take(folder)) is None:
-        if not patiently:
+        if patiently:
+            wait([folder])
+        elif alive(folder):
             holder = owner(folder)
             by = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
-            raise Held(
-                f"{what} is being run by {by}. If that process is dead, delete {folder}, "
-                f"or let a sweep take over after {SILENCE:.0f} s."
-            )
-        wait([folder])
+            raise Held(f"{what} is being run by {by}.")
     keeper = threading.Thread(target=lease.keep, daemon=True)
     keeper.start()
     try:
@@ -113,12 +111,34 @@ def hold(folder: Path, what: str, patiently: bool = False) -> Iterator[Lease]:
 
 
 def owner(folder: Path) -> dict[str, Any] | None:
-    """The owner of the lease `folder`: host, pid, started, progress, …; None if there is no live owner."""
+    """The owner of the lease `folder`: host, pid, started, progress, …; None if it is known that none is alive.
+
+    silent: seconds since one on another machine wrote, if this machine and the file system agree on the time; else 0.
+    """
     path = _file(folder)
     if path is None or record.maker(folder) is not None:  # it is not yet in place
         return None
     content = _read(path)
-    return None if content is None or _ended(content) else content
+    if content is None or _ended(content):
+        return None
+    return content | {"silent": 0.0 if content["machine"] == _machine() else _age(path)}
+
+
+def alive(folder: Path) -> bool:
+    """Whether a live process has the lease `folder`.
+
+    On another machine, one sign of life is waited for, and after SILENCE seconds without one the lease is freed.
+    """
+    path, seen, looks = _file(folder), dict[Path, tuple[bytes, int]](), -1
+    if path is not None and (content := _read(path)) is not None and content["machine"] == _machine():
+        return not _ended(content)
+    while not _freed(folder, seen):
+        unchanged = max((number for _, number in seen.values()), default=0)
+        if unchanged <= looks:
+            return True  # its owner wrote, or another has it now
+        looks = unchanged
+        time.sleep(GLANCE)
+    return False
 
 
 def wait(folders: Sequence[Path]) -> list[Path]:
@@ -233,6 +253,14 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and content.keys() >= KEYS else None
+
+
+def _age(path: Path) -> float:
+    """Seconds since `path` was written, by this machine's clock."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return 0.0
 
 
 def _text(owner: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness import env, record, redact, units
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.protocol import (
     NO_PATHS,
     CalibrateDevice,
@@ -67,24 +67,28 @@ def check(
     data_root: str | None,
     extra: dict[str, dict[str, Any]] | None = None,
     local: LocalPaths = NO_PATHS,
+    elsewhere: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Have a job check what only the libraries know (models, tasks, data, layer sizes) before a sweep starts.
 
-    extra: of the cells that plug-ins run, by id. Returns what they would cost, by id.
+    extra: of the cells that plug-ins run, by id. elsewhere: whether `cells` run on other machines, so that this one's
+    devices say nothing. Returns what cells would cost, by id.
     Raises UserError for the first thing that does not work; warns if others use this machine.
     """
     _warn_of_load()
-    request = CheckCells(cells, _absolute(data_root), extra or {}, warn=True, local=local)
+    request = CheckCells(cells, _absolute(data_root), extra or {}, True, local, elsewhere)
     answers = _ask("The check before the sweep", request)
     return {answer["id"]: answer["cost"] for answer in answers}
 
 
-def impossible(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS) -> dict[str, dict[str, Any]]:
-    """Which of `cells` can't run here, by id: `reason`, as peft, the model or a kernel has it, and `environment`.
+def impossible(
+    cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS, elsewhere: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Which of `cells` can't run, by id: `reason`, as peft, the model or a kernel has it, and `environment`.
 
-    Raises UserError for data that can't be read.
+    elsewhere: as of `check`. Raises UserError for data that can't be read.
     """
-    answers = _ask("The check before the sweep", SortCells(cells, _absolute(data_root), local))
+    answers = _ask("The check before the sweep", SortCells(cells, _absolute(data_root), local, elsewhere))
     return {answer["id"]: answer for answer in answers}
 
 
@@ -301,6 +305,11 @@ class _Attempt:
             reason = _how_it_ended(self._last, self._job.exit_status, self._log)
         elif isinstance(error, Overdue):
             reason = f"The cell was ended: it took longer than timeout={error.seconds:g} seconds."
+        elif _is_of_the_queue(error):
+            reason = (
+                f"The cell was ended by its queue ({first_line(error)}); a longer hydra.launcher.timeout_min lets it "
+                "end, or hydra.launcher.max_num_timeout=3 with train.save_every, by which it resumes."
+            )
         else:
             return False
         if self._last.phase != "recorded":  # an earlier failure may lie at the path, so its existence says nothing
@@ -312,6 +321,11 @@ class _Attempt:
             failed.failure = Failure(self._last.phase, self._last.step, reason)
             record.write(failed, Path(self._request.path))
         return True
+
+
+def _is_of_the_queue(error: BaseException) -> bool:
+    """Whether submitit raised `error`: it does where this process works when Slurm is about to end it."""
+    return type(error).__module__.partition(".")[0] == "submitit"
 
 
 def assist(request: RunCell, rendezvous: Rendezvous, study: Study) -> None:

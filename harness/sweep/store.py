@@ -204,9 +204,13 @@ class Study:
         return [*files, weights] if weights.is_dir() or weights.is_symlink() else files
 
     def running(self) -> dict[str, dict]:
-        """The live owners of running cells by name, each with host, pid, started and progress."""
+        """The owners of running cells by name, as `lease.owner` has them."""
         owners = {folder.name: lease.owner(folder) for folder in sorted((self._state / "running").glob("*"))}
         return {name: owner for name, owner in owners.items() if owner is not None}
+
+    def is_running(self, name: str) -> bool:
+        """Whether a live process runs the cell `name`; of another machine, a sign of life is waited for."""
+        return lease.alive(self._state / "running" / name)
 
     def lease(self, cell: Cell) -> AbstractContextManager[Lease]:
         """Hold the lease of `cell` while it runs. Raises Held if a live process has it.

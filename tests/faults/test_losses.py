@@ -19,6 +19,7 @@ import pytest
 from losing import SWEEP, finished, holds, lose_a_worker, start
 from real_sweeps import finish, training, wait_for
 
+from harness.record import read_study
 from harness.report.lint import findings
 
 HERE = Path(__file__).parent
@@ -52,6 +53,22 @@ def test_local_parallel_stops_cleanly(tmp_path):
 @needs_submitit
 def test_submitit_on_this_machine(tmp_path):
     holds(tmp_path, "hydra/launcher=submitit_local")
+
+
+@needs_submitit
+def test_a_cell_at_its_queue_s_time_limit_is_recorded_and_the_others_go_on(tmp_path):
+    """By the signal that Slurm sends before it: so short a limit is always reached."""
+    sweep = start(tmp_path, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5")
+    name, marker = wait_for(lambda: training(tmp_path / "results" / "lossy"), sweep, seconds=240)
+    os.kill(marker["pid"], signal.SIGUSR2)
+    status, err = finish(sweep)
+    assert status == 1
+    assert "Done: 1 failed, 2 ok." in err
+    assert "Traceback" not in err
+    records, _ = read_study(tmp_path / "results" / "lossy")
+    (failure,) = [record.failure for record in records if record.cell.name == name]
+    assert failure.phase == "train"
+    assert failure.reason.startswith("The cell was ended by its queue (Job not requeued because: timed-out too many")
 
 
 # --- Slurm

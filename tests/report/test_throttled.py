@@ -60,3 +60,17 @@ def test_without_a_gpu_that_says_so_there_is_no_mark(gpus):
     shown = tables(study(**gpus), None)
     assert not any(mark for table in shown for mark in speeds(table).values())
     assert explained(shown) == [False, False]
+
+
+def test_a_row_of_several_devices_is_marked_and_compared_with_none():
+    records = [measured(make_record("lora", 16, lr=1e-4, seed=seed)) for seed in (0, 1)]
+    records += [measured(make_record("dora", 16, lr=1e-4, seed=seed)) for seed in (0, 1)]
+    for record, card in zip(records, ("H100", "A100", "H100", "H100"), strict=True):
+        record.environment["device"] = {"type": "cuda", "name": card}
+    (table,) = tables(records, None, ["method", "steady"])
+    speed = dict(table.rows)
+    assert speed["lora"].endswith(" §")
+    assert "×" not in speed["lora"] + speed["dora"]
+    assert "§" not in speed["dora"]
+    assert [line[:2] for line in table.caption if "different devices" in line] == ["§ "]
+    assert r"\S{}" in FORMATS["latex"]([table])

@@ -67,10 +67,10 @@ def test_the_request_carries_what_the_plugin_adds(points):
 
 def test_the_plugin_alone_checks_its_cells_and_admits_them_by_their_cost(afar, points, monkeypatch):
     checked, sent = [], []
-    monkeypatch.setattr("harness.job.preflight.check", lambda cells, root, local: checked.extend(cells) or [])
+    monkeypatch.setattr("harness.job.preflight.check", lambda cells, *_: checked.extend(cells) or [])
 
-    def in_this_process(cells, data_root, extra, local):
-        services.check(CheckCells(cells, data_root, extra, local=local), sent.append)
+    def in_this_process(cells, data_root, extra, local, elsewhere):
+        services.check(CheckCells(cells, data_root, extra, local=local, elsewhere=elsewhere), sent.append)
         return {event.value["id"]: event.value["cost"] for event in sent if isinstance(event, Result)}
 
     monkeypatch.setattr(sweep_runner, "check", in_this_process)

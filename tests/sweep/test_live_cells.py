@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import time
+
 import pytest
 from records import make_record, measured
 
@@ -57,3 +61,21 @@ def test_a_narrow_terminal_tells_cells_apart(width):
     _, _, *rows = terminal.lines(table(cells, width, indent=2), width=width)
     assert len({row.split()[1] for row in rows}) == 3
     assert all("train 120/1000" in row for row in rows)
+
+
+def test_a_cell_whose_machine_has_been_silent_for_long_is_left(tmp_path):
+    study, cell = Study(tmp_path, "demo"), make_record("lora").cell
+    study.plan([cell])
+    lease_of = tmp_path / "demo" / ".harness" / "running" / cell.name
+    with study.lease(cell) as held:
+        content = json.loads(held.path.read_text()) | {"machine": "another", "host": "gpu017"}
+    lease_of.mkdir(parents=True)
+    path = lease_of / "0123.json"
+    path.write_text(json.dumps(content))
+    assert study_status(tmp_path, "demo").counts["running"] == 1
+    os.utime(path, (time.time() - 2 * 86400, time.time() - 2 * 86400))
+    status = study_status(tmp_path, "demo")
+    assert status.counts == {"done": 0, "running": 0, "failed": 0, "left": 1}
+    (line,) = [line for line in lines(status) if cell.name in line]
+    assert "silent for 48.0 h" in line
+    assert "gpu017" in line

@@ -16,7 +16,21 @@ from harness.job.models.empty_weights import NeedsValues, outline
 from harness.job.models.loading import config_of
 from harness.job.models.structure import inner
 from harness.record import Cell
-from harness.settings import ModelSettings, plain
+from harness.settings import ModelSettings, Settings, plain
+
+
+def check_device(settings: Settings) -> None:
+    """Raise UserError if the settings need a precision or an optimizer that the device here lacks."""
+    if settings.model.upcast and device.compute_dtype(settings.train.validated().precision) is not torch.bfloat16:
+        raise UserError(
+            "model.upcast=true requires train.precision=bf16: matrices stay in 16 bits, and only autocast multiplies "
+            "them with activations in fp32."
+        )
+    if device.here().type != "cuda":
+        asked = [value for _, value in redact.leaves(plain(settings.method))]
+        for kind in ("paged", "paged_8bit"):
+            if ADAMW[kind] in asked:
+                raise UserError(f"method.adamw={kind} requires a CUDA device.")
 
 
 def check(cell: Cell) -> str | None:
@@ -25,19 +39,8 @@ def check(cell: Cell) -> str | None:
     Only the model's config is needed: the model is built without storage. A method that reads weights is not checked.
 
     Raises UserError if the model is out of reach, the rank is above the size of a matrix, or the optimizer does not
-    work with the model or on this machine.
+    work with the model.
     """
-    settings = cell.settings
-    if settings.model.upcast and device.compute_dtype(settings.train.validated().precision) is not torch.bfloat16:
-        raise UserError(
-            "model.upcast=true requires train.precision=bf16: matrices stay in 16 bits, and only autocast multiplies "
-            "them with activations in fp32."
-        )
-    if device.here().type != "cuda":
-        asked = [value for _, value in redact.leaves(plain(cell.settings.method))]
-        for kind in ("paged", "paged_8bit"):
-            if ADAMW[kind] in asked:
-                raise UserError(f"method.adamw={kind} requires a CUDA device.")
     with suppress(NeedsValues):  # then the job itself shows it
         net = outline(cell, config_of(cell.settings.model), 2)
         if cell.settings.train.gradient_checkpointing and not inner(net).supports_gradient_checkpointing:

@@ -7,8 +7,8 @@ tokenizer, so that a cell loads it like any local folder.
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ def built(name: str, build: Callable[[Path], None]) -> Path:
         try:
             cache().mkdir(parents=True, exist_ok=True)
             # Built under another name and renamed, so that no process sees a half-written model.
-            building = Path(tempfile.mkdtemp(dir=cache()))
+            building = cache() / f".{name}-{secrets.token_hex(8)}"
+            building.mkdir()  # not by tempfile, whose folders other users of the cache can't read
         except OSError as error:
             raise UserError(
                 f"The cache of models, {cache()}, can't be written ({error.strerror}); set HARNESS_CACHE to another "

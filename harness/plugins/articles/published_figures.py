@@ -89,7 +89,7 @@ def published_figures(folder: Path) -> list[Figure]:
     paths = sorted(folder.glob("*.csv"))
     if not paths:
         raise UserError(
-            f"There are no tables of published results in {folder}; the harness has them in results/ of its repository: "
+            f"There are no tables of published results in {folder}; they are in results/ of the harness's repository: "
             "give the command there, or name that folder with --results-dir."
         )
     figures = [figure for path in paths for figure in _read(path)]

@@ -247,7 +247,7 @@ def _speed_column(candidates: Sequence[Candidate]) -> Column | None:
     for measure in SPEED:
         values = [each.row.mean(measure) for each in candidates]
         if any(value is not None for value in values):
-            one_device = len({each.row.device for each in candidates} - {None}) < 2
+            one_device = len(set[str]().union(*(each.row.devices for each in candidates))) < 2
             return "Tokens/s", "in training, higher is better", _bars(values, rate, one_device)
     return None
 

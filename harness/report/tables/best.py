@@ -20,10 +20,10 @@ from harness.report.memory import meaning
 from harness.report.pairwise import MANY, Contest
 from harness.report.select import Choice
 from harness.report.statistics import Interval, Ratio, seeds_interval
-from harness.report.tables.captions import THROTTLED_MEANING, groups_line, rounded_weights
+from harness.report.tables.captions import groups_line, meanings_of_marks, rounded_weights
 from harness.report.tables.classes import class_tables
 from harness.report.tables.cost import cost_of
-from harness.report.tables.entries import ABSENT, THROTTLED, cost, rate, score_style
+from harness.report.tables.entries import ABSENT, cost, rate, score_style, speed_marks
 from harness.report.tables.published import published_of
 from harness.report.tables.rows import Row, Rows, group, several_seeds
 from harness.report.tables.table import Table, comparison_of, title
@@ -106,8 +106,8 @@ def best_of(answer: StudyAnswer) -> Table:
         columns["Seeds"] = [_seeds(row) for row in chosen]
     columns["Peak train memory"] = _with_ratios(memory_to_full(chosen), units.size)
     speeds = _with_ratios(speed_to_lora(chosen, records), rate)
-    slowed = [row is not None and row.throttled for row in chosen]
-    columns["Tokens/s"] = [text + THROTTLED * mark for text, mark in zip(speeds, slowed, strict=True)]
+    marks = [speed_marks(row) if row else "" for row in chosen]
+    columns["Tokens/s"] = [text + mark for text, mark in zip(speeds, marks, strict=True)]
     if rows.price is not None:
         columns["Cost"] = [cost(row, rows) if row else ABSENT for row in chosen]
     for name in dict.fromkeys(contest.score for contest in held):
@@ -256,8 +256,7 @@ def _caption(answer: StudyAnswer) -> Iterator[str]:
     yield from rounded_weights(records)
     compared = [records[i] for choice in choices for i in choice.index]
     yield from (sentence for sentence, _ in first_projections(compared))
-    if any(row is not None and row.throttled for row in answer.settled):
-        yield THROTTLED_MEANING
+    yield from meanings_of_marks(row for row in answer.settled if row)
 
 
 def _score_caption(records: Sequence[Record], choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:

@@ -14,11 +14,14 @@ from harness.report.lint.evaluation import inference_text
 from harness.report.lint.training import micro_batches_text
 from harness.report.memory import instruments
 from harness.report.tables.columns import COLUMNS
-from harness.report.tables.entries import CHOSEN, THROTTLED, share
+from harness.report.tables.entries import CHOSEN, SEVERAL_DEVICES, THROTTLED, share, speed_marks
 from harness.report.tables.rows import Row, Rows, several_seeds
 from harness.score_names import task_label
 
-THROTTLED_MEANING = f"{THROTTLED.strip()} Speed of a GPU that throttled while it was timed."
+MEANINGS = {
+    THROTTLED: "Speed of a GPU that throttled while it was timed.",
+    SEVERAL_DEVICES: "Mean speed of cells that ran on different devices; it compares with no other row's.",
+}
 BUSY = 0.8  # below this share of a step, what the host does decides the speed
 
 
@@ -33,7 +36,7 @@ def caption(rows: Rows, names: list[str], scored: bool) -> list[str]:
     lines += [*_training_caption(records), *_batches_caption(rows), *_devices_caption(records)]
     if any(COLUMNS[name].topic == "memory" for name in names):
         lines += _memory_caption(rows)
-    lines += _throttled_caption(rows) if any(COLUMNS[name].topic in ("speed", "inference") for name in names) else []
+    lines += meanings_of_marks(rows) if any(COLUMNS[name].topic in ("speed", "inference") for name in names) else []
     lines += _busy_caption(rows) if any(COLUMNS[name].topic in ("speed", "busy") for name in names) else []
     lines += [*_seeds_caption(rows), *rounded_weights(records)]
     lines += [*map(drift_text, drifts(records)), *_environment_caption(records)]
@@ -178,8 +181,10 @@ def _memory_caption(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _throttled_caption(rows: list[Row]) -> list[str]:
-    return [THROTTLED_MEANING] if any(row.throttled for row in rows) else []
+def meanings_of_marks(rows: Iterable[Row]) -> list[str]:
+    """What the marks of speeds in `rows` mean."""
+    marks = {mark for row in rows for mark in speed_marks(row)}
+    return [f"{mark.strip()} {meaning}" for mark, meaning in MEANINGS.items() if mark.strip() in marks]
 
 
 def _busy_caption(rows: list[Row]) -> list[str]:

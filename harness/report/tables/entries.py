@@ -19,6 +19,7 @@ ABSENT = "–"
 CHOSEN = " *"
 FRESH = " (fresh seeds)"
 THROTTLED = " ‡"
+SEVERAL_DEVICES = " §"
 Entry = Callable[[Row, Rows], str]
 
 
@@ -62,13 +63,18 @@ def measure(measure: str, text: Callable[[float], str]) -> Entry:
 
 
 def marked(entry: Entry) -> Entry:
-    """A speed, with a mark if the GPU throttled."""
+    """A speed, with its `speed_marks`."""
 
     def with_mark(row: Row, rows: Rows) -> str:
         text = entry(row, rows)
-        return text + THROTTLED if row.throttled and text != ABSENT else text
+        return text if text == ABSENT else text + speed_marks(row)
 
     return with_mark
+
+
+def speed_marks(row: Row) -> str:
+    """What makes a row's speed doubtful: the GPU throttled, or cells ran on different devices."""
+    return THROTTLED * row.throttled + SEVERAL_DEVICES * (len(row.devices) > 1)
 
 
 def with_ratio(measure: str, text: Callable[[float], str], method: str) -> Entry:

@@ -170,6 +170,7 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "≥": r"$\geq$",
     "†": r"\textdagger{}",
     "‡": r"\textdaggerdbl{}",
+    "§": r"\S{}",
     "…": r"\ldots{}",
     "`": r"\textasciigrave{}",
     "“": "``",

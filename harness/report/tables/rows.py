@@ -87,13 +87,13 @@ class Row:
         return own / of
 
     def beside(self, other: Row) -> bool:
-        """Whether both ran on one device, as far as is known: only then do memory and speed compare."""
-        return len({self.device, other.device} - {None}) < 2
+        """Whether all cells of both ran on one kind of device, as far as is known: only then do costs compare."""
+        return len(self.devices | other.devices) < 2
 
     @cached_property
-    def device(self) -> str | None:
-        """What the cells ran on; of several devices, that of the first cell."""
-        return ran_with(self.measured[0]).get("device")
+    def devices(self) -> set[str]:
+        """The kinds of devices that the cells ran on, as far as is known."""
+        return {device for record in self.measured if (device := ran_with(record).get("device"))}
 
     @cached_property
     def throttled(self) -> bool:

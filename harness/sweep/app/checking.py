@@ -15,10 +15,11 @@ from harness.sweep.app.point import Point
 from harness.sweep.app.session import Options
 
 
-def check(points: Sequence[Point], options: Options) -> None:
+def check(points: Sequence[Point], options: Options, elsewhere: bool = False) -> None:
     """Raise UserError if a cell can't run, or if cells that plug-ins run would exceed the budget, or others have one.
 
-    points: of one sweep, whose data_root and local paths are the same; at least one.
+    points: of one sweep, whose data_root and local paths are the same; at least one. elsewhere: whether they run on
+    other machines.
     """
     if options.dollars is not None and any(point.is_local for point in points):
         raise UserError(
@@ -30,34 +31,34 @@ def check(points: Sequence[Point], options: Options) -> None:
     local, first = [point.cell for point in points if point.is_local], requests[0]
     extra = {request.cell.id: request.extra for request in requests if request.extra is not None}
     cells = [*_distinct(local).values(), *(request.cell for request in requests if request.cell.id in extra)]
-    costs = runner.check(cells, first.data_root, extra, first.local)
+    costs = runner.check(cells, first.data_root, extra, first.local, elsewhere)
     for by_plugin in cell_runner.runners():
         if own := [request for request in requests if by_plugin.runs(request.cell.settings)]:
             by_plugin.admit(own, costs, options.dollars)
 
 
-def impossible(points: Sequence[Point]) -> dict[str, dict[str, Any]]:
-    """Which of `points` can't run on this machine, by the id of the cell: as harness.sweep.runner.impossible.
+def impossible(points: Sequence[Point], elsewhere: bool) -> dict[str, dict[str, Any]]:
+    """Which of `points` can't run, by the id of the cell: as harness.sweep.runner.impossible.
 
     Raises UserError if none can, and for data that can't be read.
 
-    points: of one sweep, whose data_root and local paths are the same; at least one.
+    points, elsewhere: as of `check`.
     """
     local = [point.cell for point in points if point.is_local]
     distinct = _distinct(local)
     request = points[0].request
-    reasons = runner.impossible([*distinct.values()], request.data_root, request.local)
+    reasons = runner.impossible([*distinct.values()], request.data_root, request.local, elsewhere)
     refused = {cell.id: reasons[distinct[_alike(cell)].id] for cell in local if distinct[_alike(cell)].id in reasons}
     if len(refused) == len(points):
         raise UserError(next(iter(refused.values()))["reason"])
     return refused
 
 
-def leaves_others(points: Sequence[Point], error: UserError) -> bool:
+def leaves_others(points: Sequence[Point], elsewhere: bool, error: UserError) -> bool:
     """Whether `error`, raised by `check`, is about some of `points` that `impossible` names, and others can run."""
     try:
         inputs.require(points)  # otherwise it is about an input, and no job needs to look
-        return str(error) in {each["reason"] for each in impossible(points).values()}
+        return str(error) in {each["reason"] for each in impossible(points, elsewhere).values()}
     except UserError:  # none can run, or it is about data
         return False
 

@@ -201,12 +201,12 @@ class GridSweeper(Sweeper):
     def _checked(self, pending: list[Point]) -> dict[str, dict[str, Any]]:
         """Raise UserError if a cell of `pending` can't run. Returns those that are to be skipped, by id of the cell."""
         self._require(pending)
-        options = self._session.options
-        impossible = checking.impossible(pending) if options.skip_impossible else {}
+        options, elsewhere = self._session.options, not self._launcher.on_this_machine
+        impossible = checking.impossible(pending, elsewhere) if options.skip_impossible else {}
         try:
-            checking.check([point for point in pending if point.cell.id not in impossible], options)
+            checking.check([point for point in pending if point.cell.id not in impossible], options, elsewhere)
         except UserError as error:
-            if options.skip_impossible or len(pending) < 2 or not checking.leaves_others(pending, error):
+            if options.skip_impossible or len(pending) < 2 or not checking.leaves_others(pending, elsewhere, error):
                 raise
             raise UserError(f"{error} {LEAVES_OUT}") from None
         return impossible
@@ -215,6 +215,8 @@ class GridSweeper(Sweeper):
         """Raise UserError if the launcher lacks what the cells of `pending` need."""
         if self._launcher.on_this_machine:
             require_gpus(max(point.cell.settings.train.devices for point in pending))
+        elif (options := self._session.options).fit and options.memory is None and options.card is None:
+            raise UserError("--fit requires --device CARD or --budget SIZE for cells that run on other machines.")
         self._launcher.require()
         self._launcher.require_nodes({point.cell.settings.train.nodes for point in pending})
 

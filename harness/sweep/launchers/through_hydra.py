@@ -12,14 +12,16 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
 from harness.sweep.app.point import Point
 from harness.sweep.app.running import FILE
 from harness.sweep.launchers import lost_workers, ray_cluster
 from harness.sweep.launchers.base import Answer, CellLauncher, Run
+from harness.sweep.launchers.lost_workers import Lost
 
 
 class OneByOne(CellLauncher):
@@ -53,14 +55,11 @@ class Elsewhere(CellLauncher):
             with lost_workers.lost_jobs_answer(self._launcher):
                 jobs = self._launcher.launch(overrides, initial_job_idx=self._launched)
         except Exception as error:
-            first_line = str(error).strip().partition("\n")[0]
-            raise UserError(f"{type(self._launcher).__name__} broke off: {first_line}") from error
+            _discard(files)
+            raise UserError(f"{type(self._launcher).__name__} broke off: {first_line(error)}.") from error
         self._launched += len(points)
-        for file in files:  # after an interruption they stay: what a queue holds goes on
-            file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another sweep of the study may have some there
-            folder.rmdir()
-        return [job.return_value for job in jobs]
+        _discard(files)  # after an interruption they stay: what a queue holds goes on
+        return [_answer(job) for job in jobs]
 
 
 class Slurm(Elsewhere):
@@ -72,7 +71,11 @@ class Slurm(Elsewhere):
 
     def interrupted(self) -> None:
         name = self._config.hydra.launcher.name
-        print(f"What Slurm holds goes on there; `scancel --name={name}` ends it.", file=sys.stderr)
+        print(
+            f"What Slurm holds goes on there; `scancel --name={name}` ends it. Until then the same command would queue "
+            "those cells twice.",
+            file=sys.stderr,
+        )
 
 
 class Ray(Elsewhere):
@@ -92,6 +95,23 @@ def cell_launcher(launcher: Launcher, config: DictConfig, run: Run) -> CellLaunc
         return launcher
     name = type(launcher).__name__
     return OneByOne(run) if name == "BasicLauncher" else KINDS.get(name, Elsewhere)(launcher, config)
+
+
+def _discard(files: Sequence[Path]) -> None:
+    """Remove the `files` of points, and their folder."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another sweep of the study may have some there
+        files[0].parent.rmdir()
+
+
+def _answer(job: JobReturn) -> Answer:
+    """What the worker of `job` answers. One that ended by an error is lost, and what others answer is kept."""
+    try:
+        answer: Answer = job.return_value
+        return answer
+    except Exception as error:  # whatever ended the worker
+        return Lost(f"ended by {type(error).__name__} ({first_line(error)})")
 
 
 def _quoted(value: str) -> str:

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from harness import redact
 from harness.config import ADAMW, CONF
 from harness.errors import UserError
+from harness.job import preflight
 from harness.job.measure.live_memory import LiveBytes
 from harness.job.methods import adamw, optimizers
-from harness.job.models import checks
 from harness.job.training import loop
 from harness.settings import plain
 
@@ -89,7 +89,12 @@ def test_impossible_choices_are_refused(overrides, says):
 def test_paged_memory_requires_a_cuda_device(method):
     name, kind = method
     with pytest.raises(UserError, match=rf"^method\.adamw={kind} requires a CUDA device\.$"):
-        checks.check(tiny(f"method={name}", f"method.adamw={kind}"))
+        preflight.check_cell(tiny(f"method={name}", f"method.adamw={kind}"))
+
+
+@pytest.mark.parametrize("setting", ["method=qlora_paged", "train.activation_offload=true"])
+def test_other_machines_are_not_judged_by_this_one(setting):
+    preflight.check_cell(tiny("method=lora", setting), elsewhere=True)
 
 
 @pytest.mark.gpu

@@ -213,7 +213,7 @@ def test_an_upcast_model_runs_from_load_to_scores_and_is_merged_as_it_was_traine
 
 def test_upcast_weights_need_autocast():
     with pytest.raises(UserError, match=r"model\.upcast=true requires train\.precision=bf16"):
-        checks.check(tiny("method=lora", "model.dtype=bfloat16", "model.upcast=true"))
+        checks.check_device(tiny("method=lora", "model.dtype=bfloat16", "model.upcast=true").settings)
 
 
 def test_the_compute_dtype_is_the_devices_own_unless_said(monkeypatch):
