@@ -183,10 +183,7 @@ def best_rate(draw: np.random.Generator, curve: Callable[[float], float], seeds:
     rates = np.log(2.5) * (np.arange(6) - 2 + draw.uniform(-1, 0))
     levels = draw.normal(0, 0.05, seeds)
     losses = {np.exp(u): dict(enumerate(1 + 0.1 * curve(u) + levels + draw.normal(0, 0.02, seeds))) for u in rates}
-    found = statistics.optimum(losses)
-    if isinstance(found, str):
-        return {"covers": np.nan, "ratio": np.nan}
-    return {"covers": found.low <= 1 <= found.high, "ratio": found.high / found.low if found.low else np.inf}
+    return _covered(losses)
 
 
 @situation("best learning rates, the last rate diverges", **{f"{n} seeds": {"seeds": n} for n in (2, 3)})
@@ -197,10 +194,44 @@ def best_beside_divergence(draw: np.random.Generator, seeds: int) -> Outcome:
     levels = draw.normal(0, 0.05, seeds)
     losses = {np.exp(u): dict(enumerate(1 + 0.1 * curve(u) + levels + draw.normal(0, 0.02, seeds))) for u in rates}
     losses[np.exp(rates[-1])] = dict(enumerate(4 + draw.normal(0, 1, seeds)))
+    return _covered(losses)
+
+
+ERRATIC = {f"{n} seeds": {"seeds": n} for n in (2, 3, 5)}
+CLIFFS = {
+    "losses fourfold 1.75 steps above the best, 3 seeds": {"times": 4, "above": 1.6},
+    "losses double 0.9 steps above the best, 3 seeds": {"times": 2, "above": 0.8},
+}
+
+
+@situation("best learning rates, the last rates vary ten times as much", **ERRATIC)
+def best_beside_erratic(draw: np.random.Generator, seeds: int) -> Outcome:
+    """Eight rates. From the second above the best on, losses differ by 0.2 and not by 0.02; a tenth of them diverge."""
+    rates = np.log(2.5) * (np.arange(8) - 4 + draw.uniform(-1, 0))
+    levels = draw.normal(0, 0.05, seeds)
+    losses = {}
+    for u in rates:
+        erratic = u > np.log(2.5)
+        of = SHAPES["steeper above"](u) / 10 + levels + draw.normal(0, 0.2 if erratic else 0.02, seeds)
+        of = np.where(draw.random(seeds) < 0.1 * erratic, np.inf, np.exp(of))
+        losses[np.exp(u)] = dict(enumerate(of))
+    return _covered(losses)
+
+
+@situation("best learning rates, a cliff", **CLIFFS)
+def best_beside_cliff(draw: np.random.Generator, times: float, above: float) -> Outcome:
+    """Eight rates. `above` the best, in logarithms, losses are `times` as high, at once."""
+    rates, levels = np.log(2.5) * (np.arange(8) - 4 + draw.uniform(-1, 0)), draw.normal(0, 0.05, 3)
+    logs = {u: SHAPES["steeper above"](u) / 10 + (np.log(times) if u > above else 0) + levels for u in rates}
+    return _covered({np.exp(u): dict(enumerate(np.exp(of + draw.normal(0, 0.02, 3)))) for u, of in logs.items()})
+
+
+def _covered(losses: dict[float, dict[int, float]]) -> Outcome:
+    """Whether the interval of the best rate has 1, the true one."""
     found = statistics.optimum(losses)
     if isinstance(found, str):
-        return {"covers": np.nan, "ratio": np.nan}
-    return {"covers": found.low <= 1 <= found.high, "ratio": found.high / found.low if found.low else np.inf}
+        return {"covers at least": np.nan, "ratio": np.nan}
+    return {"covers at least": found.low <= 1 <= found.high, "ratio": found.high / found.low if found.low else np.inf}
 
 
 @situation(

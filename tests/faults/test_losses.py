@@ -58,7 +58,8 @@ def test_submitit_on_this_machine(tmp_path):
 @needs_submitit
 def test_a_cell_at_its_queue_s_time_limit_is_recorded_and_the_others_go_on(tmp_path):
     """By the signal that Slurm sends before it: so short a limit is always reached."""
-    sweep = start(tmp_path, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5")
+    limit = ["hydra.launcher.timeout_min=5", "+hydra.launcher.max_num_timeout=0"]
+    sweep = start(tmp_path, "hydra/launcher=submitit_local", *limit)
     name, marker = wait_for(lambda: training(tmp_path / "results" / "lossy"), sweep, seconds=240)
     os.kill(marker["pid"], signal.SIGUSR2)
     status, err = finish(sweep)

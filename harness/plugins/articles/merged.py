@@ -6,10 +6,10 @@
 
 The verdict says what is sure of some place, although among many places one is soon on the wrong side by chance: does
 the claim hold somewhere, does it fail somewhere? If both, it depends on what tells these places apart. It is refuted if
-it surely fails somewhere and surely holds nowhere. It is supported if it surely holds somewhere and no place decides
-otherwise, not even by chance: one counterexample refutes a claim, one example does not support it. Places that leave
-the claim open do not overrule others. A place that can't test the claim (it has one seed, its runs differ in more than
-the methods) is listed, and counts for nothing.
+it surely fails somewhere and surely holds nowhere. It is supported if it surely holds somewhere, if more than half of
+the places support it, and if none decides otherwise, not even by chance: one counterexample refutes a claim, one
+example does not support it. A place that can't test the claim (it has one seed, its runs differ in more than the
+methods) is listed, and counts for nothing.
 """
 
 from __future__ import annotations
@@ -162,8 +162,11 @@ def merged_decision(judgements: Sequence[Judgement]) -> Decision:
     if len(somewhere) != 1:
         return DEPENDS if somewhere else OPEN
     (decision,) = somewhere
-    contradicted = {judgement.decision for judgement in judgements} - {OPEN, decision}
-    return OPEN if contradicted and decision != REFUTED else decision
+    if decision == REFUTED:
+        return decision
+    decisions = [judgement.decision for judgement in judgements if tests(judgement)]
+    contradicted = set(decisions) - {OPEN, decision}
+    return decision if not contradicted and 2 * decisions.count(decision) > len(decisions) else OPEN
 
 
 def sure_somewhere(judgements: Sequence[Judgement]) -> set[Decision]:

@@ -446,14 +446,20 @@ class MeasuredRate:
         return judged(self.intervals, bounds, self.seeds, self.used)
 
 
-def best_rate(label: str, records: Sequence[Record]) -> MeasuredRate:
-    """The learning rate with the least validation loss among `records`, which differ only in rate and seed:
-    `statistics.optimum`."""
+def best_rate(at: Evidence, method: str, rank: int | None, alpha: float | None, label: str = "") -> MeasuredRate:
+    """The learning rate with the least validation loss of `method` at a rank and an alpha: `statistics.optimum`.
+
+    A run that diverged has an infinite loss. label: of the setting, in sentences (default: `method`).
+    """
+    label = label or method
+    cells = [r for r in at.records if (r.cell.method, r.cell.rank, r.cell.alpha) == (method, rank, alpha)]
+    records = [r for r in cells if r.status == "diverged" or (r.status == "ok" and r.validation)]
     used = tuple(record.cell.name for record in records)
     losses: dict[float, dict[int | None, float]] = defaultdict(dict)
     for record in records:
-        if record.cell.lr and record.validation:
-            losses[record.cell.lr][record.cell.seed] = record.validation[-1].loss
+        if record.cell.lr:
+            diverged = record.status == "diverged"
+            losses[record.cell.lr][record.cell.seed] = math.inf if diverged else record.validation[-1].loss
     seeds = len(set.intersection(*(set(of) for of in losses.values()))) if losses else 0
     optimum = statistics.optimum(losses)
     if isinstance(optimum, str):

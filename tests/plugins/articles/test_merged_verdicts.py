@@ -75,12 +75,20 @@ def test_places_that_all_agree_are_not_corrected():
     assert merged_decision([REFUTING] * 3) == REFUTED
 
 
-def test_an_open_place_does_not_overrule_a_sure_one_and_is_named():
-    verdict = merged(SURE, STRADDLING)
+def test_an_open_place_does_not_overrule_most_that_are_sure_and_is_named():
+    verdict = merged(SURE, SURE, STRADDLING)
     assert verdict.judgement.decision == SUPPORTED
-    assert verdict.judgement.why == "Supported in a; not decided in b"
-    assert [one.place[0] for one in verdict.agreeing] == ["a"]
+    assert verdict.judgement.why == "Supported in a, b; not decided in c"
+    assert [one.place[0] for one in verdict.agreeing] == ["a", "b"]
     assert verdict.judgement.effect == SURE.effect, "one that is open shows nothing of what is decided"
+
+
+@pytest.mark.parametrize("vague", [1, 4])
+def test_one_sure_place_speaks_for_no_others(vague):
+    verdict = merged(SURE, *[STRADDLING] * vague)
+    assert verdict.judgement.decision == OPEN
+    assert verdict.judgement.why.startswith("Supported in a; not decided in b")
+    assert merged(judgement(0.6), *[STRADDLING] * vague).judgement.decision == REFUTED
 
 
 def test_among_open_places_a_single_decision_may_be_chance():
@@ -157,7 +165,8 @@ def test_a_setting_that_tells_apart_is_named_with_its_values():
 def test_too_small_to_matter_is_a_decision_like_others():
     small = Judgement(TOO_SMALL, Interval(0.5, 0.49, 0.51), 3, None, ("cell",), "", (0.0, 0.5))
     assert merged_decision([small, small]) == TOO_SMALL
-    assert merged_decision([small, STRADDLING]) == TOO_SMALL
+    assert merged_decision([small, small, STRADDLING]) == TOO_SMALL
+    assert merged_decision([small, STRADDLING]) == OPEN
     assert merged_decision([small, SURE]) == DEPENDS
 
 

@@ -113,8 +113,7 @@ def _further(at: Evidence) -> Judgement:
 
 
 def _best(at: Evidence, rank: int, alpha: float) -> MeasuredRate:
-    records = [record for record in at.of("lora") if (record.cell.rank, record.cell.alpha) == (rank, alpha)]
-    return best_rate(f"lora r={rank} alpha={alpha:g}", records)
+    return best_rate(at, "lora", rank, alpha, f"lora r={rank} alpha={alpha:g}")
 
 
 def _size(ratio: Interval) -> Interval:

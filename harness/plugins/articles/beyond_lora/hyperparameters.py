@@ -30,8 +30,7 @@ def _rate(at: Evidence, method: str) -> MeasuredRate | Judgement:
     """The best learning rate of `method` at its chosen rank and alpha; a judgement if it has no chosen setting."""
     if (choice := at.choices().get((method,))) is None:
         return unchosen(at, [method], [], method)
-    axes = (choice.rank, choice.alpha)
-    return best_rate(method, [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == axes])
+    return best_rate(at, method, choice.rank, choice.alpha)
 
 
 def _judged(rate: MeasuredRate | Judgement, bounds: Bounds) -> Judgement:

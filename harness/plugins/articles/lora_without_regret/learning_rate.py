@@ -6,7 +6,6 @@ from harness.plugins.articles.claims import OPEN, Bounds, Judgement, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.lora_without_regret.losses import on_all_layers
 from harness.plugins.articles.rules import best_rate, each_batch, rate_ratio
-from harness.record import Record
 
 TIMES, FAR = 10, 3.0  # a ratio within this factor of the claimed one agrees with it
 SPREAD = 8  # the ranks that are compared must span this factor
@@ -22,7 +21,7 @@ def _ratio(at: Evidence) -> Judgement:
         choice = at.choices().get((method,))
         if choice is None:
             return unchosen(at, [method], [], method)
-        rates.append(best_rate(method, _like(at, method, choice.rank, choice.alpha)))
+        rates.append(best_rate(at, method, choice.rank, choice.alpha))
     return rate_ratio(rates[0], rates[1]).judge(Bounds(TIMES / FAR, TIMES * FAR, ratio=True))
 
 
@@ -41,9 +40,5 @@ def _change_with_rank(at: Evidence) -> Judgement:
     high, low = chosen[max(chosen)], chosen[min(chosen)]
     if high.alpha != low.alpha:
         return Judgement(OPEN, why=f"alpha differs between ranks ({low.alpha:g} and {high.alpha:g})")
-    highest, lowest = (best_rate(f"lora r={c.rank}", _like(at, "lora", c.rank, c.alpha)) for c in (high, low))
+    highest, lowest = (best_rate(at, "lora", c.rank, c.alpha, f"lora r={c.rank}") for c in (high, low))
     return rate_ratio(highest, lowest).judge(Bounds(1 / FAR, FAR, ratio=True))
-
-
-def _like(at: Evidence, method: str, rank: int | None, alpha: float | None) -> list[Record]:
-    return [r for r in at.of(method) if (r.cell.rank, r.cell.alpha) == (rank, alpha)]
