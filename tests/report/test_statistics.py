@@ -696,12 +696,10 @@ def test_intervals_of_best_rates_cover_the_truth(curve):
 
 
 def test_an_erratic_rate_has_a_spread_of_its_own():
-    """Near divergence a rate varies ten times as much; the interval beside it keeps its ends, and a calm rate's width."""
+    """Near divergence a rate varies ten times as much; the interval beside it has its ends all the same."""
     draw = np.random.default_rng(SEED)
     calm = parabola(5e-5, seeds=3, noise=0.01, grid=(8e-6, 2e-5, 5e-5, 1.2e-4, 3e-4, 7e-4), draw=draw)
-    wild = calm | {
-        rate: {seed: loss * (1, 1.5, 0.8)[seed] for seed, loss in calm[rate].items()} for rate in (3e-4, 7e-4)
-    }
+    wild = calm | {r: {seed: calm[r][seed] * (1, 1.5, 0.8)[seed] for seed in range(3)} for r in (3e-4, 7e-4)}
     found, beside = statistics.optimum(calm), statistics.optimum(wild)
     assert beside.low < 5e-5 < beside.high
     assert beside.high / beside.low < 2 * found.high / found.low
@@ -722,10 +720,10 @@ def test_losses_next_to_nothing_tell_no_best_rate():
     assert statistics.optimum(small) == "The best rate can't be told by losses below 0.05"
 
 
-def test_four_rates_and_three_are_less_sure_than_five():
-    widths = [(of := statistics.optimum(parabola(5e-5, grid=grid))).high / of.low for grid in GRIDS]
-    assert widths == sorted(widths, reverse=True)
-    assert len(set(widths)) == 3
+def test_three_rates_are_less_sure_than_four_and_five():
+    three, four, five = [(of := statistics.optimum(parabola(5e-5, grid=grid))).high / of.low for grid in GRIDS]
+    assert three > 1.5 * four
+    assert four == pytest.approx(five, rel=1e-3)
 
 
 def test_a_rate_at_which_runs_lost_their_way_does_not_blur_the_best_one():
