@@ -230,8 +230,10 @@ def _covered(losses: dict[float, dict[int, float]]) -> Outcome:
     """Whether the interval of the best rate has 1, the true one."""
     found = statistics.optimum(losses)
     if isinstance(found, str):
-        return {"covers at least": np.nan, "ratio": np.nan}
-    return {"covers at least": found.low <= 1 <= found.high, "ratio": found.high / found.low if found.low else np.inf}
+        return {"covers at least": np.nan, "has both ends": 0, "ratio": np.nan}
+    both = found.low > 0 and found.high < np.inf
+    covers = found.low <= 1 <= found.high
+    return {"covers at least": covers, "has both ends": both, "ratio": found.high / found.low if both else np.nan}
 
 
 @situation(

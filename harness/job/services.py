@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness import cell_runner
+from harness import cell_runner, data_files
 from harness.errors import UserError
 from harness.protocol import (
     LIBRARIES,
@@ -87,12 +87,17 @@ def plan(request: PlanCells, send: Send) -> None:
     from harness.job.predict import pool
 
     if own := [planned.cell for planned in request.cells if planned.cell.settings.data.own]:
-        from harness.job import own_files
+        from harness.job import own_files, reachable
 
+        reachable.check_data([cell for cell in own if not _on_hub(cell, request.data_root)], request.data_root)
         for note in own_files.notes(own, request.data_root):
             send(Noted(note))
     for answer in pool.answer(request):
         send(Result(answer))
+
+
+def _on_hub(cell: Cell, data_root: str | None) -> bool:
+    return data_files.names_hub(str(cell.settings.data.path), Path(data_root or "."))
 
 
 def calibrate(request: CalibrateDevice, send: Send) -> None:

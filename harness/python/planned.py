@@ -85,8 +85,8 @@ def frame(plan: Plan, times: Times) -> pd.DataFrame:
     batch_size                          sequences a micro-batch, as it would run
     grad_accum                          micro-batches a step
     max_length                          tokens at which a sequence is cut
-    fits                                whether what is reserved (or, where that is null, the peak) and overhead are
-                                        within the budget; null if they are not known
+    fits                                whether live tensors, on a GPU holes between them too, and overhead are within
+                                        the budget; null if they are not known
     tight                               whether it fits, but with so little room that a step of another shape may
                                         decide
     limited_by                          text: of a cell that does not fit the kind of memory that takes most; of one

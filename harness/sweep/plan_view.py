@@ -231,9 +231,9 @@ def _notes(plan: Plan, times: Times) -> list[str]:
             notes.append("Tables show the allocator's peak, which has kernels' workspaces and rounding beside tensors.")
         if any(point.reserved is not None for point in possible):
             notes.append(
-                "Reserved: what CUDA's allocator takes for them, holes included, with the expandable segments that "
-                "jobs have; all steps are taken to be as large as the largest. Of a sharded cell it is not predicted: "
-                "live tensors must fit."
+                "Reserved: what CUDA's allocator takes for them, with the expandable segments that jobs have; all "
+                "steps are taken to be as large as the largest. Where none is left it gives free memory back, so a "
+                "cell may fit that would take more. Of a sharded cell it is not predicted: live tensors must fit."
             )
         if (plan.environment.get("versions") or {}).get("liger-kernel"):
             notes.append("The loss is predicted in the harness's own chunks; on CUDA, liger-kernel chooses others.")
@@ -298,12 +298,15 @@ def time_notes(plan: Plan, times: Times) -> list[str]:
             "Time: unknown without records of this device that ran alone and are of a like size; `harness calibrate` "
             "times its kernels, --throughput sets a rate, --device a card with published rates."
         )
+    tasks = _tasks(plan.predicted)
+    if tasks and (times.throughput is not None or times.used or times.by_rates or times.calibrated):
+        notes.append(
+            f"Loading, validation and the scoring of {', '.join(tasks)} come on top, which may take longer than "
+            "training; eval.limit=200 scores 200 items of each task."
+        )
     if times.price is not None:
         time = "the estimate within that range," if times.by_rates else "that time"
-        notes.append(
-            f"Cost: {time} at {units.dollars(times.price)} an hour and device. Loading, validation and scoring come "
-            "on top."
-        )
+        notes.append(f"Cost: {time} at {units.dollars(times.price)} an hour and device.")
     elif plan.card is not None:
         notes.append(f"Cost: unknown without a price; --price sets dollars an hour for one {plan.card.name}.")
     return notes
@@ -331,7 +334,13 @@ def _time(plan: Plan, times: Times) -> list[str]:
     least, most = (sum(ends) for ends in zip(*ranges, strict=True))
     in_all = told_time(sum(durations), (least, most) if least < most else None)
     train = f"They train {in_all} in all" if len(fitting) > 1 else f"It trains {in_all}"
-    return [f"{train}{price}{unknown}."]
+    aside = ", scoring aside" if _tasks(fitting) else ""
+    return [f"{train}{price}{aside}{unknown}."]
+
+
+def _tasks(points: Sequence[Planned]) -> list[str]:
+    """The tasks that the cells are scored by."""
+    return list(dict.fromkeys(task for point in points for task in point.cell.settings.eval.tasks))
 
 
 def unknown_lengths(plan: Plan, times: Times) -> list[str]:

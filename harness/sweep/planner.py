@@ -10,6 +10,7 @@ from typing import Any
 from harness import units
 from harness.protocol import PlannedCell
 from harness.record import Calibration, Cell
+from harness.settings import Settings
 from harness.sweep import runner
 from harness.sweep.estimates.card import Card
 from harness.sweep.runner import BESIDE
@@ -41,13 +42,14 @@ class Planned:
 
     @property
     def taken(self) -> int:
-        """Bytes that must be free: those that CUDA's allocator reserves, or else the peak of live tensors."""
-        return self.peak if self.reserved is None else self.reserved
+        """Bytes that must be free: what CUDA's allocator needs for them, or else the peak of live tensors."""
+        size: int = self.prediction["needed"]
+        return size
 
     @property
     def counted(self) -> str:
         """What `taken` counts."""
-        return "live tensors" if self.reserved is None else "reserved memory"
+        return "live tensors" if self.reserved is None else "live tensors and holes between them"
 
 
 @dataclass
@@ -162,7 +164,7 @@ def make(
     plan = Plan(planned, answer["budget"], answer["environment"], answer["kernels"], card)
     plan.host = answer["environment"]["cpu"]["memory_bytes"] if here else None
     plan.calibration = answer["calibration"]
-    if remedies and plan.predicted and not any(map(plan.fits, plan.predicted)):
+    if remedies:
         plan.remedies = _remedies(plan, architectures, data_root)
     return plan
 
@@ -185,8 +187,15 @@ def _refused(cell: Cell | str, card: Card) -> str | None:
 
 
 def _remedies(plan: Plan, architectures: dict[str, dict[str, Any]], data_root: str | None) -> list[str]:
-    """Where nothing fits, what makes the smallest cells fit: smaller micro-batches, recomputed activations."""
-    least = sorted(plan.predicted, key=lambda point: point.taken)[:REMEDIES]
+    """What makes methods fit of which no cell does: smaller micro-batches, recomputed activations."""
+    fitting = {point.cell.method for point in plan.predicted if plan.fits(point)}
+    without = [point for point in plan.predicted if point.cell.method not in fitting]
+    if fitting:  # of each of the others its smallest cell
+        least_of = {p.cell.method: p for p in sorted(without, key=lambda point: point.taken, reverse=True)}
+        without = list(least_of.values())
+    least = sorted(without, key=lambda point: point.taken)[:REMEDIES]
+    if not least:
+        return []
     smaller = [_smaller(point) for point in least]
     requests = [PlannedCell(cell, architectures.get(cell.model)) for cells in smaller for cell in cells]
     rates = None if plan.card is None else plan.card.rates
@@ -235,6 +244,16 @@ def _remedy(plan: Plan, point: Planned, smaller: Sequence[Planned]) -> str:
     # Not always with one sequence: a step that accumulates may take more than one that does not.
     least = min(other.taken for other in (point, *predicted))
     return (
-        f"{point.name} fits with no batch size: it takes {units.size(least + BESIDE)} or more. Take a method with a "
-        "quantised base (qlora), a smaller model or more memory."
+        f"{point.name} fits with no batch size: it takes {units.size(least + BESIDE)} or more. Take "
+        f"{_instead(point.cell.settings)}a smaller model or more memory."
     )
+
+
+def _instead(settings: Settings) -> str:
+    """What takes less memory than the method and the weights of `settings`, as the begin of a list."""
+    if settings.method.bits is not None:
+        return ""
+    own = [] if settings.model.dtype == "bfloat16" else ["model.dtype=bfloat16"]
+    if settings.method.tuned and settings.method.adapt is None:
+        own += ["a method with weights and states of two bytes (full_bf16, galore_bf16)", "an adapter (lora)"]
+    return f"{', '.join([*own, 'a method with a quantised base (qlora)'])}, "

@@ -189,6 +189,8 @@ def test_a_slip_gets_its_remedy(capsys, line, culprits):
         ("sweep seed=1,2 --confirm 0", "argument --confirm: must be a positive number, got 0"),
         ("plan --budget 24", "'24' is no size in bytes; write it as 24GB"),
         ("plan --device h1000", "--device=h1000 is unknown. Did you mean h100?"),
+        ("plan --device a100", "--device=a100 is unknown. Did you mean a100_40 or a100_80?"),
+        ("plan data=local data.path=/nope.jsonl", "There is no file /nope.jsonl; check data.path"),
         ("plan nope=1", "There is no setting 'nope'"),
         ("table nope", "There is no study nope in results"),
         ("table demo --format xml", "argument --format: invalid choice: 'xml'"),

@@ -63,5 +63,29 @@ def test_a_wrong_file_is_named(tmp_path, monkeypatch, text, says):
 
 
 def test_an_unknown_card_has_near_names():
-    with pytest.raises(UserError, match=r"--device=a100_8O is unknown\. Did you mean a100_80\?"):
+    with pytest.raises(UserError, match=r"--device=a100_8O is unknown\. There is: cpu, cuda, a100_40, a100_80"):
         cards.load("a100_8O")
+
+
+@pytest.mark.parametrize("name", ["rtx_4090", "RTX 4090", "rtx4090", "NVIDIA GeForce RTX 4090"])
+def test_spelling_of_a_card_does_not_count(name):
+    assert cards.load(name).name == "rtx_4090"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a100", r"Did you mean a100_40 or a100_80\?"),
+        ("4090", r"Did you mean rtx_4090\?"),
+        ("H100 PCIe", r"Did you mean h100\?"),
+        ("rtx_4080", "There is: cpu, cuda"),
+        ("v100", "There is: cpu, cuda"),
+    ],
+)
+def test_another_card_is_not_suggested(name, said):
+    with pytest.raises(UserError, match=said):
+        cards.load(name)
+
+
+def test_a_card_is_known_by_the_name_that_torch_gives_it():
+    assert cards.load("NVIDIA H100 80GB HBM3").name == "h100"

@@ -6,10 +6,13 @@ import dataclasses
 import json
 
 import pytest
+from command_line import assert_refused
 from job_helpers import composed
+from omegaconf import OmegaConf
 
 from harness.job.predict import examples
 from harness.sweep import plan_view
+from harness.sweep.app import messages
 from harness.sweep.estimates.times import Times
 from harness.sweep.planner import Plan, Planned
 
@@ -55,6 +58,34 @@ def test_conversations_are_counted_too(tickets):
     assert 200 < len(drawn.steps[0][0][0].ids) < 240
 
 
+@pytest.mark.slow
+def test_a_row_that_can_not_be_read_is_refused_though_the_tokenizer_is_not_here(tickets, harness):
+    tickets.write_text(tickets.read_text() + '{"question": broken}\n')
+    run = harness(*PLAN, "method=lora", "data=local", "data.path=tickets.jsonl")
+    assert run.returncode == 2
+    assert_refused(run.stderr.splitlines()[-1] + "\n", "tickets.jsonl", "line 451")
+
+
+def test_scoring_is_said_to_come_on_top(tmp_path):
+    shape = {"steps": 10, "raw": 1000, "lengths": "characters", "sequences": 1, "tokens": 8, "real": True}
+    figures = {"peak": {"weights": 2**30}, "needed": 2**30, "trainable": 1, "flops": 1e12, "reference_flops": 0.0}
+    figures |= {"shape": shape, "precision": "bf16"}
+    cells = [composed(f"method={method}", "eval.tasks=[gsm8k,mmlu]") for method in ("lora", "dora")]
+    plan = Plan([Planned(cell.name, cell, figures) for cell in cells], 8 * 2**30, {}, "cuda")
+    times = Times(tmp_path, {}, "cuda", throughput=10)
+    assert plan_view._time(plan, times)[0].endswith("in all, scoring aside.")
+    (note,) = [note for note in plan_view.time_notes(plan, times) if "come on top" in note]
+    assert "the scoring of gsm8k, mmlu come on top" in note
+
+
+def test_the_dtype_of_a_model_that_is_named_by_its_path_alone_is_said():
+    config = OmegaConf.create({"model": {"path": "ORG/8B", "dtype": "float32"}})
+    said = "ORG/8B is loaded in float32, as the default model; model.dtype=bfloat16 takes half the memory."
+    assert messages.dtype_note(["model.path=ORG/8B", "rank=8"], config) == said
+    assert messages.dtype_note(["model.path=ORG/8B", "model.dtype=float32"], config) is None
+    assert messages.dtype_note(["model=tiny"], config) is None
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_lengths_of_a_hub_data_set_are_said_first(harness):
@@ -95,7 +126,14 @@ def test_only_cells_that_fit_count_in_that_time(tmp_path):
     def planned(method, gib):
         peak = {"resident": gib * 2**30, "gradients": 0, "activations": 0}
         shape = {"steps": 10, "raw": 1000, "lengths": "characters"}
-        prediction = {"peak": peak, "trainable": 10, "flops": 1e12, "reference_flops": 0.0, "shape": shape}
+        prediction = {
+            "peak": peak,
+            "needed": gib * 2**30,
+            "trainable": 10,
+            "flops": 1e12,
+            "reference_flops": 0.0,
+            "shape": shape,
+        }
         return Planned(method, composed(f"method={method}"), prediction)
 
     plan = Plan([planned("lora", 2), planned("dora", 2), planned("full", 20)], 8 * 2**30, {}, "cuda")

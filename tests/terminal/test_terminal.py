@@ -158,6 +158,7 @@ def planned(name, mib):
     peak = {kind: n * MIB for kind, n in kinds.items()}
     prediction = {
         "peak": peak,
+        "needed": sum(peak.values()),
         "resident": peak,
         "total": 100,
         "trainable": 10,

@@ -206,7 +206,7 @@ def _check_permitted(
                 raise _runs_code(name)
             continue
         if name not in manager.all_tasks:
-            raise task_names.unknown(name, manager.all_tasks, include and include.path)
+            raise task_names.unknown(name, manager.all_tasks, None if include is None else include.path)
         if settings.unsafe_code:
             os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # required when the task's metric is loaded
         elif runs_code(manager.task_index, name):

@@ -40,7 +40,8 @@ class Block:
 class Pool:
     """Blocks of the small or of the large pool.
 
-    step: bytes by which its one segment grows; None of a pool of many segments, each of a fixed size.
+    step: bytes of the pages by which its one segment grows; None of a pool of many segments, each of a fixed size.
+    Pages of that segment that were given back are taken again when a block needs them.
     """
 
     def __init__(self, small: bool, step: int | None):
@@ -49,18 +50,25 @@ class Pool:
         self._blocks: dict[int, Block] = {}  # free ones by address
         self._last: Block | None = None  # of the segment that grows
         self._end = 0  # address after the last segment
+        self._missing: set[int] = set()  # pages that were given back, by number
         self.reserved = 0
 
     def lacks(self, size: int) -> int:
-        """Bytes of the segment that a block of `size` bytes takes; 0 if there is room in those that there are."""
-        if bisect.bisect_left(self._free, (size, -1)) < len(self._free):
-            return 0
+        """Bytes that the pool takes of the device for a block of `size` bytes; 0 if there is room in what it has."""
+        at = bisect.bisect_left(self._free, (size, -1))
+        if at < len(self._free):
+            return self._lacks_pages(self._free[at][1], size) if self._step else 0
         return _segment_size(size) if self._step is None else _rounded(size, self._step)
 
     def release(self) -> None:
-        """Give back the segments that are wholly free; one that grows keeps all."""
+        """Give back the segments that are wholly free, and the free pages of one that grows."""
         for block in list(self._blocks.values()):
-            if self._step is None and block.before is None and block.after is None:
+            if self._step is not None:
+                free = range(-(-block.address // self._step), (block.address + block.size) // self._step)
+                given = set(free) - self._missing
+                self._missing |= given
+                self.reserved -= len(given) * self._step
+            elif block.before is None and block.after is None:
                 self._remove(block)
                 self.reserved -= block.size
 
@@ -72,6 +80,9 @@ class Pool:
             self._remove(block)
         else:
             block = self._segment(size) if self._step is None else self._grown(size, self._step)
+        if self._missing and self._step is not None:
+            self.reserved += self._lacks_pages(block.address, size)
+            self._missing -= set(self._pages(block.address, size))
         if self._splits(block.size - size):
             self._split(block, size)
         block.free = False
@@ -87,6 +98,15 @@ class Pool:
             self._remove(after)
             block = self._merged(block, after)
         self._add(block)
+
+    def _pages(self, address: int, size: int) -> range:
+        """The pages in which the `size` bytes at `address` lie, by number."""
+        step = self._step or 1
+        return range(address // step, -(-(address + size) // step))
+
+    def _lacks_pages(self, address: int, size: int) -> int:
+        """Bytes of pages at `address` that were given back."""
+        return len(self._missing.intersection(self._pages(address, size))) * (self._step or 0) if self._missing else 0
 
     def _splits(self, rest: int) -> bool:
         return rest > SMALL if self._step is None and not self._small else rest >= ROUNDING
@@ -145,7 +165,8 @@ class CachingAllocator:
     """What is reserved while tensors are allocated and freed.
 
     steps: bytes by which the segments of the small and of the large pool grow; None for segments of fixed sizes.
-    capacity: bytes from which on it gives back what is wholly free before it takes more; None: none is short.
+    capacity: bytes from which on it gives back what is free before it takes more; None: none is short. With 0 it takes
+    the least that it can do with.
     allocated: bytes of all blocks handed out, as torch.cuda.memory_allocated has it. peak: of what is reserved.
     """
 
@@ -168,9 +189,11 @@ class CachingAllocator:
             return
         rounded = _rounded(size, ROUNDING)
         pool = self._pools[rounded > SMALL]
-        if self._capacity is not None and self.reserved + pool.lacks(rounded) > self._capacity:
-            for each in self._pools:
-                each.release()
+        if self._capacity is not None:
+            lacking = pool.lacks(rounded)
+            if lacking and self.reserved + lacking > self._capacity:
+                for each in self._pools:
+                    each.release()
         block = pool.take(rounded)
         self.peak = max(self.peak, self.reserved)
         self._blocks[key] = pool, block

@@ -19,8 +19,9 @@ class Line:
     """Figures of a probe that are linear in depth and batch: peaks by window and kind, and others by name.
 
     Of the others ``unused`` is what CUDA's allocator reserves beside the peak, and ``holes`` the same if it grew by the
-    byte: only that is linear, as it grows by EXPANDABLE's steps. ``single`` is the largest tensor. ``uneven`` is 1 if
-    these were extrapolated though holes do not grow evenly: see `_unused`.
+    byte: only that is linear, as it grows by EXPANDABLE's steps. ``least`` is what it must have beside the peak: where
+    no memory is left, it gives back what is free before it takes more. ``single`` is the largest tensor. ``uneven`` is
+    1 if what is unused was extrapolated though holes do not grow evenly: see `_unused`.
     """
 
     windows: dict[str, dict[str, float]]
@@ -63,7 +64,7 @@ class Line:
     @property
     def reserved(self) -> float | None:
         """Bytes that CUDA's allocator reserves: the peak, and what it has beside it; None where it is not predicted."""
-        return self.taken if "unused" in self.others else None
+        return self.live + max(0.0, self.others["unused"]) if "unused" in self.others else None
 
     @property
     def live(self) -> float:
@@ -72,8 +73,8 @@ class Line:
 
     @property
     def taken(self) -> float:
-        """Bytes that must be free: what is reserved, or else the peak of live tensors."""
-        return self.live + max(0.0, self.others.get("unused", 0.0))
+        """Bytes that must be free: the peak of live tensors, and what the allocator must have beside it."""
+        return self.live + max(0.0, self.others.get("least", 0.0))
 
 
 def _unused(one: dict[str, float], two: dict[str, float], further: float) -> dict[str, float]:

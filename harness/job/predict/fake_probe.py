@@ -131,6 +131,7 @@ class FakeProbe:
         if self._trace is not None:
             others["single"] = self._trace.largest
             others["unused"] = self._trace.reserved() - self._live.peak
+            others["least"] = self._trace.reserved(capacity=0) - self._live.peak
             others["holes"] = self._trace.reserved((ROUNDING, ROUNDING)) - self._live.peak
             others["uneven"] = 0.0
         others |= self._work(sum(batch.padded for batch in micro), len(micro))

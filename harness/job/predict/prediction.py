@@ -75,8 +75,8 @@ class Predictor:
     def predict(
         self, cell: Cell, architecture: dict[str, Any] | None, budget: int | None = None, safe: int | None = None
     ) -> dict[str, Any]:
-        """What `cell` takes: bytes by kind (peak, resident), bytes that CUDA's allocator reserves (null: not
-        predicted), weights, FLOPs and tokens, as JSON.
+        """What `cell` takes: bytes by kind (peak, resident), bytes that it needs and that CUDA's allocator reserves
+        (null: not predicted), weights, FLOPs and tokens, as JSON.
 
         architecture: the model's dimensions, in place of its own config. budget: bytes, for the largest batch that fits
         (null if none does); null: it is not looked for, which takes half the time. safe: bytes, for the micro_batch of
@@ -107,7 +107,8 @@ class Predictor:
         by_phase = self._by_phase(cell, architecture, line, budget) if train.sharded else {}
         return by_phase | {
             "peak": {kind: round(value) for kind, value in line.peak.items()},
-            "reserved": None if line.reserved is None else round(line.reserved),
+            "needed": round(line.taken),
+            "reserved": _reserved(line, budget),
             "resident": {k.partition(":")[2]: round(v) for k, v in line.others.items() if k.startswith("resident:")},
             "total": round(line.others["total"]),
             "trainable": round(line.others["trainable"]),
@@ -337,6 +338,13 @@ class Predictor:
         if key not in self._drawn:
             self._drawn[key] = examples.draw(cell, self._data_root)
         return self._drawn[key]
+
+
+def _reserved(line: Line, budget: int | None) -> int | None:
+    """Bytes that CUDA's allocator reserves, which gives free ones back before it takes more than the budget."""
+    if line.reserved is None:
+        return None
+    return round(line.reserved if budget is None else max(line.taken, min(line.reserved, budget)))
 
 
 def _key(cell: Cell, shape: Shape, times: int, layout: batching.Layout, architecture: dict[str, Any] | None) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import data_files, task_names
 from harness.errors import UserError, nearest
-from harness.settings import HELD_OUT, DataSettings, ModelSettings
+from harness.settings import HELD_OUT, ModelSettings
 from harness.sweep.app.point import Point
 
 GGUF = struct.Struct("<4sIQQ")  # how a file of that format begins: GGUF, its version, numbers of tensors and of keys
@@ -34,7 +34,7 @@ def require(points: Sequence[Point]) -> None:
         if encoder is not None:
             _require_encoder(encoder)
     _require_tasks(points)
-    _require_data({(point.cell.settings.data, point.request.data_root): None for point in points})
+    require_data(points)
 
 
 def _require_results(study: Path, results: str) -> None:
@@ -123,12 +123,9 @@ def _config(path: Path) -> dict[str, object]:
     return config if isinstance(config, dict) else {}
 
 
-def _require_data(sources: Iterable[tuple[DataSettings, str | None]]) -> None:
-    """Raise UserError for the first data of the user's own whose file or folder is not named, or not there.
-
-    sources: data, and the folder that data.path is below.
-    """
-    for data, root in sources:
+def require_data(points: Sequence[Point]) -> None:
+    """Raise UserError for the first data of the user's own whose file or folder is not named, or not there."""
+    for data, root in {(point.cell.settings.data, point.request.data_root): None for point in points}:
         if not data.own:
             continue
         if data.path is None:

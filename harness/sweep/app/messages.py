@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,16 @@ def refuse_slips(overrides: list[str]) -> None:
             )
         if key.startswith("~") and key[1:] in _types(FullConfig).keys() - OPTIONAL:
             raise UserError(f"{key[1:]} can't be removed, as every cell has it; give it another value, got {override}.")
+
+
+def dtype_note(overrides: Iterable[str], config: DictConfig) -> str | None:
+    """What the user may not expect of a model that `overrides` name by its path alone: it has the default's dtype."""
+    keys, model = {override.lstrip("+").partition("=")[0] for override in overrides}, config.model
+    if "model.path" not in keys or keys & {"model", "model.dtype"} or model.dtype != "float32":
+        return None
+    if str(model.path).startswith("embedded:"):
+        return None
+    return f"{model.path} is loaded in float32, as the default model; model.dtype=bfloat16 takes half the memory."
 
 
 def quoted(override: str) -> str:

@@ -12,6 +12,7 @@ from harness import record, terminal, units
 from harness.errors import UserError
 from harness.record import Cell
 from harness.sweep import plan_view, planner
+from harness.sweep.app import inputs
 from harness.sweep.app.checking import check
 from harness.sweep.app.planning import Planning
 from harness.sweep.app.point import Point, architectures, point_of
@@ -42,6 +43,7 @@ def predict(requested: Sequence[list[str]], compose: Compose, options: Options) 
                 remote[point.cell.id] = point
     if remote:
         check(list(remote.values()), options)
+    inputs.require_data(local)
     if not planned:
         return []
     if options.dollars is not None and options.price is None and (options.card is None or options.card.price is None):

@@ -167,6 +167,8 @@ def _composed(config: DictConfig) -> Point:
     hydra = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)
     messages.require_settings(config)
+    if note := messages.dtype_note(hydra.overrides.task, config):
+        print(note, file=sys.stderr)
     point = point_of(config, [])
     return point.at(hydra.job.num + 1) if hydra.mode == RunMode.MULTIRUN else point
 

@@ -242,7 +242,10 @@ class GridSweeper(Sweeper):
         """
         added = [override for override in overrides if messages.slot(override)]
         if not added:
-            return self._compose(overrides), overrides
+            composed = self._compose(overrides)
+            if note := messages.dtype_note(overrides, composed):
+                self._say_once(note)
+            return composed, overrides
         composed = self._compose([override for override in overrides if override not in added])
         applicable = [o for o in overrides if o not in added or composed.method[messages.slot(o)] is not None]
         for override in overrides:

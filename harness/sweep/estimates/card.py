@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
@@ -12,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from harness.config_folders import group_files
-from harness.errors import UserError, first_line, one_of
+from harness.errors import UserError, first_line
 from harness.protocol import CardRates
 
 
@@ -63,10 +65,37 @@ def price_of(devices: Collection[str]) -> float | None:
     return None
 
 
+def _letters(name: str) -> str:
+    """What identifies a card: letters and digits, without its maker's name."""
+    return re.sub(r"nvidia|geforce|[^a-z0-9]", "", name.lower())
+
+
+def _devices(path: Path) -> list[str]:
+    """The names that torch gives the card of a file; none of a file that can't be read."""
+    with suppress(OmegaConfBaseException, YAMLError):
+        return list(OmegaConf.select(OmegaConf.load(path), "devices") or [])
+    return []
+
+
+def _unknown(name: str, files: Iterable[str]) -> UserError:
+    """The sentence on a card that no file has. Only a card whose name has the same letters and digits is meant."""
+    given = _letters(name)
+    near = [file for file in files if given and (given in _letters(file) or _letters(file) in given)]
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There is: {', '.join(['cpu', 'cuda', *files])}."
+    return UserError(f"--device={name} is unknown. {hint} docs/cards.md says how to add a card.")
+
+
 def load(name: str) -> Card:
-    """The card of conf/device/`name`.yaml, shipped or in the working folder. UserError if it is unknown or wrong."""
+    """The card of conf/device/`name`.yaml, shipped or in the working folder. UserError if it is unknown or wrong.
+
+    Spelling does not count: RTX 4090 is rtx_4090.
+    """
     files = group_files("device")
-    one_of("--device", name, ["cpu", "cuda", *files])
+    if (file := {_letters(file): file for file in files}.get(_letters(name))) is None:
+        file = next((file for file in files if _letters(name) in map(_letters, _devices(files[file]))), None)
+    if file is None:
+        raise _unknown(name, files)
+    name = file
     try:
         card: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(files[name])))
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:

@@ -676,7 +676,7 @@ def test_plan_of_nothing_that_can_be(inside):
         (("plan", "method=lora", "--throughput", "0"), "must be positive"),
         (("sweep", "method=lora", "--budget", "24GB"), "requires `plan` or `sweep --fit`"),
         (("plan", "quickstrat"), "Did you mean quickstart?"),
-        (("plan", "--device", "rtx4090"), "--device=rtx4090 is unknown. Did you mean rtx_4090?"),
+        (("plan", "--device", "4090"), "--device=4090 is unknown. Did you mean rtx_4090?"),
         (("plan", "--device", "h100", "--price", "0"), "--price must be positive, got 0."),
         (("plan", "--device", "cuda", "--advise"), "--advise requires --device with a card"),
         (("sweep", "method=lora", "--device", "h100"), "--device requires `plan` or `sweep --fit`"),
