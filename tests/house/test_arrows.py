@@ -89,6 +89,7 @@ BELOW = {
     "config_folders",
     "config_help",
     "data_files",
+    "task_names",
     "boot",
     "cell_runner",
     "env",

@@ -65,9 +65,9 @@ class Pool:
         for block in list(self._blocks.values()):
             if self._step is not None:
                 free = range(-(-block.address // self._step), (block.address + block.size) // self._step)
-                given = set(free) - self._missing
-                self._missing |= given
-                self.reserved -= len(given) * self._step
+                whole = set(free) - self._missing
+                self._missing |= whole
+                self.reserved -= len(whole) * self._step
             elif block.before is None and block.after is None:
                 self._remove(block)
                 self.reserved -= block.size

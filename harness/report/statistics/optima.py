@@ -93,9 +93,9 @@ def _least(x: np.ndarray, table: np.ndarray, best: int, alpha: float) -> tuple[f
     slope = curve.deriv()
     inner = [root for root in _roots(slope) if ends[best - 1] < root < ends[best + 1]]
     value = min(inner, key=curve, default=0.0)
-    tried = np.linspace(ends[0], ends[-1], FINE)  # roots would be inexact where noise is small: they nearly meet
-    errors = sum(half**2 * basis.deriv()(tried) ** 2 for half, basis in zip(_halves(table, alpha), bases, strict=True))
-    sloping = tried[slope(tried) ** 2 > errors]
+    points = np.linspace(ends[0], ends[-1], FINE)  # roots would be inexact where noise is small: they nearly meet
+    errors = sum(half**2 * basis.deriv()(points) ** 2 for half, basis in zip(_halves(table, alpha), bases, strict=True))
+    sloping = points[slope(points) ** 2 > errors]
     low, high = sloping[sloping < value].max(initial=-math.inf), sloping[sloping > value].min(initial=math.inf)
     return x[best] + value, x[best] + low, x[best] + high
 

@@ -79,8 +79,8 @@ def _devices(path: Path) -> list[str]:
 
 def _unknown(name: str, files: Iterable[str]) -> UserError:
     """The sentence on a card that no file has. Only a card whose name has the same letters and digits is meant."""
-    given = _letters(name)
-    near = [file for file in files if given and (given in _letters(file) or _letters(file) in given)]
+    wanted = _letters(name)
+    near = [file for file in files if wanted and (wanted in _letters(file) or _letters(file) in wanted)]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There is: {', '.join(['cpu', 'cuda', *files])}."
     return UserError(f"--device={name} is unknown. {hint} docs/cards.md says how to add a card.")
 
