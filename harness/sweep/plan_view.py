@@ -257,13 +257,15 @@ def _notes(plan: Plan, times: Times) -> list[str]:
 
 
 def _phase_note(plan: Plan, point: Planned) -> str:
-    """What each phase of a sharded cell takes of a device, and the cell of its machines, and which has too little."""
+    """What each phase of a cell takes of a device, and a sharded cell of its machines, and which has too little."""
     sizes = ", ".join(f"{name} {units.size(size)}" for name, size in phases_of(point).items())
-    host, shortage = point.prediction["host"], plan.shortage(point)
-    others = f", {units.size(host['others'])} on each other one" if point.cell.settings.train.nodes > 1 else ""
-    sentence = (
-        f"{point.name}, by phase: {sizes} a device; {units.size(host['first'])} on its first machine's host{others}."
-    )
+    host, shortage = point.prediction.get("host"), plan.shortage(point)
+    if host is None:
+        sentence = f"{point.name}, by phase: {sizes}, as experts lie in 16 bits until they are packed."
+    else:
+        others = f", {units.size(host['others'])} on each other one" if point.cell.settings.train.nodes > 1 else ""
+        machines = f"{units.size(host['first'])} on its first machine's host{others}"
+        sentence = f"{point.name}, by phase: {sizes} a device; {machines}."
     if shortage is None:
         return sentence
     place = "That host has" if shortage.phase == "host" else f"The phase {shortage.phase} does not fit: a device has"

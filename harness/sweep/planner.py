@@ -242,7 +242,7 @@ def _remedy(plan: Plan, point: Planned, smaller: Sequence[Planned]) -> str:
             settings += ["train.gradient_checkpointing=true"] if train.gradient_checkpointing else []
             return f"{point.name} fits with {' '.join(settings)}."
     # Not always with one sequence: a step that accumulates may take more than one that does not.
-    least = min(other.taken for other in (point, *predicted))
+    least = min(max(phases_of(other).values()) for other in (point, *predicted))
     return (
         f"{point.name} fits with no batch size: it takes {units.size(least + BESIDE)} or more. Take "
         f"{_instead(point.cell.settings)}a smaller model or more memory."

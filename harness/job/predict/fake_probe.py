@@ -21,6 +21,7 @@ from harness.job.measure.live_memory import LiveBytes
 from harness.job.measure.workspaces import WORKSPACES
 from harness.job.methods import optimizers
 from harness.job.models import empty_weights, structure
+from harness.job.models.quantisation import packed_experts
 from harness.job.predict import phases
 from harness.job.predict.caching_allocator import ROUNDING, Trace
 from harness.job.predict.cuda_kernels import CudaKernels
@@ -104,6 +105,7 @@ class FakeProbe:
         """The figures on micro-batches `times` as large as those of `shape`."""
         net, added = self._model()
         total = structure.count(net)
+        packed = sum(stack.nbytes for stack in packed_experts(net).values())
         whole = phases.sizes(self._cell, net, self._config, added) if self._train.sharded else {}
         AcceleratorState._reset_state(True)  # accelerate keeps one precision for a process
         with self._ranks() as rank:
@@ -128,6 +130,7 @@ class FakeProbe:
         flops = figures.flops_per_token + figures.recomputed_flops_per_token  # recomputation takes time too
         resident = {f"resident:{kind}": value for kind, value in dataclasses.asdict(figures.resident).items()}
         others = resident | whole | {"total": total, "trainable": trainable, "flops_per_token": flops}
+        others["unpacked"] = 3.0 * packed  # beside 4 bits, where experts lie in 16 until they are packed
         if self._trace is not None:
             others["single"] = self._trace.largest
             others["unused"] = self._trace.reserved() - self._live.peak

@@ -104,8 +104,7 @@ class Predictor:
         largest = None
         if budget is not None and not chosen:
             largest = self._largest(cell, shape, layout, architecture, budget)
-        by_phase = self._by_phase(cell, architecture, line, budget) if train.sharded else {}
-        return by_phase | {
+        return self._by_phase(cell, architecture, line, budget) | {
             "peak": {kind: round(value) for kind, value in line.peak.items()},
             "needed": round(line.taken),
             "reserved": _reserved(line, budget),
@@ -133,7 +132,13 @@ class Predictor:
     def _by_phase(
         self, cell: Cell, architecture: dict[str, Any] | None, line: Line, budget: int | None
     ) -> dict[str, Any]:
-        """What each phase of a sharded cell takes of a device, and what the cell takes of its machines."""
+        """What each phase of the cell takes of a device, where another one than training may decide.
+
+        Of a sharded cell also what it takes of its machines.
+        """
+        if not cell.settings.train.sharded:
+            load = line.others["resident:weights"] + line.others["unpacked"]
+            return {"phases": {"load": round(load), "train": round(line.taken)}} if line.others["unpacked"] else {}
         config, peak = self._config(cell, architecture)[0], sum(line.peak.values())
         of_devices = phases.devices(cell, config, line.others, peak, budget)
         return {

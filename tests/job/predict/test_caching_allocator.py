@@ -10,6 +10,7 @@ from harness.job.predict.caching_allocator import EXPANDABLE, MIB, CachingAlloca
 from harness.job.predict.extrapolation import Line
 from harness.job.predict.prediction import Predictor
 from harness.sweep import planner
+from harness.sweep.runner import BESIDE
 
 
 def reserved(*sizes: int, steps=None) -> tuple[int, int]:
@@ -210,6 +211,18 @@ def test_two_shallow_models_tell_what_a_deep_one_reserves(monkeypatch, method, w
     monkeypatch.setattr(empty_weights, "alike", lambda *_: False)
     deep = Predictor(None, "bf16", "cuda").predict(cell, None)["reserved"]
     assert shallow == pytest.approx(deep, rel=within)
+
+
+def test_experts_are_loaded_before_they_are_packed():
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 128, "moe_intermediate_size": 32, "num_experts": 8, "vocab_size": 512}
+    cell = composed("model=tiny", "model.path=moe", "model.dtype=bfloat16", "method=qlora", "train.max_length=32")
+    found = Predictor(None, "bf16", "cuda").predict(cell, {"model_type": "qwen3_moe", "head_dim": 16} | sizes, 2**30)
+    experts = 3 * 8 * 3 * 32 * 64
+    assert found["phases"]["load"] == found["resident"]["weights"] + experts * 3 // 2, "16 bits instead of 4"
+    budget = found["phases"]["load"] + BESIDE - 1
+    plan = planner.Plan([point := planner.Planned("qlora", cell, found)], budget, {}, "cuda")
+    assert plan.shortage(point).phase == "load"
 
 
 @pytest.mark.parametrize(
