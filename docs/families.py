@@ -61,7 +61,7 @@ FOOT = """
 - `galore` (also `galore_rsvd`, `galore_layer`, `galore_bf16`) projects the gradient of each expert by itself.
   `galore_8bit`, `muon` and `apollo` refuse them.
 - `qlora`, `qdora` and `base_nf4` pack them in 4 bits with bitsandbytes, and dequantise a layer's experts while it
-  computes. They are loaded in 16 bits first, so loading takes that memory. Methods on a base of
+  computes. They are loaded in 16 bits first, which `plan` counts (`no: load`). Methods on a base of
   8 bits (`lora_8bit`, `lora_int8wo`, `lora_fp8wo`, and their untuned models) refuse them.
 - Sharded over several devices (`train.parallel=fsdp`), `qlora` and `galore` refuse them; `lora` and `full` do not.
 
