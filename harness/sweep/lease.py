@@ -21,6 +21,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ from harness.record import machine as _machine
 HEARTBEAT = 10.0  # seconds between two writes of an owner
 SILENCE = 120.0  # seconds without a write after which an owner on another machine is taken for dead
 GLANCE = 1.0  # seconds between two reads of a lease that is waited for
+PATIENCE = 20  # such reads after which it is said what is waited for: an owner writes more often
 SIZE = 2000  # bytes of a file from its start, so that a full disk stops no heartbeat
 KEYS = {"host", "machine", "pid", "processes", "started", "progress"}
 
@@ -137,6 +139,8 @@ def alive(folder: Path) -> bool:
         if unchanged <= looks:
             return True  # its owner wrote, or another has it now
         looks = unchanged
+        if looks == PATIENCE:
+            print(f"Waiting for a sign of life of what runs {folder.name}, {SILENCE:.0f} s at most.", file=sys.stderr)
         time.sleep(GLANCE)
     return False
 
