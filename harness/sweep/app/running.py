@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import config as settings_of
@@ -167,7 +167,8 @@ def _composed(config: DictConfig) -> Point:
     hydra = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)
     messages.require_settings(config)
-    if note := messages.dtype_note(hydra.overrides.task, config):
+    typed = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # a value may be an interpolation
+    if note := messages.dtype_note(map(str, typed), config):
         print(note, file=sys.stderr)
     point = point_of(config, [])
     return point.at(hydra.job.num + 1) if hydra.mode == RunMode.MULTIRUN else point
