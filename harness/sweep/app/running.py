@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -167,8 +168,8 @@ def _composed(config: DictConfig) -> Point:
     hydra = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)
     messages.require_settings(config)
-    typed = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # a value may be an interpolation
-    if note := messages.dtype_note(map(str, typed), config):
+    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # a value may be an interpolation
+    if note := messages.dtype_note(typed, config):
         print(note, file=sys.stderr)
     point = point_of(config, [])
     return point.at(hydra.job.num + 1) if hydra.mode == RunMode.MULTIRUN else point
