@@ -168,8 +168,8 @@ def _composed(config: DictConfig) -> Point:
     hydra = HydraConfig.get()
     os.chdir(hydra.runtime.cwd)
     messages.require_settings(config)
-    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # a value may be an interpolation
-    if note := messages.dtype_note(typed, config):
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # a value may be an interpolation
+    if note := messages.dtype_note(overrides, config):
         print(note, file=sys.stderr)
     point = point_of(config, [])
     return point.at(hydra.job.num + 1) if hydra.mode == RunMode.MULTIRUN else point
