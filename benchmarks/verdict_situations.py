@@ -306,7 +306,7 @@ def lr_full(draw: np.random.Generator, best: float, wrong: Wrong, moved: float) 
             study.add("full", seed, lr=float(lr), loss=1 + 0.1 * np.log(lr / best) ** 2 + draw.normal(0, 0.02))
     judged = judgement(study, "lr-full")
     covers = np.nan if judged.effect is None else inside(judged.effect, best)
-    return {"wrong": judged.decision == wrong, "open": judged.decision == OPEN, "covers": covers}
+    return {"wrong": judged.decision == wrong, "open": judged.decision == OPEN, "covers at least": covers}
 
 
 ONE: Cases = {f"losses differ by {100 * sd:g}%": {"sd": sd} for sd in (0.02, 0.06, 0.1)}

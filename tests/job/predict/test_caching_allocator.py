@@ -167,8 +167,8 @@ def test_with_a_large_embedding_what_fits_is_told_by_all_layers(monkeypatch, met
     monkeypatch.setattr(empty_weights, "alike", lambda *_: False)
     assert figures["reserved"] == with_a_large_embedding(method, 8)["reserved"] != shallow["reserved"]
     most = figures["largest_batch"]
-    assert with_a_large_embedding(method, most)["reserved"] <= 1.01 * budget
-    assert with_a_large_embedding(method, round(1.1 * most))["reserved"] > budget
+    assert with_a_large_embedding(method, most)["needed"] <= 1.05 * budget  # pages of 20 MiB hold holes, too
+    assert with_a_large_embedding(method, round(1.1 * most))["needed"] > budget
 
 
 @pytest.mark.slow
