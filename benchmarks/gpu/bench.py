@@ -244,7 +244,7 @@ class Bench:
     @cached_property
     def planned(self) -> dict[str, Planned | Impossible]:
         """By method, the prediction for its cell."""
-        self._plan = planner.make(list(self.cells.items()), self.architectures, None, None)
+        self._plan = planner.make(list(self.cells.items()), self.architectures, None, None, remedies=False)
         return {point.name: point for point in self._plan.points}
 
     def obstacle(self, method: str) -> str | None:

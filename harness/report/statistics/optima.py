@@ -12,7 +12,7 @@ from scipy import special
 
 from harness.report.statistics.estimates import ALPHA, Interval, quantile
 
-TINY = 1e-4  # logarithms of rates closer than this are equal
+TINY = 1e-4  # imaginary parts below it are of rounding
 FINE = 4001  # points between the lowest and the highest of these rates at which the slope is looked at
 POINTS = 5  # rates around the best one through which the curve goes
 LOST = math.log(2)  # above the least: rates beyond the next ones at which losses have doubled are left out
