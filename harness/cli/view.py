@@ -48,19 +48,21 @@ def view(options: argparse.Namespace) -> int:
 
 
 def _names(options: argparse.Namespace) -> list[str]:
-    """The studies to serve. One that has not begun is waited for, as `status --watch` does, unless its name looks like
-    a slip of the name of another."""
+    """The studies to serve. One that has not begun is waited for, as `status --watch` does; if its name is close to
+    another's, that one is named."""
     try:
         return begun_study_names(options)
     except UserError:
         from harness.sweep import store
 
-        if options.study is None or nearest(options.study, store.begun(options.results_dir)):
+        if options.study is None:
             raise
         if (options.results_dir / options.study).is_file():
             raise UserError(f"{options.results_dir / options.study} is a file; a study is a folder.") from None
         require_study_name(options.study, options.results_dir)
-        print(f"{options.study} has not begun; its page waits for it.", flush=True)
+        near = nearest(options.study, store.begun(options.results_dir))
+        hint = f" Did you mean {near}? Then press Ctrl-C." if near else ""
+        print(f"{options.study} has not begun; its page waits for it.{hint}", flush=True)
         return [options.study]
 
 

@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from contextlib import contextmanager, suppress
+from urllib.parse import quote
 
 import pytest
 from chromium import Page, in_a_browser
@@ -266,20 +267,23 @@ def test_a_port_in_use_and_a_missing_folder_are_one_sentence_each(inside, result
     said = inside("view", "--results-dir", "nowhere")
     assert (said.returncode, said.stderr.count("\n")) == (2, 1)
     assert "There is no results folder nowhere" in said.stderr
-    said = inside("view", "group/tow")
-    assert (said.returncode, said.stderr.count("\n")) == (2, 1)
-    assert "Did you mean group/two?" in said.stderr
     said = inside("view", "--port", "70000")
     assert said.stderr == "error: --port must lie between 0 and 65535, got 70000.\n"
 
 
-def test_a_study_that_has_not_begun_is_waited_for(results, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "hint"), [("later", ""), ("group/tow", " Did you mean group/two? Then press Ctrl-C.")]
+)
+def test_a_study_that_has_not_begun_is_waited_for(results, monkeypatch, capsys, name, hint):
     with monkeypatch.context() as unserved:
         unserved.setattr(Viewer, "serve_forever", lambda self: None)
-        assert main(["view", "later", "--results-dir", str(results), "--port", "0"]) == 0
+        assert main(["view", name, "--results-dir", str(results), "--port", "0"]) == 0
     first, address, _ = capsys.readouterr().out.splitlines()
-    assert first == "later has not begun; its page waits for it."
-    assert address.endswith("/study/later")
+    assert first == f"{name} has not begun; its page waits for it.{hint}"
+    assert address.endswith(f"/study/{quote(name, safe='')}")
+
+
+def test_the_page_of_a_study_that_has_not_begun_says_so(results):
     with serving(results, "later") as server:
         assert "later: no cell is over yet" in ask(server, server.address("study", "later"))[2]
 
