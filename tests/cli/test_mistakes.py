@@ -178,6 +178,11 @@ def test_a_slip_gets_its_remedy(capsys, line, culprits):
         ("sweep nope", "sweep=nope is unknown. There is: alpha, "),
         ("sweep quickstrat", "sweep=quickstrat is unknown. Did you mean quickstart?"),
         ("sweep quickstart smollm2", "`sweep smollm2` runs the sweep of that name, one at a time."),
+        (
+            "sweep method=lora,galore method.knobs.scale=1,2",
+            "no knob 'scale'; apollo, apollo_mini, galore, galore_8bit,",
+        ),
+        ("run method=galore method.knobs.scalee=1", "No method has a knob 'scalee'; did you mean scale?"),
         ("sweep method=lora,lorra", "method=lorra is unknown. Did you mean"),
         ("sweep rank=8,16, alpha=32", "A value can't end with a comma, got rank=8,16,; write rank=8,16."),
         ("sweep rank=8, 16", "Values are separated by commas without spaces, got rank=8, 16; write rank=8,16."),

@@ -296,6 +296,8 @@ def _no_override(word: str) -> str:
 
 
 def _no_setting(key: str) -> str:
+    if key.startswith("method.knobs."):
+        return _no_knob(key.removeprefix("method.knobs."))
     types = _types(FullConfig)
     # Open to what the callable that they name takes.
     if key.startswith(("hydra.", *(f"{name}." for name, kind in types.items() if kind.startswith("dict[")))):
@@ -313,6 +315,24 @@ def _no_setting(key: str) -> str:
     if near := next(iter(elsewhere or own), like):
         return f"There is no setting {key!r}; did you mean {near}?{UNITS.get(near, '') if elsewhere else ''}"
     return f"There is no setting {key!r}; `run --help` lists them."
+
+
+def _no_knob(knob: str) -> str:
+    """What to type instead of a knob that a method of the command does not have."""
+    knobs_of = {name: _knobs(path) for name, path in group_files("method").items()}
+    having = [name for name, knobs in knobs_of.items() if knob in knobs]
+    if having:
+        alone = "sweep it with these alone, into the same study=NAME"
+        return f"A method here has no knob {knob!r}; {', '.join(having)} have it: {alone}."
+    near = nearest(knob, {name for knobs in knobs_of.values() for name in knobs})
+    return f"No method has a knob {knob!r}" + (f"; did you mean {near}?" if near else ".")
+
+
+def _knobs(method_file: Path) -> set[str]:
+    """The knobs of a method's file and of those that it is built on."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(method_file), resolve=False)
+    built_on = [one for one in content.get("defaults", []) if one in group_files("method")]
+    return set(content.get("knobs") or {}).union(*(_knobs(group_files("method")[one]) for one in built_on))
 
 
 def _unknown(settings: dict[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
