@@ -97,7 +97,7 @@ class Recording:
         running.describe(result)
         self._write()
         running.end(result)
-        if self._request.checkpoints is not None and result.status != "failed":
+        if self._request.checkpoints is not None and result.status not in ("failed", "oom"):
             shutil.rmtree(self._request.checkpoints, ignore_errors=True)
         self._report({"phase": "recorded"})
         return result

@@ -41,6 +41,7 @@ FORMAT = 2  # of the files
 PARAMETERS, STATE, ABOUT = "parameters.pt", "state.pt", "about.json"
 STEP = "step-"
 JOB = Path(__file__).parents[1]
+OF_ONE_MACHINE = ("id", "memory_bytes", "driver")  # of a device, by which nothing is computed
 
 
 class Unusable(Exception):
@@ -179,12 +180,16 @@ def check_readable(path: Path) -> None:
 def origin(device: torch.device) -> dict[str, Any]:
     """The machine and the code that a checkpoint is of, by name as JSON has it: those of the first device, which saves.
 
-    device: that trains here. Another GPU of its kind may go on.
+    device: that trains here. Another GPU of its kind may go on, on another machine too: two of a kind
+    differ in the bytes of their memory, and at times in their driver.
     """
-    machine = [env.describe() | describe(device)]
-    del machine[0]["device"]["id"]
+    here, trained_on = env.describe(), describe(device)
+    kind = {name: value for name, value in trained_on["device"].items() if name not in OF_ONE_MACHINE}
+    machine = [
+        {"versions": here["versions"], "cpu": here["cpu"]["name"], "device": kind, "threads": trained_on["threads"]}
+    ]
     broadcast_object_list(machine)
-    return {name: machine[0][name] for name in ("versions", "cpu", "device", "threads")} | {"harness": code()}
+    return machine[0] | {"harness": code()}
 
 
 def code(folder: Path = JOB) -> str:

@@ -324,15 +324,18 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_training_goes_on(tmp_path,
     same(go(tmp_path / "broken", cell), whole)
 
 
-def test_a_failed_cell_keeps_its_checkpoint_to_be_tried_again_from(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("status", "error"), [("failed", RuntimeError("torn")), ("oom", torch.OutOfMemoryError("out of memory"))]
+)
+def test_a_failed_cell_keeps_its_checkpoint_to_be_tried_again_from(tmp_path, monkeypatch, status, error):
     cell = short("method=lora")
 
     def broken(*args):
-        raise RuntimeError("the adapter is torn")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(adapter_merge, "merge", broken)  # nothing real breaks there
-        assert go(tmp_path, cell).status == "failed"
+        assert go(tmp_path, cell).status == status
     assert found(tmp_path) == ["step-6"]
     again = go(tmp_path, cell)
     assert (again.status, again.train.resumed_at) == ("ok", [6])
@@ -395,16 +398,20 @@ def test_a_job_that_is_killed_is_gone_on_with_by_the_next_sweep(tmp_path):
     assert "Resuming from the checkpoint step-" in studies["broken"].log(cell).read_text()
 
 
-def test_another_gpu_of_its_kind_may_go_on(monkeypatch):
-    """Workers of a sweep take cells as they come, so a restarted one rarely gives a cell the GPU that it had."""
+def test_another_gpu_and_machine_of_its_kind_may_go_on(monkeypatch):
+    """Workers of a sweep take cells as they come, and a cluster gives a cell that it queues again another node."""
 
-    def origin(**gpu):
-        device = {"type": "cuda", "name": "H100", "id": "a", "memory_bytes": 80} | gpu
+    def origin(cpu=(), **gpu):
+        device = {"type": "cuda", "name": "H100", "id": "a", "memory_bytes": 80, "driver": "580.1"} | gpu
+        processor = {"name": "EPYC", "cores": 64, "memory_bytes": 2**40} | dict(cpu)
         monkeypatch.setattr(checkpoints, "describe", lambda _: {"device": device, "threads": 2})
+        monkeypatch.setattr(checkpoints.env, "processor", lambda: processor)
         return checkpoints.origin(torch.device("cpu"))
 
     assert origin() == origin(id="b")
+    assert origin() == origin(memory_bytes=81, driver="580.2", cpu={"memory_bytes": 2**40 - 4096})
     assert origin() != origin(name="H200")
+    assert origin() != origin(cpu={"name": "Xeon"})
 
 
 def test_the_state_of_one_gpu_is_kept_however_many_there_are(monkeypatch):
