@@ -67,7 +67,8 @@ def require(record: Record, path: Path) -> None:
     """Raise UserError if what `record`, whose file is at `path`, names is not to be run or loaded."""
     if (why := refusal(record, path)) is not None:
         raise UserError(
-            f"{record.cell.name} is neither run nor loaded from its record: {why}. Run its sweep again instead."
+            f"{record.cell.name} is neither run nor loaded from its record: {why}. "
+            "Remove it with `rm`, and run its sweep again."
         )
 
 

@@ -80,9 +80,10 @@ def run_tiny(folder: Path, *overrides: str) -> Record:
     return run_here(folder, tiny(*overrides))
 
 
-def run_here(folder: Path, cell: Cell) -> Record:
+def run_here(folder: Path, cell: Cell, **more: Any) -> Record:
+    """Run the cell to its record in `folder`. more: of RunCell."""
     folder.mkdir(parents=True, exist_ok=True)
-    return run_request(cell, "test", folder / f"{cell.name}.json", None, lambda event: None)
+    return run_request(cell, "test", folder / f"{cell.name}.json", None, lambda event: None, **more)
 
 
 def noted_answers(monkeypatch) -> list[tuple[tuple, str]]:

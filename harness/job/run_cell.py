@@ -15,7 +15,7 @@ from harness.job.local_cell import LocalCell
 from harness.job.models import adapter_merge, structure
 from harness.job.phases.infer import infer, serve
 from harness.job.phases.load import load
-from harness.job.phases.merge import merge_and_save, merge_expanded
+from harness.job.phases.merge import merge_and_save, merge_expanded, save_adapter
 from harness.job.phases.prepare import prepare
 from harness.job.phases.probe import probe_forward, probe_steps
 from harness.job.phases.score import score
@@ -71,6 +71,7 @@ def run_cell(request: RunCell, report: Report, rank: LaunchedRank | None = None)
         infer(cell, model, result)
         if isinstance(model, PeftModel) and adapter_merge.quantised(model):
             result.merge = unmerged = Merge(False, adapter_merge.rounding(model))
+            save_adapter(cell, model, result)
             score(cell, model, loaded, recording)  # as it was trained
             merge_expanded(cell, model, loaded, result, unmerged)
         else:

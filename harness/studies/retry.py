@@ -22,6 +22,7 @@ from harness.config import PRECAUTIONS, FullConfig
 from harness.errors import UserError
 from harness.protocol import NO_PATHS, LocalPaths, RunCell
 from harness.record import Record, read_study
+from harness.settings import BY_MICRO_BATCH
 from harness.sweep import runner
 from harness.sweep.changed_file import changed_file
 from harness.sweep.lease import Lease
@@ -66,11 +67,12 @@ def retry(
     """Run the cells of `records` again with the recorded precautions, save and tracker; returns the new records.
 
     changed: precautions that differ from the recorded ones. local: whose code is run, so no record names it.
-    Raises UserError, before anything runs, if a record is refused. A cell that another process runs, or has just run,
-    is skipped with a line on standard error.
+    Raises UserError, before anything runs, if a record is refused, or `changed` for it. A cell that another process
+    runs, or has just run, is skipped with a line on standard error.
     """
     for recorded in records:
         require(recorded, study.path(recorded.cell))
+        _require_suited(recorded, changed or {})
         if recorded.tracker is not None:
             validate.check_installed(recorded.tracker)
     _require_same_data(study, records, data_root)
@@ -100,6 +102,23 @@ def retry(
     finally:
         progress.close()
     return new_records
+
+
+def _require_suited(recorded: Record, changed: dict[str, Any]) -> None:
+    """Raise UserError if the settings of a cell exclude a precaution that is `changed`, as `validate.check` has it."""
+    settings = recorded.cell.settings
+    objective, saves = settings.train.objective, changed.get("save_every") is not None
+    excluded = {
+        f"train.objective={objective} can't be combined with retry.on_oom=true: its loss depends on the pairs of a "
+        "micro-batch": changed.get("on_oom") and objective in BY_MICRO_BATCH,
+        "train.early_stopping can't be combined with train.save_every: checkpoints do not keep the best weights": saves
+        and settings.train.early_stopping is not None,
+        "Paged AdamW requires train.save_every=null: paged memory can't be restored from a checkpoint": saves
+        and settings.method.paged,
+    }
+    for why, applies in excluded.items():
+        if applies:
+            raise UserError(f"{recorded.cell.name} is not run: {why}.")
 
 
 def _require_same_data(study: Study, records: Sequence[Record], data_root: str | None) -> None:

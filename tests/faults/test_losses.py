@@ -72,6 +72,16 @@ def test_a_cell_at_its_queue_s_time_limit_is_recorded_and_the_others_go_on(tmp_p
     assert failure.reason.startswith("The cell was ended by its queue (Job not requeued because: timed-out too many")
 
 
+@needs_submitit
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [("--drift", "--drift shows the drift of one machine"), ("--fit", "--fit requires --device CARD")],
+)
+def test_what_is_of_this_machine_is_refused_for_cells_of_others(tmp_path, option, why):
+    status, err = finish(start(tmp_path, "hydra/launcher=submitit_local", option))
+    assert (status, err.splitlines()[-1].startswith(f"error: {why}")) == (2, True)
+
+
 # --- Slurm
 
 

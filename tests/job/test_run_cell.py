@@ -308,6 +308,29 @@ def test_a_quantised_model_that_does_not_fit_expanded_keeps_its_scores(tmp_path,
     assert record.merge.reason.endswith("the model did not fit: OutOfMemoryError: CUDA out of memory.")
 
 
+def test_a_quantised_model_that_does_not_fit_expanded_saves_its_adapter(tmp_path, monkeypatch):
+    def large(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(adapter_merge, "merge", large)
+    cell = tiny("method=qlora", "eval.tasks=[]")
+    record = run_here(tmp_path, cell, save="merged")
+    assert (record.status, record.saved.form) == ("ok", "adapter")
+    assert record.merge.reason.endswith("CUDA out of memory. Its adapter is saved instead.")
+    assert (tmp_path / cell.name / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("save", "saved"), [("adapter", "adapter"), ("merged", "adapter"), ("none", None)])
+def test_a_quantised_model_that_can_not_be_scored_has_saved_its_adapter(tmp_path, monkeypatch, save, saved):
+    def large(*args, **keywords):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(scoring, "score", large)
+    record = run_here(tmp_path, tiny("method=qlora"), save=save)
+    assert (record.status, record.failure.phase) == ("oom", "score")
+    assert (record.saved and record.saved.form) == saved
+
+
 # Bad input leaves no record
 
 

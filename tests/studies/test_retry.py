@@ -108,6 +108,20 @@ def test_a_tracker_that_is_not_here_is_said_before_anything_runs(cell, tmp_path,
         retry.retry(Study(tmp_path, "demo"), [failed], None)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "changed", "why"),
+    [
+        (("train.objective=kto", "data=ultrafeedback"), {"on_oom": True}, "its loss depends on the pairs"),
+        (("train.early_stopping=2", "train.validate_every=5"), {"save_every": 5}, "do not keep the best weights"),
+        (("method=adamw_8bit", "method.adamw=paged"), {"save_every": 5}, "paged memory can't be restored"),
+    ],
+)
+def test_what_a_sweep_refuses_is_refused_again(cell, tmp_path, overrides, changed, why):
+    failed = dataclasses.replace(make_record("lora", status="failed"), cell=cell("method=lora", *overrides))
+    with pytest.raises(UserError, match=rf"^{failed.cell.name} is not run: .*{why}"):
+        retry.retry(Study(tmp_path, "demo"), [failed], None, changed)
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_cell_that_took_too_long_is_given_longer_and_saved_as_its_sweep_asked(inside, tmp_path):

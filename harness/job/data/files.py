@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import data_files
-from harness.data_files import TEXTS, WIDE, IndexEntry, suffix_of
+from harness.data_files import PACKED, TEXTS, WIDE, IndexEntry, suffix_of
 from harness.errors import UserError
 
 Row = dict[str, Any]
@@ -194,7 +194,8 @@ def _delimiter(text: str, usual: str) -> str:
 def _parquet(file: Path) -> FileRows:
     import pyarrow.parquet as pq
 
-    return FileRows(pq.read_table(file).to_pylist())
+    packed = file.suffix in PACKED
+    return FileRows(pq.read_table(io.BytesIO(_bytes(file)) if packed else file).to_pylist())
 
 
 READERS: dict[str, Callable[[Path], FileRows]] = {

@@ -213,10 +213,13 @@ class GridSweeper(Sweeper):
 
     def _require(self, pending: list[Point]) -> None:
         """Raise UserError if the launcher lacks what the cells of `pending` need."""
+        options = self._session.options
         if self._launcher.on_this_machine:
             require_gpus(max(point.cell.settings.train.devices for point in pending))
-        elif (options := self._session.options).fit and options.memory is None and options.card is None:
+        elif options.fit and options.memory is None and options.card is None:
             raise UserError("--fit requires --device CARD or --budget SIZE for cells that run on other machines.")
+        elif options.drift is not None:
+            raise UserError("--drift shows the drift of one machine; this launcher sends cells to several.")
         self._launcher.require()
         self._launcher.require_nodes({point.cell.settings.train.nodes for point in pending})
 

@@ -36,9 +36,15 @@ def write_folder(name: str) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS[30:]), Path(name, "b.parquet"))
 
 
+def write_packed_parquet(name: str) -> None:
+    with gzip.open(name, "wb") as out:
+        pq.write_table(pa.Table.from_pylist(ROWS), out)
+
+
 KINDS = {
     "a.jsonl.gz": lambda name: Path(name).write_bytes(gzip.compress(LINES.encode())),
     "a.jsonl.zst": write_zstd,
+    "a.parquet.gz": write_packed_parquet,
     "saved": lambda name: datasets.Dataset.from_list(ROWS).save_to_disk(name),
     "splits": lambda name: datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(name),
     "folder": write_folder,
