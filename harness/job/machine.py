@@ -28,6 +28,8 @@ from harness.job.models import dequantised, embedded
 from harness.job.models.hub import answers
 from harness.settings import ModelSettings
 
+NO_VIRTUAL_MEMORY = "operation not supported"  # CUDA's words on a virtual GPU, or a Jetson
+NO_SEGMENTS = "set PYTORCH_ALLOC_CONF=expandable_segments:False, as this GPU has no virtual memory"
 PATIENCE = 3.0  # seconds to wait for the hub
 
 # State of a model or data set: a word (ready, download, gated, missing), and a detail.
@@ -87,7 +89,7 @@ def _formats(on: torch.device) -> dict[str, str]:
             attempt()
             found[name] = "yes"
         except Exception as error:  # a library without a kernel may raise anything
-            found[name] = f"no: {type(error).__name__}"
+            found[name] = f"no: {NO_SEGMENTS if NO_VIRTUAL_MEMORY in str(error) else type(error).__name__}"
     if found["bf16"] == "yes" and device.compute_dtype("auto") is not torch.bfloat16:
         found["bf16"] = "slower than fp32"
     return found

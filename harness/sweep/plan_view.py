@@ -235,8 +235,6 @@ def _notes(plan: Plan, times: Times) -> list[str]:
                 "steps are taken to be as large as the largest. Where none is left it gives free memory back, so a "
                 "cell may fit that would take more. Of a sharded cell it is not predicted: live tensors must fit."
             )
-        if (plan.environment.get("versions") or {}).get("liger-kernel"):
-            notes.append("The loss is predicted in the harness's own chunks; on CUDA, liger-kernel chooses others.")
         if any(p.cell.settings.train.compile for p in possible):
             notes.append(
                 "Cells with train.compile=true are counted as uncompiled: torch.compile may change their activations "

@@ -129,13 +129,13 @@ def plan(
     return {"predictions": predictions} | head
 
 
-def calibrate(cells: list[PlannedCell], on_event: OnEvent) -> Calibration:
-    """Have a job time the kernels of `cells` on this machine's device.
+def calibrate(cells: list[PlannedCell], on_event: OnEvent, timeout: float | None = None) -> Calibration:
+    """Have a job time the kernels of `cells` on this machine's device, in at most `timeout` seconds.
 
-    Raises UserError if a cell can't be timed; warns as `check` does.
+    Raises UserError if a cell can't be timed, and Overdue if it takes longer; warns as `check` does.
     """
     _warn_of_load()
-    answer = _ask("The job that times kernels", CalibrateDevice(cells, warn=True), on_event)[-1]
+    answer = _ask("The job that times kernels", CalibrateDevice(cells, warn=True), on_event, timeout)[-1]
     return record.decode(Calibration, answer)
 
 
@@ -178,11 +178,13 @@ def ask(request: Request, on_event: OnEvent, job: str = "The job that asks model
     return _ask(job, request, on_event)[-1]
 
 
-def _ask(what: str, request: Request, on_event: OnEvent | None = None) -> list[dict[str, Any]]:
+def _ask(
+    what: str, request: Request, on_event: OnEvent | None = None, timeout: float | None = None
+) -> list[dict[str, Any]]:
     """The results of a job for `request`. Raises UserError, beginning with `what`, if the job refuses or dies."""
     answers: list[dict[str, Any]] = []
     with tempfile.TemporaryFile() as stderr:
-        with Conversation(_server.start(stderr), request) as job:
+        with Conversation(_server.start(stderr), request, timeout=timeout) as job:
             for event in job:
                 if isinstance(event, Result):
                     answers.append(event.value)

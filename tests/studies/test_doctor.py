@@ -248,6 +248,19 @@ def test_it_fits_the_terminal_and_ends_with_the_verdict(width):
         assert set(line.split()) & set(" ".join(shown).split()) or not line
 
 
+def test_a_gpu_without_virtual_memory_gets_its_setting(monkeypatch):
+    import torch
+
+    from harness.job import machine as job
+
+    def refused(*shape, **keywords):
+        raise RuntimeError("CUDA driver error: operation not supported")  # as torch says it on a virtual GPU
+
+    monkeypatch.setattr(torch, "ones", refused)
+    formats = job._formats(torch.device("cpu"))
+    assert set(formats.values()) == {f"no: {job.NO_SEGMENTS}"}
+
+
 def test_each_gap_has_its_remedy():
     text = said()
     assert "fp32, bf16 (slower than fp32), NF4 (no: RuntimeError)" in text

@@ -18,7 +18,7 @@ NO_KERNEL = {  # what allocates or renames alone, besides views
 }
 ROWS = ("embedding",)  # what reads of its table only the rows that it returns
 EVENT = 5e-7  # seconds that two events tell apart
-BEFORE = 200_000  # cycles that CUDA is kept busy before a kernel is timed, so that it waits for no host
+BEFORE = 2_000_000  # cycles (about 1 ms) that CUDA is kept busy before a kernel is timed, so that it waits for no host
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 clock = time.perf_counter
+RISE = 0.3  # seconds of work after which the clocks of an idle GPU have risen
 
 
 def synchronize() -> None:
@@ -64,8 +65,10 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     on_cpu = 1024 if torch.get_num_threads() <= 4 else 2048
     size, times = (8192, 10) if device.type == "cuda" else (on_cpu, 8)
     matrices = _random_matrices(size, device, dtype)
-    seconds = [_product_seconds(*matrices) for _ in range(1 + times)]
-    return 2 * size**3 / min(seconds[1:])
+    warm = _product_seconds(*matrices)
+    while device.type == "cuda" and warm < RISE:
+        warm += _product_seconds(*matrices)
+    return 2 * size**3 / min(_product_seconds(*matrices) for _ in range(times))
 
 
 def product_speedup(dtype: torch.dtype, over: torch.dtype, size: int = 1024, pairs: int = 9) -> float:

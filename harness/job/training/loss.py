@@ -8,7 +8,6 @@ by token, the gradients wait for what becomes of the losses, and the backward pa
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -29,29 +28,17 @@ CHUNK = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}  # bytes of the logits of a chu
 
 
 def enable(model: nn.Module, kernels: str | None = None, by_token: bool = False, fuses: bool = False) -> str:
-    """Compute the loss of `model` chunk by chunk. Returns "on: " and the kernel, or "off: " and the reason.
+    """Compute the loss of `model` chunk by chunk. Returns "on: chunked", or "off: " and the reason.
 
-    Call it under the autocast that training uses.
-    Liger's kernel is used where it is installed, unless autocast casts the head's weights: ours casts them once, and
-    Liger's in each of its chunks, which are many.
-
-    kernels: for a prediction, the device whose chunk size applies, ``cpu`` or ``cuda``, with our kernel; null to train,
-        with the size of the device, or with Liger's kernel. by_token: whether losses are wanted token by token, which
-        Liger's kernel does not give. fuses: whether it was on for a model of this kind, so that no pass has to tell.
+    kernels: for a prediction, the device whose chunk size applies, ``cpu`` or ``cuda``; null: that of the weights.
+    by_token: whether losses are wanted token by token. fuses: whether it was on for a model of this kind, so that no
+        pass has to tell.
     """
-    if kernels is not None or by_token:
-        kernel = functools.partial(chunked, size=None if kernels is None else CHUNK[kernels], by_token=by_token)
-        return attach(model, kernel, "chunked", fuses)
-    liger = torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
-    if liger and not _is_cast(inner(model)):
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-        kernel = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)
-        return attach(model, lambda weight, hidden, *of: kernel(weight, hidden.to(weight.dtype), *of), "liger")
-    return attach(model, chunked, "chunked")
+    size = None if kernels is None else CHUNK[kernels]
+    return attach(model, functools.partial(chunked, size=size, by_token=by_token), fuses)
 
 
-def attach(model: nn.Module, kernel: Kernel, name: str, fuses: bool = False) -> str:
+def attach(model: nn.Module, kernel: Kernel, fuses: bool = False) -> str:
     """As `enable`, with `kernel`, if the logits are the unchanged products of a linear head."""
     net = inner(model)
     head = net.get_output_embeddings()
@@ -65,15 +52,7 @@ def attach(model: nn.Module, kernel: Kernel, name: str, fuses: bool = False) -> 
     if not fuses and _changes_logits(net, loss_head):
         net.set_submodule(place, head)
         return "off: the model changes its logits after the head"
-    return f"on: {name}"
-
-
-def _is_cast(net: PreTrainedModel) -> bool:
-    """Whether autocast casts the head's weights for a product."""
-    head = net.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or not torch.is_autocast_enabled(head.weight.device.type):
-        return False
-    return head.weight.dtype is not torch.get_autocast_dtype(head.weight.device.type)
+    return "on: chunked"
 
 
 def _changes_logits(net: PreTrainedModel, head: LossHead) -> bool:

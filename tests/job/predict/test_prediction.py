@@ -396,16 +396,6 @@ def test_a_rank_above_a_matrix_is_refused():
         predicted(tiny("method=qlora", "rank=65"))
 
 
-def test_a_plan_says_whose_loss_it_counts():
-    prediction = predicted(tiny("method=lora"))
-    point = planning.Planned("it", tiny("method=lora"), prediction)
-    said = {
-        version: "liger-kernel" in " ".join(plan_view.lines(planning.Plan([point], BUDGET, e, "cuda"), UNTIMED))
-        for version, e in ((v, {"versions": {"liger-kernel": v}}) for v in (None, "0.8.5"))
-    }
-    assert said == {None: False, "0.8.5": True}
-
-
 def test_a_plan_says_what_it_leaves_out():
     prediction, said = predicted(tiny("method=lora")), {}
     for settings in ("method=lora", "method=lora train.compile=true", "method=qlora_paged"):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,10 +18,6 @@ from harness.job.measure.live_memory import LiveBytes
 from harness.job.phases import load
 from harness.job.training import loop, loss
 
-needs_liger = pytest.mark.skipif(
-    not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None,
-    reason="needs a CUDA device and liger-kernel",
-)
 VOCABULARY, WIDTH = 37, 8
 
 
@@ -152,7 +145,7 @@ def held_against_logits(cell, kernel) -> None:
     bench = prepared(cell)
     batch = bench.steps[0][0]
     expected, gradients, flops = moved(bench, batch)
-    assert loss.attach(bench.net, kernel, "it") == "on: it"
+    assert loss.attach(bench.net, kernel) == "on: chunked"
     found, others, counted = moved(bench, batch)
     assert torch.allclose(found, expected, rtol=1e-6)
     for a, b in zip(others, gradients, strict=True):
@@ -195,7 +188,7 @@ def test_a_step_of_micro_batches_is_the_same():
     for chunks in (False, True):
         bench = prepared(tiny("method=full", "train.grad_accum=2", "train.max_steps=2"))
         if chunks:
-            assert loss.attach(bench.net, small, "it") == "on: it"
+            assert loss.attach(bench.net, small) == "on: chunked"
         taken = [
             loop.take_step(bench.net, bench.optimizer, micro, 1.0, bench.accelerator, lambda part: None)
             for micro in bench.steps
@@ -210,7 +203,7 @@ def test_the_layers_may_be_computed_again():
     expected, gradients, _ = moved(bench, batch)
     bench.net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     bench.net.train()
-    assert loss.attach(bench.net, small, "it") == "on: it"
+    assert loss.attach(bench.net, small) == "on: chunked"
     found, others, _ = moved(bench, batch)
     assert torch.allclose(found, expected, rtol=1e-6)
     assert all(torch.allclose(a, b, atol=1e-5 * float(b.abs().max())) for a, b in zip(others, gradients, strict=True))
@@ -223,7 +216,7 @@ def test_logits_that_are_changed_after_the_head_are_left_alone():
     )
     model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
-    assert loss.attach(model, by_logits, "it") == "off: the model changes its logits after the head"
+    assert loss.attach(model, by_logits) == "off: the model changes its logits after the head"
     assert model.get_output_embeddings() is head
     with loss.at_head(model, torch.zeros(1, 1)) as on:
         assert not on
@@ -239,39 +232,19 @@ def test_a_head_with_a_loss_is_cast_as_any_linear_layer():
     assert net.get_output_embeddings().weight is weight
 
 
-def test_a_plan_counts_our_chunks_also_where_liger_could_run(monkeypatch):
-    net = prepared(tiny("method=full")).net
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert loss.enable(net, "cuda") == "on: chunked"
-
-
-@pytest.mark.parametrize(("dtype", "state"), [("float32", "on: chunked"), ("bfloat16", "on: liger")])
-def test_weights_that_autocast_casts_are_left_to_our_kernel(monkeypatch, own_precision, dtype, state):
-    """Liger's would cast them in each chunk."""
-    net = prepared(tiny("method=lora", f"model.dtype={dtype}")).net
-    stand_in = SimpleNamespace(LigerFusedLinearCrossEntropyLoss=lambda **of: lambda weight, hidden, *_: hidden.sum())
-    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(transformers=stand_in))
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", stand_in)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(loss, "_changes_logits", lambda *_: False)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert loss.enable(net) == state
-
-
 def test_an_adapter_on_the_head_is_left_alone():
     bench = prepared(tiny("method=lora", "method.adapt.target_modules=[q_proj,lm_head]"))
     assert loss.enable(bench.net) == "off: the head has an adapter"
 
 
 @pytest.mark.gpu
-@needs_liger
-def test_liger_gives_the_same_on_a_gpu(own_precision):
-    bench = prepared(tiny("method=full", "train.batch_size=3"))
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_is_the_same_on_a_gpu(own_precision, dtype):
+    bench = prepared(tiny("method=full", "train.batch_size=3", f"model.dtype={dtype}"))
     batch = bench.steps[0][0].to(bench.accelerator.device)
     expected = loop.summed_loss(bench.net, batch)
-    assert loss.enable(bench.net) == "on: liger"
+    assert loss.enable(bench.net) == "on: chunked"
     assert torch.allclose(loop.summed_loss(bench.net, batch), expected, rtol=1e-3)
 
 
