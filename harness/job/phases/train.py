@@ -19,7 +19,7 @@ from harness.job.local_cell import LocalCell
 from harness.job.models import adapting, placement, structure
 from harness.job.phases.load import Loaded, adapted_model
 from harness.job.phases.prepare import TrainingPlan
-from harness.job.training import attention, compiled, distributed, early_stop, loop
+from harness.job.training import attention, compiled, distributed, early_stop, loop, shards
 from harness.job.training.checkpoints import Checkpoints
 from harness.job.training.divergence import Divergence, HeldOutLoss, Validation
 from harness.job.training.objectives import PairBatch, PairObjective
@@ -143,11 +143,12 @@ def leave(
 def _tuned(cell: LocalCell, model: nn.Module, loaded: Loaded) -> set[str]:
     """Names of the weights of `model` that its base, when it is loaded again, may lack or have other values of.
 
-    Adapters that are not trained count, as some are drawn. A packed base counts, since another device may pack it with
-    other roundings.
+    Adapters that are not trained count, as some are drawn. A packed base counts with its scales, since another device
+    may pack it with other roundings.
     """
     if adapting.changes_base(cell.cell) or getattr(structure.inner(model), "is_quantized", False):
-        return {name for name, _ in model.named_parameters()}
+        scales = {name for name in shards.tensors(model) if shards.SCALES in name}
+        return scales | {name for name, _ in model.named_parameters()}
     return {name for name, p in model.named_parameters() if p.requires_grad or name in loaded.adapters}
 
 

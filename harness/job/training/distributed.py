@@ -327,15 +327,14 @@ def reshard(net: nn.Module) -> None:
 
 
 def whole(net: nn.Module, accelerator: Accelerator, names: set[str]) -> dict[str, torch.Tensor]:
-    """The weights `names` of a sharded model, put together of all shares, by name and on the host; in the first process
-    alone, which never holds another weight whole.
+    """The tensors `names` of a sharded model, put together of all shares, by name (that of `shards.tensors`) and on the
+    host; in the first process alone, which never holds another one whole.
     """
     reshard(net)
     kept = {}
-    for name, p in net.named_parameters():
+    for name, gathered in shards.tensors(net).items():
         if name not in names:
             continue
-        gathered = p.detach()
         if isinstance(gathered, DTensor):
             gathered = gathered.full_tensor()
         if accelerator.is_main_process:
@@ -346,5 +345,6 @@ def whole(net: nn.Module, accelerator: Accelerator, names: set[str]) -> dict[str
 @torch.no_grad()
 def restore(net: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Copy `weights`, which are used up, into `net`."""
+    own = shards.tensors(net)
     for name in list(weights):
-        net.get_parameter(name).copy_(weights.pop(name))
+        own[name].copy_(weights.pop(name))

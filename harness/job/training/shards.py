@@ -21,6 +21,7 @@ from harness.grouping import grouped
 from harness.job.models.quantisation import quant_states
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
+SCALES = "quant_state."  # in the names of the scales of packed matrices
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -94,7 +95,7 @@ def _unregistered(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], Any]]
     for name, module in model.named_modules():
         stores = {"": vars(module)}
         stores |= {key: value for key, value in vars(module).items() if type(value) is dict and key not in REGISTERED}
-        stores |= {f"quant_state.{level}": vars(state) for level, state in enumerate(quant_states(module))}
+        stores |= {f"{SCALES}{level}": vars(state) for level, state in enumerate(quant_states(module))}
         for path, store in stores.items():
             for key in [key for key, value in store.items() if isinstance(value, Tensor)]:
                 yield f"{name}.{path}.{key}", store, key

@@ -32,7 +32,7 @@ from harness.job.models import adapting, loading
 from harness.job.models.structure import inner
 from harness.job.predict import pool, prediction
 from harness.job.run_cell import run_cell
-from harness.job.training import distributed, launch, layer_kernels
+from harness.job.training import distributed, launch, layer_kernels, shards
 from harness.protocol import PlanCells, PlannedCell, Progress, RunCell
 from harness.record import Cell, Failure, Kinds, Memory, Phase, Precautions, Probe, Record, read
 from harness.report.frame import frame
@@ -271,14 +271,27 @@ def agreeing(folder: Path, report: launch.Report, rank: distributed.LaunchedRank
 
 
 def gathering(asked: tuple[Path, Cell], report: launch.Report, rank: distributed.LaunchedRank) -> None:
-    """Shards a model and gathers it."""
+    """Shards a model and gathers it, into another one too."""
     folder, cell = asked
-    net = adapting.adapt(loading.load(cell, torch.device("cpu")), cell)
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    net, other = (adapting.adapt(loading.load(cell, torch.device("cpu")), cell) for _ in range(2))
+    before = {name: tensor.clone() for name, tensor in weights_of(net).items()}
+    for tensor in weights_of(other).values():
+        tensor.zero_()
     accelerator = rank.accelerator(sharded=True, bf16=False)
     found = distributed.whole(accelerator.prepare_model(net), accelerator, {*before})
-    alike = found.keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in found.items())
-    note(folder / str(rank.number), (alike, len(found)))
+    alike, count = same(found, before), len(found)
+    distributed.restore(other, found)
+    note(folder / str(rank.number), (alike, count, same(weights_of(other), before)))
+
+
+def weights_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters of a model, and the scales of its packed matrices."""
+    names = {name for name, _ in net.named_parameters()}
+    return {name: t for name, t in shards.tensors(net).items() if name in names or shards.SCALES in name}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def note(path: Path, value: object) -> None:
@@ -337,13 +350,14 @@ def test_ranks_compute_in_one_format_and_have_the_time_of_the_slowest(tmp_path, 
 
 @pytest.mark.slow
 @on_cpu
-def test_of_a_sharded_model_the_first_rank_gets_all_weights(tmp_path, handler):
-    cell = tiny("method=lora")  # whose base is frozen
-    assert launch.run(2, gathering, (tmp_path, cell), print) == 0
-    (alike, count), other = noted(tmp_path)
+@pytest.mark.parametrize("method", ["lora", "qlora"])  # their base is frozen; that of qlora has scales
+def test_of_a_sharded_model_the_first_rank_gets_all_weights(tmp_path, handler, method):
+    assert launch.run(2, gathering, (tmp_path, tiny(f"method={method}")), print) == 0
+    (alike, count, restored), other = noted(tmp_path)
     assert alike
+    assert restored
     assert count > 0
-    assert other == (False, 0)
+    assert other == (False, 0, False)
 
 
 class Decorated(torch.nn.Module):
