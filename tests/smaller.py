@@ -13,6 +13,7 @@ SMALLER = {
     "lora_ga": ["method.init.batches=2"],
     "adamw_layer": ["train.max_grad_norm=null"],
     "galore_layer": ["train.max_grad_norm=null"],
+    "galore_8bit_layer": ["train.max_grad_norm=null", "model.dtype=bfloat16"],
     **{method: ["model.dtype=bfloat16"] for method in ("full_bf16", "full_kahan", "galore_bf16")},
 }
 EXTRAS = {  # of methods that need one

@@ -33,11 +33,12 @@ from harness.sweep.store import Study
 METHODS = (
     *("lora", "qlora", "full", "galore_rsvd", "dora", "base", "base_nf4", "dora_fast", "qdora", "galore_8bit"),
     *("qlora_paged", "lora_8bit", "adamw_8bit", "full_bf16", "full_kahan", "galore_bf16", "galore", "galore_layer"),
-    "base_int8",
+    *("galore_8bit_layer", "base_int8"),
 )
 UNTUNED = ("base", "base_nf4", "base_int8")
 MORE = {  # further settings that a method requires
     "galore_layer": ["train.max_grad_norm=null"],
+    "galore_8bit_layer": ["train.max_grad_norm=null", "model.dtype=bfloat16"],
     **{name: ["model.dtype=bfloat16"] for name in ("full_bf16", "full_kahan", "galore_bf16")},
 }
 

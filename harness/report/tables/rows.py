@@ -22,7 +22,7 @@ from harness.report.select import Choice, latest, select
 METHODS = [  # their order in tables; other methods follow by name
     *("base", "base_nf4", "full", "lora", "qlora", "dora", "dora_fast", "qdora", "galore", "galore_rsvd"),
     *("base_int8", "lora_8bit", "base_int8wo", "lora_int8wo", "base_fp8wo", "lora_fp8wo", "qlora_paged"),
-    *("full_bf16", "full_kahan", "galore_bf16"),
+    *("full_bf16", "full_kahan", "galore_bf16", "galore_8bit_layer"),
     *("adamw_layer", "galore_layer", "adamw_8bit", "galore_8bit", "adafactor", "apollo", "apollo_mini", "muon"),
     *("rslora", "loraplus", "lorafa", "riemannian", "pissa", "olora", "eva", "corda", "lora_ga", "loftq", "adalora"),
     "api",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from job_helpers import no_peak, prepared, run_tiny, tiny  # noqa: F401
+from smaller import SMALLER
 from torch import Tensor
 
 from harness.errors import UserError
@@ -150,6 +151,17 @@ def test_galore_keeps_all_in_bf16():
             assert state["projector"]["ortho_matrix"].untyped_storage().nbytes() == 2 * 8 * min(p.shape)
 
 
+def test_galore_with_all_its_savings_keeps_little_but_the_weights():
+    """Beside 2 bytes a weight: large moments in blocks of 8 bits, and no gradient after a step."""
+    bench = prepared(tiny("method=galore_8bit_layer", "train.max_grad_norm=null", *BF16))
+    losses(bench)
+    largest = max(bench.net.parameters(), key=Tensor.numel)
+    state = optimizers._opened(bench.optimizer.state[largest]["inner"])
+    assert {state[moment].dtype for moment in ("state1", "state2")} == {torch.uint8}
+    assert {p.dtype for p in bench.net.parameters()} == {torch.bfloat16}
+    assert all(p.grad is None for p in bench.net.parameters())
+
+
 def test_on_several_devices_gradients_have_the_weights_dtype():
     ddp, fsdp = (
         prediction.Predictor(None, "fp32").predict(
@@ -167,18 +179,21 @@ def test_on_several_devices_gradients_have_the_weights_dtype():
 
 
 def test_a_cell_is_trained_scored_and_recorded(tmp_path):
-    found = {m: run_tiny(tmp_path, f"method={m}", *BF16, "infer.repeats=0") for m in ("full", "galore_bf16")}
+    found = {
+        method: run_tiny(tmp_path, f"method={method}", *BF16, "infer.repeats=0", *SMALLER.get(method, []))
+        for method in ("full", "galore_bf16", "galore_8bit_layer")
+    }
     for record in found.values():
         assert record.status == "ok", record.failure
         assert record.environment["dtypes"].keys() == {"bfloat16"}
         assert {score.n for score in record.scores} == {4}
         assert record.merge.max_logit_difference is None
-    assert len({record.cell.id for record in found.values()}) == 2
+    assert len({record.cell.id for record in found.values()}) == 3
 
 
-@pytest.mark.parametrize("method", ["full_bf16", "full_kahan", "galore_bf16"])
+@pytest.mark.parametrize("method", ["full_bf16", "full_kahan", "galore_bf16", "galore_8bit_layer"])
 def test_rounding_is_of_bf16_weights_alone(method):
     with pytest.raises(
         UserError, match=rf"^method={method} can't be .* model\.dtype=float32: it requires model\.dtype="
     ):
-        tiny(f"method={method}")
+        tiny(f"method={method}", "train.max_grad_norm=null")

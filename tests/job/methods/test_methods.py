@@ -120,7 +120,7 @@ ELSEWHERE = {"base", "base_nf4", "base_int8", "full", "lora", "qlora", "lora_8bi
 ELSEWHERE |= {"galore", "galore_rsvd"}
 ELSEWHERE |= {"base_int8wo", "lora_int8wo", "base_fp8wo", "lora_fp8wo"}  # test_weight_only.py
 ELSEWHERE |= {"qlora_paged"}  # test_adamw.py
-ELSEWHERE |= {"full_bf16", "full_kahan", "galore_bf16"}  # test_rounding.py
+ELSEWHERE |= {"full_bf16", "full_kahan", "galore_bf16", "galore_8bit_layer"}  # test_master_weights.py
 UNMERGED = {
     **dict.fromkeys(("adaption_prompt", "cartridge", "p_tuning", "prefix_tuning", "prompt_tuning"), "tokens"),
     "beft": "no bias",
@@ -198,7 +198,7 @@ def test_every_method_is_tested_here_or_elsewhere():
 
 def test_the_sweep_of_all_methods_has_all_that_run_anywhere():
     swept = OmegaConf.load(SWEEPS / "methods.yaml").hydra.sweeper.params.method.split(", ")
-    elsewhere = [*EXTRAS, "full_bf16", "full_kahan", "galore_bf16", "qlora_paged"]
+    elsewhere = [*EXTRAS, "full_bf16", "full_kahan", "galore_bf16", "galore_8bit_layer", "qlora_paged"]
     assert sorted([*swept, *elsewhere]) == FILES
 
 

@@ -81,6 +81,7 @@ def predicted(
         *((method, ("train.batch_size=2",)) for method in ("adafactor", "adamw_8bit", "galore_8bit")),
         ("lora", ("train.batch_size=2", "method.adamw=8bit")),
         *((method, SIXTEEN) for method in ("full", "full_kahan", "galore_bf16")),
+        ("galore_8bit_layer", ("model.dtype=bfloat16", "train.batch_size=2", "train.max_grad_norm=null")),
     ],
 )
 def test_a_prediction_is_what_a_run_measures(tmp_path, method, shape):
