@@ -16,6 +16,7 @@ from harness.sweep.estimates.card import Card
 from harness.sweep.runner import BESIDE
 
 REMEDIES = 8  # cells of which a plan says what would make them fit
+SMALL = ("full_bf16", "galore_bf16", "galore_8bit_layer")  # methods that train all weights in little memory
 
 
 @dataclass
@@ -190,10 +191,13 @@ def _remedies(plan: Plan, architectures: dict[str, dict[str, Any]], data_root: s
     """What makes methods fit of which no cell does: smaller micro-batches, recomputed activations."""
     fitting = {point.cell.method for point in plan.predicted if plan.fits(point)}
     without = [point for point in plan.predicted if point.cell.method not in fitting]
+    without.sort(key=lambda point: point.taken)
     if fitting:  # of each of the others its smallest cell
-        least_of = {p.cell.method: p for p in sorted(without, key=lambda point: point.taken, reverse=True)}
-        without = list(least_of.values())
-    least = sorted(without, key=lambda point: point.taken)[:REMEDIES]
+        smallest: dict[str, Planned] = {}
+        for point in without:
+            smallest.setdefault(point.cell.method, point)
+        without = list(smallest.values())
+    least = without[:REMEDIES]
     if not least:
         return []
     smaller = [_smaller(point) for point in least]
@@ -255,5 +259,7 @@ def _instead(settings: Settings) -> str:
         return ""
     own = [] if settings.model.dtype == "bfloat16" else ["model.dtype=bfloat16"]
     if settings.method.tuned and settings.method.adapt is None:
-        own += ["a method with weights and states of two bytes (full_bf16, galore_bf16)", "an adapter (lora)"]
+        if settings.method.name not in SMALL:
+            own.append(f"a method with weights and states of two bytes or less ({', '.join(SMALL)})")
+        own.append("an adapter (lora)")
     return f"{', '.join([*own, 'a method with a quantised base (qlora)'])}, "
