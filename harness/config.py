@@ -177,7 +177,7 @@ class EvalConfig:
     """Your folder of lm-eval tasks (YAML files), whose names eval.tasks may then have. They may run Python code from
     that folder. Never taken from a record."""
     chat_template: bool = False
-    """Asks each question as a message in the tokenizer's chat template."""
+    """Asks each question as a message in the tokenizer's chat template; those of held_out as they were trained."""
     fewshot_as_multiturn: bool = False
     """Puts each few-shot example into a turn of its own. Requires eval.chat_template=true."""
     system_instruction: str | None = None

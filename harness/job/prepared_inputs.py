@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from harness.job import own_files
-from harness.job.data import batching, cached, columns, contamination, documents, encoding, sources
+from harness.job.data import batching, cached, chat, columns, contamination, documents, encoding, sources
 from harness.job.data.cached import HELD, Root
 from harness.job.evaluate import scoring
 from harness.job.evaluate.held_out import bertscore
@@ -68,6 +68,13 @@ class PreparedInputs:
             return None
         tokens = sum(len(example.supervised) for example in examples)
         return HeldOut(tokens, encoding.answer_bytes(self.tokenizer, examples))
+
+    @property
+    def turn_end(self) -> int | None:
+        """The token that ends the assistant's turns, if it ends answers of the data; else None."""
+        end = chat.turn_end(self.tokenizer)
+        sequences = (sequence for drawn in self.held_out for sequence in drawn.sequences)
+        return end if any(end == sequence.ids[at] for sequence in sequences for at in sequence.supervised) else None
 
     def samples(self, device: torch.device, size: int) -> Iterator[batching.Batch]:
         """Training examples in their order, padded, `size` a batch; of answers that are compared the good ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import TemplateError
@@ -14,6 +15,7 @@ from harness.job.data.turns import CALLS, Turn
 Turns = list[Turn]
 Tools = list[dict[str, Any]]
 Span = tuple[int, int]
+WORDS = "Words-of-turn"  # stands for those of a turn, to see what a template writes around them
 
 
 def require(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -46,13 +48,16 @@ def encode(
 
 def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | None) -> tuple[str, list[Span]]:
     """The whole text, and the spans of the assistant's turns in it, in characters."""
-    whole = _write(tokenizer, turns, tools)
+    whole, added = _write(tokenizer, turns, tools), tokenizer.get_added_vocab()
     spans = []
     for at, turn in enumerate(turns):
         if turn["role"] == "assistant":
             head = _write(tokenizer, turns[:at], tools, add_generation_prompt=True)
-            so_far = _write(tokenizer, turns[: at + 1], tools)
-            end = (_called if turn.get(CALLS) else _said)(whole, head, so_far, turn)
+            if turn.get(CALLS):
+                end = _called(whole, head, _write(tokenizer, turns[: at + 1], tools), turn)
+            else:
+                marked = _write(tokenizer, [*turns[:at], turn | {"content": WORDS}], tools)
+                end = _said(whole, head, marked, turn, added)
             if not whole.startswith(head) or end is None:
                 raise UserError(
                     "Chat data requires a chat template that keeps turns; the template of the model rewrites them."
@@ -62,19 +67,30 @@ def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | Non
     return whole, spans
 
 
-def _said(whole: str, head: str, so_far: str, turn: Turn) -> int | None:
-    """Where the text of a turn ends in `whole`, whose beginning before it is `head`; None if it is rewritten."""
+def _said(whole: str, head: str, marked: str, turn: Turn, added: Iterable[str]) -> int | None:
+    """Where the text of a turn ends in `whole`, whose beginning before it is `head`; None if it is rewritten.
+
+    marked: the text up to the turn with WORDS in place of its own, as the last one. added: tokens of the tokenizer.
+    """
     words = turn["content"].strip()
-    # A template may write the last turn differently from earlier ones, but ends all turns alike.
-    ending = so_far[so_far.rfind(words) + len(words) :].rstrip()
-    begin = whole.find(words, len(head))
-    if begin < 0 or not whole.startswith(ending, begin + len(words)):
+    before, _, after = marked.removeprefix(head).rpartition(WORDS)
+    # As the last turn, where a template may write more than in earlier ones, such as a thought; else as an earlier one.
+    begin = len(head + before) if whole.startswith(before + words, len(head)) else whole.find(words, len(head))
+    if begin < 0:
         return None
-    return begin + len(words) + len(ending)
+    end = begin + len(words)
+    ending = after.rstrip()
+    if not whole.startswith(ending, end):  # that of an earlier turn may be another token
+        ending = max((token for token in added if whole.startswith(token, end)), key=len, default="")
+        return end + len(ending) if ending else None
+    return end + len(ending)
 
 
 def _called(whole: str, head: str, so_far: str, turn: Turn) -> int | None:
-    """As `_said`, of a turn with calls, which a template writes in its own way. Raises UserError if it writes none."""
+    """As `_said`, of a turn with calls, which a template writes in its own way. Raises UserError if it writes none.
+
+    so_far: the text up to the end of the turn.
+    """
     text = so_far[len(head) :].rstrip()
     if not all(call["function"]["name"] in text for call in turn[CALLS]):
         raise UserError(
@@ -83,6 +99,19 @@ def _called(whole: str, head: str, so_far: str, turn: Turn) -> int | None:
     if not so_far.startswith(head) or not whole.startswith(text, len(head)):
         return None
     return len(head) + len(text)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of the token that ends the assistant's turns; None without a chat template, or if no such token does."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": WORDS}]
+        ending = rendered(tokenizer, turns).rpartition(WORDS)[2].lstrip()
+    except TemplateError:
+        return None
+    ids = tokenizer(ending, add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in tokenizer.get_added_vocab().values() else None
 
 
 def _check_written(whole: str, turns: Turns, tools: Tools | None) -> None:

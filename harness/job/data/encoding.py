@@ -174,10 +174,30 @@ def encode(
         first = spans[0][0] if spans else len(ids)
         spans_between = tuple(span for span in between if span[0] < span[1])
         return Example(ids[:max_length], first, spans_between, max(len(ids) - max_length, 0))
-    before = tokenizer(asked(item, prompt, bare))["input_ids"]
-    after = tokenizer(" " + item["answer"], add_special_tokens=False)["input_ids"]
+    question = asked(item, prompt, bare)
+    before = tokenizer(question)["input_ids"]
+    after = _after(tokenizer, question, before, " " + item["answer"])
     ids = before + after + [tokenizer.eos_token_id]
     return Example(ids[:max_length], len(before), cut=max(len(ids) - max_length, 0))
+
+
+def _after(tokenizer: PreTrainedTokenizerBase, question: str, before: list[int], answer: str) -> list[int]:
+    """The token ids of `answer` where it follows `question`, whose ids are `before`.
+
+    Some tokenizers (Mistral 7B v0.1, Phi-3) begin each text with a space of their own, so that an answer that is
+    tokenised alone begins with two, and in generation with one.
+    """
+    if begins_with_space(tokenizer):
+        whole = tokenizer(question + answer)["input_ids"]
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+    return tokenizer(answer, add_special_tokens=False)["input_ids"]
+
+
+def begins_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `tokenizer` writes a text that begins with a space differently alone than after another text."""
+    one, both, alone = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "a b", " b"))
+    return both != one + alone
 
 
 def encode_compared(

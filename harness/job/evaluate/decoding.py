@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import DynamicCache, StoppingCriteria
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from harness.job.models.structure import inner, prompted
 
@@ -17,6 +18,35 @@ from harness.job.models.structure import inner, prompted
 PLAIN = [("do_sample", False), ("temperature", 0.0)]
 HARMLESS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "pad_token_id", "bos_token_id", "eos_token_id"}
 HARMLESS |= {"use_cache", "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config"}
+
+
+@contextmanager
+def plain_generation(model: nn.Module, end: int | None) -> Iterator[None]:
+    """A context in which `model` writes the likeliest tokens up to its own ends of text, and to the token `end`.
+
+    What else its generation_config asks for is left out, as vLLM does: penalties, and a number of tokens, which
+    transformers prefers to that of a task.
+    """
+    net = inner(model)
+    own = net.generation_config
+    net.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, pad_token_id=own.pad_token_id, eos_token_id=_ends(own, end)
+    )
+    try:
+        yield
+    finally:
+        net.generation_config = own
+
+
+def end_at(model: nn.Module, end: int | None) -> None:
+    """Have answers of `model`, also as it is saved, end at the token `end` too, if there is one."""
+    config = inner(model).generation_config
+    config.eos_token_id = _ends(config, end)
+
+
+def _ends(config: GenerationConfig, end: int | None) -> list[int] | None:
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return list(dict.fromkeys(token for token in [*ends, end] if token is not None)) or None
 
 
 def greedy(model: nn.Module, ids: torch.Tensor) -> Iterator[torch.Tensor]:

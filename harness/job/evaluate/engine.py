@@ -157,7 +157,8 @@ class Engine(TokenisedOnce):
         answers, dtype = [], self.mixed_precision_dtype
         for row, attended in zip(context, generation_kwargs["attention_mask"], strict=True):
             ids = row[attended.bool()][None]
-            ends: list[StoppingCriteria] = [EosTokenCriteria(self.eot_token_id)]
+            of_text = self.model.generation_config.eos_token_id or self.eot_token_id
+            ends: list[StoppingCriteria] = [EosTokenCriteria(of_text)]
             ends += stop_sequences_criteria(self.tokenizer, stop, ids.shape[1], 1)
             with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 answers.append(written(self.model, ids, max_length - context.shape[1], ends)[0, ids.shape[1] :])

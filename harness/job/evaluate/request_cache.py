@@ -27,7 +27,7 @@ from harness import record
 from harness.job.evaluate.tokenising import IDENTITY, shared
 from harness.job.models import embedded
 
-FORMAT = 1  # to be raised with every change to what the files hold, or to how it is made here
+FORMAT = 2  # to be raised with every change to what the files hold, or to how it is made here
 KEPT = 30 * 24 * 3600  # seconds that a file is kept after it was last read
 FORM = ("system_instruction", "apply_chat_template", "fewshot_as_multiturn", "tokenizer_name")
 PACKAGES = ("lm_eval", "transformers", "tokenizers", "jinja2", "datasets")

@@ -35,12 +35,13 @@ from transformers import PreTrainedTokenizerBase
 from harness import task_names
 from harness.errors import UserError
 from harness.grouping import grouped
-from harness.job.data import sources
+from harness.job.data import chat, sources
 from harness.job.data.labels import Labels
 from harness.job.evaluate import linear_weights, request_cache, windows
 from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.answer_engines import ElsewhereWriter
 from harness.job.evaluate.clusters import cluster_of
+from harness.job.evaluate.decoding import plain_generation
 from harness.job.evaluate.engine import Engine
 from harness.job.evaluate.held_out import bertscore, classes
 from harness.job.evaluate.held_out.task import HeldOutTask
@@ -53,6 +54,8 @@ from harness.job.training import attention
 from harness.record import ClassCounts, Score, cluster_numbers, clustered_error, subject_weights
 from harness.settings import HELD_OUT, EvalSettings
 
+UNASKED = ("plain_text",)  # tasks of texts that go on, which nobody asks for
+PLAIN = {"apply_chat_template": False, "fewshot_as_multiturn": False, "chat_template": None, "tokenizer_name": ""}
 FEWSHOT_SEED = 1234  # lm-eval's default, for tasks that draw their examples
 
 
@@ -116,7 +119,7 @@ class Tasks:
     def _settle(self, settings: EvalSettings) -> None:
         """Set number and seed of the tasks' few-shot examples, and `put`."""
         for task in self.leaves.values():
-            if settings.num_fewshot is not None:
+            if settings.num_fewshot is not None and task.get_config("num_fewshot") != 0:  # a task that has none
                 task.set_config(key="num_fewshot", value=settings.num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
@@ -146,6 +149,11 @@ class Tasks:
         self._chat = {"apply_chat_template": True} | template
 
     @property
+    def by_template(self) -> bool:
+        """Whether items are asked in a chat template."""
+        return bool(self.put["apply_chat_template"]) or any(map(_is_chat, self.leaves.values()))
+
+    @property
     def written(self) -> bool:
         """Whether a task asks for written answers."""
         return any(task.OUTPUT_TYPE == "generate_until" for task in self.leaves.values())
@@ -170,6 +178,8 @@ class Tasks:
         """lm-eval's `build_all_requests`, except that it reuses requests that were built before, here or elsewhere."""
         if _is_chat(task):
             asked |= self._chat
+        elif isinstance(task, HeldOutTask) or task.config.task in UNASKED:
+            asked |= PLAIN
         # A tokenizer name is given with a chat template; everything else is fixed by the settings.
         key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
         if key not in self._requests:
@@ -310,7 +320,12 @@ def score(
     model.eval()
     batch = AnswerBatch(batch_size, inner(model).device, tell_batch)
     count = None if answered_so_far is None else AnswerCount(tasks, answered_so_far)
-    with torch.inference_mode(), _engine(model, tokenizer, batch, autocast, speedups) as (lm, used):
+    end = chat.turn_end(tokenizer) if tasks.by_template else None
+    with (
+        torch.inference_mode(),
+        plain_generation(model, end),
+        _engine(model, tokenizer, batch, autocast, speedups) as (lm, used),
+    ):
         if count is not None:
             lm.set_cache_hook(count)
         engine = lm
@@ -378,7 +393,8 @@ def _engine(
     speedups: bool,
 ) -> Iterator[tuple[Engine | PlainModel, MutableMapping[str, str]]]:
     """The model that answers lm-eval's requests, and its speed-ups, to be read afterwards."""
-    asked = {"pretrained": model, "tokenizer": tokenizer, "mixed_precision_dtype": autocast}
+    # A chat template that knows thoughts writes an empty one, as it does in training.
+    asked = {"pretrained": model, "tokenizer": tokenizer, "mixed_precision_dtype": autocast, "enable_thinking": False}
     if not speedups:
         batch.use_fixed()
         yield Engine(**asked, batch_size=batch) if prompted(model) else PlainModel(**asked, batch_size=batch.size), {}

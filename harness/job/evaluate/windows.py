@@ -31,6 +31,8 @@ def log_likelihoods(lm: TemplateLM, requests: Sequence[Instance], room: int, dis
     for request in requests:
         text, *sizes = request.args
         tokens = lm.tok_encode(text)
+        if tokens[:1] == [lm.prefix_token_id]:  # from which the first is predicted, in any case
+            tokens = tokens[1:]
         cut = get_rolling_token_windows(tokens, lm.prefix_token_id, min([room, *sizes]), context_len=1)
         windows += [(None, *make_disjoint_window(window)) for window in cut]
         ends.append(len(windows))

@@ -9,6 +9,7 @@ from torch import nn
 
 from harness import redact
 from harness.job import shortage
+from harness.job.evaluate import decoding
 from harness.job.local_cell import LocalCell
 from harness.job.measure import disk_size
 from harness.job.models import adapter_merge, adapting, saved
@@ -59,6 +60,8 @@ def merge_expanded(cell: LocalCell, model: nn.Module, loaded: Loaded, result: Re
 
 def _save_weights(cell: LocalCell, model: nn.Module, form: saved.Form, result: Record) -> None:
     cell.reporter.enter("save")
+    if form != "adapter":
+        decoding.end_at(model, cell.inputs.turn_end)  # where it was taught to
     shutil.rmtree(cell.weights, ignore_errors=True)  # the adapter, in whose place the merged model is saved
     with cell.meter.window("save"):
         result.saved = saved.write(model, form, cell.inputs.tokenizer, cell.cell, cell.weights)

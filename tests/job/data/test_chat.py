@@ -10,10 +10,10 @@ import pytest
 import torch
 from job_helpers import composed, run_here
 from layouts import LAYOUTS, sequences
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from harness.errors import UserError
-from harness.job.data import columns, encoding
+from harness.job.data import chat, columns, encoding
 from harness.job.models import embedded, loading
 from harness.settings import ModelSettings
 
@@ -26,6 +26,10 @@ THINKING = CHATML.replace(
     "{{ m['content'] }}",
     "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}",
 )
+# As Qwen3's does, it writes the thought of the last turn alone.
+THOUGHTFUL = THINKING.replace("<think>\n\n</think>", "<think>\n{{ m['reasoning_content'] }}\n</think>")
+# As Phi-3's does, it ends the text after the last turn.
+ENDED = CHATML.replace("{% endfor %}", "{% endfor %}{% if not add_generation_prompt %}<|endoftext|>{% endif %}")
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
 )
@@ -69,6 +73,34 @@ def test_loss_is_on_all_that_the_assistant_says_and_the_end_of_its_turns(templat
     example = encoded(of, TURNS)
     assert of.decode(example.ids) == of.apply_chat_template(TURNS, tokenize=False)
     assert learned(of, example) == runs
+
+
+def test_an_answer_that_its_thought_has_too_is_found_after_it():
+    answer = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2 make 4."}
+    of = tokenizer(THOUGHTFUL)
+    runs = ["It is 2.<|im_end|>", "<think>\n2 and 2 make 4.\n</think>\n\n4<|im_end|>"]
+    assert learned(of, encoded(of, [*TURNS[:3], answer])) == runs
+
+
+@pytest.mark.parametrize("answer", ["end", "im", "|"])
+def test_an_answer_may_be_a_part_of_what_ends_a_turn(answer):
+    of = tokenizer(CHATML)
+    turns = [*TURNS[:3], {"role": "assistant", "content": answer}]
+    assert learned(of, encoded(of, turns)) == ["It is 2.<|im_end|>", f"{answer}<|im_end|>"]
+
+
+def test_the_last_turn_may_end_with_more_than_the_others():
+    of = tokenizer(ENDED)
+    of.add_tokens(["<|im_end|>"])
+    assert learned(of, encoded(of, TURNS)) == ["It is 2.<|im_end|>", "It is 4.<|im_end|>\n<|endoftext|>"]
+
+
+def test_the_token_that_ends_a_turn_is_known_if_it_is_one():
+    of = tokenizer(CHATML)
+    assert chat.turn_end(of) is None  # several tokens of this tokenizer
+    of.add_tokens(["<|im_end|>"])
+    assert chat.turn_end(of) == of.convert_tokens_to_ids("<|im_end|>")
+    assert chat.turn_end(tokenizer(None)) is None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -133,7 +165,7 @@ def test_a_tokenizer_that_ends_no_text_is_refused(tmp_path):
 def test_a_model_is_trained_on_conversations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(embedded.folder("tiny"), tmp_path / "chatty")
-    (tmp_path / "chatty" / "chat_template.jinja").write_text(CHATML)
+    (tmp_path / "chatty" / "chat_template.jinja").write_text(CHATML.replace("<|im_end|>", "<|padding|>"))
     rows = [
         {"messages": [*TURNS[:2], {"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "No."}]}
         for i in range(40)
@@ -147,9 +179,12 @@ def test_a_model_is_trained_on_conversations(tmp_path, monkeypatch):
         "train.precision=fp32",
         "infer.repeats=0",
     )
-    record = run_here(tmp_path / "out", composed(*of, *small, "method=full", "eval.tasks=[]"))
+    cell = composed(*of, *small, "method=full", "eval.tasks=[]")
+    record = run_here(tmp_path / "out", cell, save="merged")
     assert record.status == "ok", record.failure
-    each = encoded(tokenizer(CHATML), rows[0]["messages"])
+    ends = GenerationConfig.from_pretrained(tmp_path / "out" / cell.name).eos_token_id
+    assert ends == [tokenizer(CHATML).eos_token_id, tokenizer(CHATML).pad_token_id], "of the text, and of a turn"
+    each = encoded(tokenizer(CHATML.replace("<|im_end|>", "<|padding|>")), rows[0]["messages"])
     assert 0 < record.train.tokens.supervised < record.train.tokens.raw
     assert record.train.tokens.supervised == 4 * len(each.supervised)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 import json
@@ -15,6 +16,7 @@ from huggingface_hub import constants
 from job_helpers import DATA, encoded, needs_data, prepared, run_here, tiny
 from layouts import LAYOUTS, sequences
 from lm_eval.models.huggingface import HFLM
+from tokenizers.normalizers import Prepend
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -51,6 +53,18 @@ def test_loss_is_on_the_answer_and_the_end_of_text_alone(tokenizer, layout):
         assert ids[-1] == tokenizer.eos_token_id
         assert predicted == {at: ids[at + 1] for at in range(start - 1, len(ids) - 1)}
     assert batch.tokens.tolist() == [token for ids, _ in sequences(batch) for token in ids]
+
+
+def test_an_answer_begins_as_it_does_after_its_question(tokenizer):
+    """Also by a tokenizer that puts a space before each text, as those of Mistral 7B v0.1 and Phi-3 do."""
+    spaced = copy.deepcopy(tokenizer)
+    spaced.backend_tokenizer.normalizer = Prepend("▁")
+    assert not encoding.begins_with_space(tokenizer)
+    assert encoding.begins_with_space(spaced)
+    (example,) = encoding.encode_all(spaced, ITEMS[1:], PROMPT, 99)
+    whole = spaced(f"{PROMPT.format(**ITEMS[1])} {ITEMS[1]['answer']}")["input_ids"]
+    assert example.ids == [*whole, spaced.eos_token_id]
+    assert example.ids[: example.prompt] == spaced(PROMPT.format(**ITEMS[1]))["input_ids"]
 
 
 def test_end_of_text_is_trained_where_it_also_pads(tokenizer):

@@ -15,6 +15,7 @@ from job_helpers import prepared, tiny
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BitsAndBytesConfig,
     Gemma3ForCausalLM,
@@ -295,6 +296,19 @@ def test_a_corpus_is_measured_in_windows(tokenizer, tmp_path):
     expected = stock.loglikelihood_rolling(requests, disable_tqdm=True)
     assert ours.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(expected, abs=1e-3)
     assert ours.used == {"shared_prefix": "on"}
+
+
+def test_the_first_token_of_a_corpus_is_predicted_from_one_begin(tokenizer, tmp_path):
+    """Also by a tokenizer that begins each text with that token."""
+    model, begun = built(llama, tokenizer, tmp_path), copy.deepcopy(tokenizer)
+    begin = [(begun.bos_token, begun.bos_token_id)]
+    begun.backend_tokenizer.post_processor = TemplateProcessing(single=f"{begun.bos_token} $A", special_tokens=begin)
+    requests = [Instance("loglikelihood_rolling", {}, ("a b c", 8), 0)]
+    assert begun("a b c").input_ids == [begun.bos_token_id, *tokenizer("a b c").input_ids]
+    plain, other = (
+        pair(model, each)[1].loglikelihood_rolling(requests, disable_tqdm=True) for each in (tokenizer, begun)
+    )
+    assert plain == pytest.approx(other, abs=1e-5)
 
 
 def test_the_end_token_ends_an_answer(tokenizer, tmp_path):

@@ -112,6 +112,29 @@ def test_a_conversation_is_asked_up_to_its_last_answer_by_the_template(bench, mo
     assert items["target"][0] == item["answer"]
 
 
+def test_a_conversation_is_asked_with_what_training_has_before_the_words(bench, monkeypatch):
+    """As Qwen3's template has it, the last answer begins with an empty thought."""
+    before = "{% if loop.last and m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}"
+    monkeypatch.setattr(bench.tokenizer, "chat_template", CHATML.replace("{{ m['content'] }}", before))
+    found = tasks(TALKS, MESSAGES, "eval.limit=2")
+    scoring.score(bench.net, bench.tokenizer, found, 4, None)
+    task = found.leaves["held_out"]
+    for instance in task.instances:
+        asked = instance.args[0]
+        turns = [*json.loads(instance.doc["turns"]), {"role": "assistant", "content": instance.doc["answer"]}]
+        learned = bench.tokenizer.apply_chat_template(turns, tokenize=False)
+        assert asked.endswith("assistant\n<think>\n\n</think>\n\n")
+        assert learned == f"{asked}{instance.doc['answer']}<|im_end|>\n"
+
+
+def test_questions_are_asked_as_they_were_trained_whatever_is_said_of_others(bench, monkeypatch):
+    monkeypatch.setattr(bench.tokenizer, "chat_template", CHATML)
+    found = tasks(SUMS, "eval.chat_template=true", "eval.limit=2", "eval.tasks=[held_out,plain_text,wordmath_short]")
+    scoring.score(bench.net, bench.tokenizer, found, 4, None)
+    asked = {leaf: task.instances[0].args[0] for leaf, task in found.leaves.items()}
+    assert {leaf for leaf, text in asked.items() if "<|im_start|>" in text} == {"wordmath_short"}
+
+
 def test_a_system_instruction_beside_ones_own_is_refused(bench, monkeypatch):
     monkeypatch.setattr(bench.tokenizer, "chat_template", CHATML)
     found = tasks(TALKS, MESSAGES, "eval.system_instruction=Go", "eval.limit=2")

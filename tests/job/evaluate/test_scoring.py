@@ -206,6 +206,44 @@ def test_shots_are_what_was_asked_and_nobody_elses(bench):
     assert {s.num_fewshot for s in scores} == {2}
 
 
+def test_a_task_without_examples_stays_so():
+    tasks = Tasks(settings("plain_text", "wordmath", limit=2, num_fewshot=2), None)
+    assert {leaf: task.config.num_fewshot for leaf, task in tasks.leaves.items()} == {"plain_text": 0, "wordmath": 2}
+
+
+@pytest.mark.parametrize("speedups", [True, False])
+def test_answers_are_greedy_and_as_long_as_the_task_says_whatever_a_model_s_file_asks(bench, speedups):
+    def answers():
+        tasks = Tasks(settings("wordmath", limit=4), None)
+        return scoring.score(bench.net, bench.tokenizer, tasks, 4, None, speedups)[1]["prediction"]
+
+    before, own = answers(), copy.deepcopy(bench.net.generation_config)
+    bench.net.generation_config.update(max_new_tokens=200, repetition_penalty=3.0)
+    asked = bench.net.generation_config
+    try:
+        assert answers().equals(before)
+        assert bench.net.generation_config is asked  # which is saved with the model
+    finally:
+        bench.net.generation_config = own
+
+
+def test_answers_to_a_template_end_where_its_turns_do(bench, monkeypatch):
+    """A base model's file names the end of the text alone, and training taught the end of a turn."""
+    ends = []
+
+    def noted(model, *_):
+        ends.append(model.generation_config.eos_token_id)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(scoring, "_engine", noted)
+    monkeypatch.setattr(scoring.chat, "turn_end", lambda tokenizer: 7)
+    for template in (False, True):
+        tasks = Tasks(settings("wordmath", limit=1, chat_template=template), None)
+        with pytest.raises(RuntimeError, match=r"^seen$"):
+            scoring.score(bench.net, bench.tokenizer, tasks, 1, None)
+    assert ends == [[bench.tokenizer.eos_token_id], [bench.tokenizer.eos_token_id, 7]]
+
+
 def test_every_cell_is_shown_the_same_examples():
     first, again = (prompt(Tasks(settings("wordmath", num_fewshot=3), None)) for _ in range(2))
     assert first == again

@@ -30,6 +30,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from harness import units
 from harness.errors import UserError
+from harness.job.data.chat import WORDS
 from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer, text_before
 from harness.job.data.documents import DOCUMENTS, TEXT
 from harness.job.data.generators.reasoning_gym import Verifier
@@ -45,6 +46,7 @@ MARKED = "marked"  # how answers with marks are scored
 MOST = 0.9  # share of the answers that decides what they all are
 FEWEST_TOKENS, MOST_TOKENS = 16, 512  # room for a written answer
 BYTES = 2  # of the longest answer for each token of room, which is about twice what it takes
+SPARE = 32  # tokens beside, as where each byte is a token; never more than the answer has bytes
 OPENING = 200  # characters of a document that stand for it where people read items
 NAMED = 8  # labels that a sentence names
 SCORED_BY = {
@@ -138,7 +140,7 @@ class HeldOutTask(ConfigurableTask):
         write = form["chat_template"]
         if doc.get(TOOLS):
             write = _with_tools(write, json.loads(doc[TOOLS]))
-        return write(first + examples + rest, add_generation_prompt=True)
+        return _up_to_words(write, first + examples + rest)
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **form: Any) -> list[Instance] | Instance:
         """lm-eval's request; for the bits per byte a second one, with the answer. Of a document its text and window."""
@@ -152,6 +154,16 @@ class HeldOutTask(ConfigurableTask):
         if not self._bits:
             return written
         return [written, Instance("loglikelihood", doc, answer, 1, metadata=form["metadata"])]
+
+
+def _up_to_words(write: Callable[..., str], turns: list[dict[str, Any]]) -> str:
+    """The text of `turns` and all that the chat template writes before the words of the answer.
+
+    That is the generation prompt, and in some templates more, such as an empty thought, which training has too.
+    """
+    head = write(turns, add_generation_prompt=True)
+    answered = write([*turns, {"role": "assistant", "content": WORDS}], add_generation_prompt=False)
+    return answered[: answered.rindex(WORDS)] if answered.startswith(head) else head  # a list behind an API
 
 
 def _with_tools(write: Any, tools: list[dict[str, Any]]) -> Callable[..., str]:
@@ -237,7 +249,7 @@ def _config(kind: str, data: DataSettings, docs: list[dict[str, Any]], likelihoo
         return shared | _marked()
     if kind == "choice" or (kind == "classify" and likelihoods):
         return shared | _choice()
-    return shared | _written(kind, data, [doc["answer"] for doc in docs])
+    return shared | _written(kind, data, [doc["answer"] for doc in docs], "turns" in docs[0])
 
 
 def _of_documents(data: DataSettings, items: Sequence[Item], num_fewshot: int | None, likelihoods: bool) -> HeldOutTask:
@@ -367,14 +379,16 @@ def _marked() -> dict[str, Any]:
     }
 
 
-def _written(kind: str, data: DataSettings, answers: list[str]) -> dict[str, Any]:
-    """The config of a task with written `answers`.
+def _written(kind: str, data: DataSettings, answers: list[str], chats: bool) -> dict[str, Any]:
+    """The config of a task with written `answers`, of `chats` or to questions.
 
-    A written answer ends where another question begins, and at a line's end if no right answer has two lines.
+    A written answer ends where another question begins, and at a line's end, if no right answer has that.
     """
     begin = data.template.partition("{")[0].rstrip().rpartition("\n")[2]
-    until = [*([begin] if begin else []), *([] if any("\n" in a.strip() for a in answers) else ["\n"])]
-    room = max(len(answer.encode()) for answer in answers) // BYTES
+    another = [f"\n{begin}"] if begin and not chats else []
+    until = [stop for stop in [*another, "\n"] if not any(stop in answer.strip() for answer in answers)]
+    longest = max(len(answer.encode()) for answer in answers)
+    room = min(longest, longest // BYTES + SPARE)
     config: dict[str, Any] = {
         "output_type": "generate_until",
         "doc_to_target": "answer",

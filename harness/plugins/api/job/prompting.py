@@ -17,7 +17,7 @@ from torch import nn
 from transformers import BatchEncoding, EosTokenCriteria, PreTrainedTokenizerBase
 
 from harness import gate, record
-from harness.job.data import encoding
+from harness.job.data import chat, encoding
 from harness.job.evaluate import decoding
 from harness.job.measure import device
 from harness.job.models import loading, saved, structure
@@ -103,18 +103,13 @@ def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str | 
     asked, begins = _encoded(tokenizer, template, prompt)
     asked = asked.to(structure.inner(net).device)
     ids = asked["input_ids"]
-    if structure.prompted(net):
-        written = decoding.written(net, ids, tokens, [EosTokenCriteria(tokenizer.eos_token_id)])
-    else:
-        generate: Any = net.generate  # torch types a module's unknown attributes as tensors or modules
-        written = generate(
-            **asked,
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            temperature=None,
-            top_p=None,
-        )
+    with decoding.plain_generation(net, chat.turn_end(tokenizer) if template is None else None):
+        if structure.prompted(net):
+            ends = structure.inner(net).generation_config.eos_token_id or tokenizer.eos_token_id
+            written = decoding.written(net, ids, tokens, [EosTokenCriteria(ends)])
+        else:
+            generate: Any = net.generate  # torch types a module's unknown attributes as tensors or modules
+            written = generate(**asked, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     text = encoding.decoded(tokenizer, written[0, ids.shape[1] :])
     return (text.partition(f"\n{begins}")[0] if begins else text).strip()
 
@@ -122,11 +117,11 @@ def _answer(net: nn.Module, tokenizer: PreTrainedTokenizerBase, template: str | 
 def _encoded(tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: str) -> tuple[BatchEncoding, str]:
     """The tokens of `prompt`, and what another question would begin with. template: null for the chat template."""
     if template is None:
-        chat = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        assert isinstance(chat, BatchEncoding)  # with return_dict
-        return chat, ""
+        turns = [{"role": "user", "content": prompt}]
+        form = {"return_tensors": "pt", "return_dict": True, "enable_thinking": False}
+        encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **form)
+        assert isinstance(encoded, BatchEncoding)  # with return_dict
+        return encoded, ""
     text, begins = put(template, prompt)
     return tokenizer(text, return_tensors="pt"), begins
 
