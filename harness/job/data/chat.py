@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job.data.turns import CALLS, Turn
+from harness.job.data.turns import CALLS, UNLEARNED, Turn
 
 Turns = list[Turn]
 Tools = list[dict[str, Any]]
@@ -51,7 +51,7 @@ def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | Non
     whole, added = _write(tokenizer, turns, tools), tokenizer.get_added_vocab()
     spans = []
     for at, turn in enumerate(turns):
-        if turn["role"] == "assistant":
+        if turn["role"] == "assistant" and not turn.get(UNLEARNED):
             head = _write(tokenizer, turns[:at], tools, add_generation_prompt=True)
             if turn.get(CALLS):
                 end = _called(whole, head, _write(tokenizer, turns[: at + 1], tools), turn)

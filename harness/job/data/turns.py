@@ -33,7 +33,9 @@ ROLES = {  # by the names that files have for them
 }
 CALLS = "tool_calls"
 CARRIED = ("name", "tool_call_id", "reasoning_content")  # fields of turns that chat templates know
-READ = {"role", "from", "content", "value", CALLS, *CARRIED}
+WITHOUT_LOSS = {"weight": 0, "train": False, "training": False}  # marks of turns that are not learned, in files
+UNLEARNED = "unlearned"  # ours
+READ = {"role", "from", "content", "value", CALLS, *CARRIED, *WITHOUT_LOSS}
 
 
 def text_of(value: Any) -> str:
@@ -61,6 +63,8 @@ def _turn(role: str, content: Any, turn: Turn, what: str) -> Turn:
         calls, whole["content"] = _decoded(content, what), ""
     if calls:
         whole[CALLS] = [_call(call, what) for call in (calls if isinstance(calls, list) else [calls])]
+    if any(turn.get(name) == value for name, value in WITHOUT_LOSS.items()):
+        whole[UNLEARNED] = True
     return whole | {name: turn[name] for name in CARRIED if turn.get(name)}
 
 

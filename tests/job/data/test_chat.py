@@ -75,6 +75,14 @@ def test_loss_is_on_all_that_the_assistant_says_and_the_end_of_its_turns(templat
     assert learned(of, example) == runs
 
 
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_a_turn_that_is_marked_bears_no_loss(mark):
+    rows = [{"talk": [TURNS[0], TURNS[1] | mark, TURNS[2], TURNS[3] | {"weight": 1}]}]
+    ((_, item),) = columns.mapped(rows, ["talk"], {"messages": "talk"}, None, "a file")
+    of = tokenizer(CHATML)
+    assert learned(of, encoded(of, item["messages"])) == ["It is 4.<|im_end|>"]
+
+
 def test_an_answer_that_its_thought_has_too_is_found_after_it():
     answer = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2 make 4."}
     of = tokenizer(THOUGHTFUL)
