@@ -118,7 +118,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: s
     """The tokens of `prompt`, and what another question would begin with. template: null for the chat template."""
     if template is None:
         turns = [{"role": "user", "content": prompt}]
-        form = {"return_tensors": "pt", "return_dict": True, "enable_thinking": False}
+        form: dict[str, Any] = {"return_tensors": "pt", "return_dict": True, "enable_thinking": False}
         encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, **form)
         assert isinstance(encoded, BatchEncoding)  # with return_dict
         return encoded, ""
