@@ -7,6 +7,7 @@ of the assistant; of answers that are compared (harness/job/data/preferences.py)
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -194,6 +195,7 @@ def _after(tokenizer: PreTrainedTokenizerBase, question: str, before: list[int],
     return tokenizer(answer, add_special_tokens=False)["input_ids"]
 
 
+@functools.lru_cache(maxsize=1)  # each example asks
 def begins_with_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether `tokenizer` writes a text that begins with a space differently alone than after another text."""
     one, both, alone = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "a b", " b"))

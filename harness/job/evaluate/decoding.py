@@ -40,11 +40,13 @@ def plain_generation(model: nn.Module, end: int | None) -> Iterator[None]:
 
 def end_at(model: nn.Module, end: int | None) -> None:
     """Have answers of `model`, also as it is saved, end at the token `end` too, if there is one."""
-    config = inner(model).generation_config
-    config.eos_token_id = _ends(config, end)
+    if end is not None:
+        config = inner(model).generation_config
+        config.eos_token_id = _ends(config, end)
 
 
 def _ends(config: GenerationConfig, end: int | None) -> list[int] | None:
+    """The tokens that end an answer by `config`, and `end`; None if there are none."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     return list(dict.fromkeys(token for token in [*ends, end] if token is not None)) or None
 
