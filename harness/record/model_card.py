@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from harness import redact, units
@@ -53,8 +54,8 @@ def text(record: Record, form: str | None = None) -> str:
         if record.saved is None:
             raise ValueError(f"{record.cell.name} has no saved weights")
         form = record.saved.form
-    cell, base, (_, revision) = record.cell, tuned_from(record), base_of(record)
-    named = json.dumps(base if HUB_ID.fullmatch(base) else "BASE") + (f', revision="{revision}"' if revision else "")
+    cell, base, (_, revision) = record.cell, base_name(record), base_of(record)
+    named = json.dumps(base if on_hub(record) else "BASE") + (f', revision="{revision}"' if revision else "")
     parts = [
         _head(record, form),
         f"# {cell.name}\n",
@@ -85,6 +86,20 @@ def tuned_from(record: Record) -> str:
     return record.cell.settings.model.path or record.cell.model
 
 
+def on_hub(record: Record) -> bool:
+    """Whether the base model is one of the hub: its fingerprint then has the hub's name, else a hash."""
+    base = tuned_from(record)
+    if (fingerprint := record.fingerprints.get("model")) is None:
+        return HUB_ID.fullmatch(base) is not None
+    return fingerprint.rpartition("@")[0] == base
+
+
+def base_name(record: Record) -> str:
+    """What the base model is called where others read it: of a folder of this machine its last part alone."""
+    base = tuned_from(record)
+    return base if on_hub(record) or base.startswith("embedded:") else Path(base).name
+
+
 def base_of(record: Record) -> tuple[str | None, str | None]:
     """The path of the base model as its settings name it (None behind an API), and its commit if it is the hub's."""
     model = record.cell.settings.model
@@ -93,10 +108,10 @@ def base_of(record: Record) -> tuple[str | None, str | None]:
 
 
 def _head(record: Record, form: str) -> str:
-    model, source = tuned_from(record), record.cell.settings.data.load.get("path")
+    source = record.cell.settings.data.load.get("path")
     metadata: dict[str, Any] = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
-    if HUB_ID.fullmatch(model):
-        metadata["base_model"] = model
+    if on_hub(record):
+        metadata["base_model"] = tuned_from(record)
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         metadata["datasets"] = [source]
     metadata["tags"] = [record.cell.method]
@@ -110,10 +125,9 @@ def _auto_class(record: Record) -> str:
 
 def _whence(record: Record) -> Iterator[str]:
     """What stands for BASE, which is on no hub."""
-    base = tuned_from(record)
-    if HUB_ID.fullmatch(base):
+    if on_hub(record):
         return
-    kind, _, name = base.partition(":")
+    kind, _, name = tuned_from(record).partition(":")
     if kind == "embedded":
         prints = f"python -c 'from harness.job.models import embedded; print(embedded.folder(\"{name}\"))'"
         yield f"BASE is the folder that `{prints}` prints, with finetune-harness installed.\n"
@@ -133,12 +147,15 @@ def _quantised(record: Record, form: str) -> Iterator[str]:
     if form == "adapter":
         yield f"It was trained and scored on a base quantised to {bits} bits; on the full base it is another model.\n"
     else:
-        yield f"Its base was quantised to {bits} bits for training, and scored so; these are the expanded weights.\n"
+        yield (
+            f"Its base was quantised to {bits} bits for training, and scored so; these are its weights expanded, which "
+            "is the same model up to rounding.\n"
+        )
 
 
 def _training(record: Record) -> Iterator[tuple[str, str]]:
     cell, settings = record.cell, record.cell.settings
-    yield "base model", f"`{tuned_from(record)}`, {record.fingerprints.get('model', 'no fingerprint')}"
+    yield "base model", f"`{base_name(record)}`, {record.fingerprints.get('model', 'no fingerprint')}"
     yield "method", cell.method
     axes = {"rank": cell.rank, "alpha": cell.alpha, "learning rate": cell.lr, "seed": cell.seed} | cell.knobs
     yield from ((name, _said(value)) for name, value in axes.items() if value is not None)

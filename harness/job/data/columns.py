@@ -203,6 +203,12 @@ def check_prompt(prompt: str, items: list[Item]) -> None:
         )
 
 
+def question_field(template: str) -> str | None:
+    """The field of a prompt template that takes a question which is no record: `question`, or else the first one."""
+    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    return "question" if "question" in fields else next(iter(fields), None)
+
+
 def asked(item: Item, prompt: str, prompt_if_empty: str | None = None) -> str:
     """The text before the answer; options are lines with letters. A field that is empty takes `prompt_if_empty`."""
     if prompt_if_empty is not None and not all(item.values()):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import time
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from harness.job.data.batching import Batch
@@ -72,9 +74,25 @@ def fold(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, PeftModel) or not hasattr(model.base_model, "merge_and_unload"):
         raise NotImplementedError(PROMPT)
-    merged = (_dequantised(model) if quantised(model) else model).merge_and_unload(safe_merge=True)
+    whole = _dequantised(model) if quantised(model) else model
+    _untie(whole)
+    merged = whole.merge_and_unload(safe_merge=True)
     forget_adapters(merged)
     return merged
+
+
+def _untie(model: PeftModel) -> None:
+    """Give the head weights of its own if it shares them with the embedding and one of them has an adapter.
+
+    Merged into shared weights, the adapter of one would change the other too.
+    """
+    net: Any = model.get_base_model()
+    ends = [net.get_input_embeddings(), net.get_output_embeddings()]
+    tuned = [isinstance(end, BaseTunerLayer) for end in ends]
+    embedding, head = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
+    if head is not None and any(tuned) and getattr(head, "weight", None) is embedding.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        net.config.get_text_config().tie_word_embeddings = net.config.tie_word_embeddings = False
 
 
 def _dequantised(model: PeftModel) -> PeftModel:

@@ -56,7 +56,7 @@ def export(found: CellRef, to: Target, out: Path) -> ExportedModel:
         raise UserError(f"--out must name a new or empty folder, got {out}.")
     known, saved = _known(found)
     folder, target = record.model_folder(found.record), out.absolute()
-    form = _form(saved, to, folder)
+    form = _form(saved, to, folder, known.cell.settings.method.bits)
     if saved.form == "adapter" != form:
         _check_mergeable(found, known, folder)
     made = target.with_name(f".{target.name}.tmp")
@@ -79,13 +79,16 @@ def export(found: CellRef, to: Target, out: Path) -> ExportedModel:
     return ExportedModel(str(found), form, out, command, _notes(known, saved, to, form))
 
 
-def _form(saved: Saved, to: Target, folder: Path) -> Form:
-    """What the model is to be: whole ones stay as they are, adapters stay adapters where vLLM serves them."""
+def _form(saved: Saved, to: Target, folder: Path, bits: int | None) -> Form:
+    """What the model is to be: whole ones stay as they are, adapters stay adapters where vLLM serves them.
+
+    bits: of a quantised base, which vLLM would take in full, and then it is another model.
+    """
     if to in ("gguf", "ollama"):
         return "gguf"
     if saved.form != "adapter":
         return saved.form
-    return "adapter" if to == "vllm" and _served_by_vllm(_adapter_config(folder)) else "merged"
+    return "adapter" if to == "vllm" and bits is None and _served_by_vllm(_adapter_config(folder)) else "merged"
 
 
 def _known(found: CellRef) -> tuple[Record, Saved]:
@@ -158,12 +161,12 @@ def _command(known: Record, to: Target, out: Path) -> str:
 
 def _notes(known: Record, saved: Saved, to: Target, form: Form) -> list[str]:
     bits, notes = known.cell.settings.method.bits, []
-    if bits is not None and form == "adapter":
-        notes.append(f"It was scored on a base quantised to {bits} bits; on the full base it is another model.")
-    elif bits is not None:
+    if bits is not None:
         notes.append(
-            f"It was scored on a base quantised to {bits} bits; with the expanded weights it is another model."
+            f"It was scored on a base quantised to {bits} bits; this is the same with those weights expanded, up to "
+            "rounding, at the size of a full model."
         )
     if to == "vllm" and form == "merged" and saved.form == "adapter":
         notes.append("vLLM does not serve such an adapter, so it is merged.")
+    notes.append("It was scored by its likeliest tokens: ask it with a temperature of 0.")
     return notes

@@ -24,8 +24,8 @@ def push(cell: CellRef, repo: str, public: bool) -> str:
         raise UserError(f"{cell} has no saved weights to push; train it with save=adapter.")
     if problems := verify.check(cell.record):
         raise UserError(problems[0])
-    base = model_card.tuned_from(trained) if trained.saved.form == "adapter" else None
-    files = _weights(record.model_folder(cell.record), base)
+    base = model_card.base_name(trained) if trained.saved.form == "adapter" else None
+    files = _weights(record.model_folder(cell.record), base) | {record.CARD: model_card.text(trained).encode()}
     return upload(str(cell), trained.cell.name, files, repo, public, "model")
 
 
@@ -39,5 +39,5 @@ def _weights(folder: Path, base: str | None) -> Files:
         return files
     path = files["adapter_config.json"]
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base if model_card.HUB_ID.fullmatch(base) else Path(base).name
+    config["base_model_name_or_path"] = base
     return files | {path.name: json.dumps(config, indent=2, sort_keys=True).encode()}

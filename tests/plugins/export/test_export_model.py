@@ -148,7 +148,7 @@ def test_whole_weights_are_handed_over_as_they_are(results, export):
 
 def test_a_quantised_base_is_expanded_and_that_is_said(results, export):
     out, printed = export("qlora", "merged")
-    assert "warning: It was scored on a base quantised to 4 bits; with the expanded weights" in printed.err
+    assert "warning: It was scored on a base quantised to 4 bits; this is the same with those" in printed.err
     assert not hasattr(AutoModelForCausalLM.from_pretrained(out).config, "quantization_config")
 
 
@@ -166,6 +166,7 @@ def test_a_study_hands_over_its_chosen_cell(results, export, tmp_path):
         'TEMPLATE """Question: {{ .Prompt }}',
         'Answer:"""',
         "PARAMETER temperature 0",
+        "PARAMETER repeat_penalty 1",
         'PARAMETER stop "<|endoftext|>"',
     ]
 
@@ -195,8 +196,29 @@ def test_a_chat_template_becomes_ollamas():
         '{{ range .Messages }}{{ if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n'
         "<|im_start|>assistant\n"
         '{{ else if eq .Role "assistant" }}{{ .Content }}<|im_end|>\n{{ end }}{{ end }}"""\n'
-        'PARAMETER temperature 0\nPARAMETER stop "<|endoftext|>"\nPARAMETER stop "<|im_end|>"\n'
+        "PARAMETER temperature 0\nPARAMETER repeat_penalty 1\n"
+        'PARAMETER stop "<|endoftext|>"\nPARAMETER stop "<|im_end|>"\n'
     )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template"),
+    [
+        ("Context: {context}\nQ: {question}\nA:", "Context: \nQ: {{ .Prompt }}\nA:"),
+        ("{text}\nSentiment:", "{{ .Prompt }}\nSentiment:"),
+        ("{{{question}}} =", '{{ "{" }}{{ .Prompt }}} ='),
+    ],
+)
+def test_what_is_asked_is_in_the_field_for_a_question(prompt, template):
+    assert f'TEMPLATE """{template}"""' in modelfile.text("it.gguf", chat(None), prompt)
+
+
+def test_of_a_quantised_base_vllm_gets_the_expanded_weights(results, export):
+    """It would take the adapter on the full base, which is another model."""
+    out, printed = export("qlora", "vllm")
+    assert "this is the same with those weights expanded" in printed.err
+    assert not (out / "adapter_config.json").exists()
+    assert "--enable-lora" not in printed.out
 
 
 @pytest.mark.parametrize("template", [SHOUTED, STRICT, None])

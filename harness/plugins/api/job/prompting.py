@@ -17,7 +17,7 @@ from torch import nn
 from transformers import BatchEncoding, EosTokenCriteria, PreTrainedTokenizerBase
 
 from harness import gate, record
-from harness.job.data import chat, encoding
+from harness.job.data import chat, columns, encoding
 from harness.job.evaluate import decoding
 from harness.job.measure import device
 from harness.job.models import loading, saved, structure
@@ -127,10 +127,11 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: s
 
 
 def put(template: str, prompt: str) -> tuple[str, str]:
-    """`prompt` in the first field of a `template`, other fields empty; and the last line before that field."""
+    """`prompt` in the field of a `template` for a question, other fields empty; and the last line before all fields."""
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
     before = template.partition("{")[0].rstrip()
-    return template.format(**(dict.fromkeys(fields, "") | {fields[0]: prompt})), before.rpartition("\n")[2]
+    filled = dict.fromkeys(fields, "") | {columns.question_field(template): prompt}
+    return template.format(**filled), before.rpartition("\n")[2]
 
 
 # The judge

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from harness.job.data import chat
+from harness.job.data import chat, columns
 
 NAME = "Modelfile"
 HEAD = """\
@@ -64,7 +64,8 @@ class ChatParts:
 def text(weights: str, tokenizer: PreTrainedTokenizerBase, prompt: str | None) -> str:
     """The Modelfile of the GGUF `weights` beside it.
 
-    prompt: the prompt template of the data, whose first field takes the question; null for conversations.
+    prompt: the prompt template of the data, whose field `question` (or first one) takes what is asked; null for
+    conversations.
     """
     stops, template = [tokenizer.eos_token], None
     if prompt is not None:
@@ -72,7 +73,8 @@ def text(weights: str, tokenizer: PreTrainedTokenizerBase, prompt: str | None) -
     elif (parts := chat_parts(tokenizer)) is not None:
         template = parts.go
         stops.append(parts.answered.strip())
-    lines = [f"FROM ./{weights}", *_template(template), "PARAMETER temperature 0"]
+    greedy = ["PARAMETER temperature 0", "PARAMETER repeat_penalty 1"]  # ollama's own default is 1.1
+    lines = [f"FROM ./{weights}", *_template(template), *greedy]
     lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops) if stop and '"' not in stop]
     return HEAD + "\n".join(lines) + "\n"
 
@@ -82,19 +84,19 @@ def _template(template: str | None) -> list[str]:
 
 
 def _question(prompt: str) -> str:
-    """A prompt template with ollama's prompt in its first field, other fields empty, as `harness ask` puts it."""
-    parts, fields = [], 0
+    """A prompt template with ollama's prompt where `harness ask` puts it, in its field for a question."""
+    parts, own = [], columns.question_field(prompt)
     for literal, name, _, _ in string.Formatter().parse(prompt):
         parts.append(_text(literal))
-        if name and not fields:
+        if name is not None and name == own:
             parts.append("{{ .Prompt }}")
-        fields += bool(name)
+            own = None  # once
     return "".join(parts)
 
 
 def _text(literal: str) -> str:
     """`literal` as text in a Go template."""
-    return literal.replace("{{", '{{ "{{" }}')
+    return literal.replace("{", '{{ "{" }}')
 
 
 def chat_parts(tokenizer: PreTrainedTokenizerBase) -> ChatParts | None:
