@@ -48,7 +48,7 @@ def kept(tmp_path_factory):
                 write = saved.write
                 patch.setattr(saved, "write", lambda net, *rest: seen.append(logits(net)) or write(net, *rest))
                 run_request(cell, "demo", path, None, lambda event: None, save=save)
-            known[method, save] = path, *seen
+            known[method, save] = path, seen[-1]  # on a quantised base the merged model takes the adapter's place
         return known[method, save]
 
     return run_once
