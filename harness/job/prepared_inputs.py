@@ -73,7 +73,7 @@ class PreparedInputs:
     def turn_end(self) -> int | None:
         """The token that ends the assistant's turns, if it ends answers of the data; else None."""
         end = chat.turn_end(self.tokenizer)
-        sequences = (sequence for drawn in self.held_out for sequence in drawn.sequences)
+        sequences = (sequence for example in self.held_out for sequence in example.sequences)
         return end if any(end == sequence.ids[at] for sequence in sequences for at in sequence.supervised) else None
 
     def samples(self, device: torch.device, size: int) -> Iterator[batching.Batch]:

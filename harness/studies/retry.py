@@ -108,7 +108,7 @@ def _require_suited(recorded: Record, changed: dict[str, Any]) -> None:
     """Raise UserError if the settings of a cell exclude a precaution that is `changed`, as `validate.check` has it."""
     settings = recorded.cell.settings
     objective, saves = settings.train.objective, changed.get("save_every") is not None
-    excluded = {
+    objections = {
         f"train.objective={objective} can't be combined with retry.on_oom=true: its loss depends on the pairs of a "
         "micro-batch": changed.get("on_oom") and objective in BY_MICRO_BATCH,
         "train.early_stopping can't be combined with train.save_every: checkpoints do not keep the best weights": saves
@@ -116,7 +116,7 @@ def _require_suited(recorded: Record, changed: dict[str, Any]) -> None:
         "Paged AdamW requires train.save_every=null: paged memory can't be restored from a checkpoint": saves
         and settings.method.paged,
     }
-    for why, applies in excluded.items():
+    for why, applies in objections.items():
         if applies:
             raise UserError(f"{recorded.cell.name} is not run: {why}.")
 

@@ -231,13 +231,6 @@ def test_a_process_that_hangs_is_ended(on_cpu, monkeypatch):
     assert time.monotonic() - begun < 10
 
 
-def test_a_package_that_is_hidden_is_not_found_by_processes(on_cpu):
-    command = [sys.executable, "-c", "from importlib.util import find_spec; print(find_spec('tabulate') is None)"]
-    with on_cpu.hidden("tabulate"):
-        assert on_cpu.command(command, None) == b"True\n"
-    assert on_cpu.command(command, None) == b"False\n"
-
-
 @pytest.mark.parametrize(
     "model",
     [

@@ -56,8 +56,8 @@ def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | Non
             if turn.get(CALLS):
                 end = _called(whole, head, _write(tokenizer, turns[: at + 1], tools), turn)
             else:
-                marked = _write(tokenizer, [*turns[:at], turn | {"content": WORDS}], tools)
-                end = _said(whole, head, marked, turn, added)
+                pattern = _write(tokenizer, [*turns[:at], turn | {"content": WORDS}], tools)
+                end = _said(whole, head, pattern, turn, added)
             if not whole.startswith(head) or end is None:
                 raise UserError(
                     "Chat data requires a chat template that keeps turns; the template of the model rewrites them."
@@ -67,13 +67,13 @@ def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | Non
     return whole, spans
 
 
-def _said(whole: str, head: str, marked: str, turn: Turn, added: Iterable[str]) -> int | None:
+def _said(whole: str, head: str, pattern: str, turn: Turn, added: Iterable[str]) -> int | None:
     """Where the text of a turn ends in `whole`, whose beginning before it is `head`; None if it is rewritten.
 
-    marked: the text up to the turn with WORDS in place of its own, as the last one. added: tokens of the tokenizer.
+    pattern: the text up to the turn with WORDS in place of its own, as the last one. added: tokens of the tokenizer.
     """
     words = turn["content"].strip()
-    before, _, after = marked.removeprefix(head).rpartition(WORDS)
+    before, _, after = pattern.removeprefix(head).rpartition(WORDS)
     # As the last turn, where a template may write more than in earlier ones, such as a thought; else as an earlier one.
     begin = len(head + before) if whole.startswith(before + words, len(head)) else whole.find(words, len(head))
     if begin < 0:

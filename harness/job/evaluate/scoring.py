@@ -67,7 +67,10 @@ class Tasks:
     eval.unsafe_code=true.
 
     include: a folder of further tasks. put: lm-eval's keywords for the prompt's form, and for running code.
+    messages_alone: whether the model takes nothing but messages, so that every task is asked in them.
     """
+
+    messages_alone = False
 
     def __init__(
         self,
@@ -178,8 +181,8 @@ class Tasks:
         """lm-eval's `build_all_requests`, except that it reuses requests that were built before, here or elsewhere."""
         if _is_chat(task):
             asked |= self._chat
-        elif isinstance(task, HeldOutTask) or task.config.task in UNASKED:
-            asked |= PLAIN
+        elif not self.messages_alone and (isinstance(task, HeldOutTask) or task.config.task in UNASKED):
+            asked.update(PLAIN)
         # A tokenizer name is given with a chat template; everything else is fixed by the settings.
         key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
         if key not in self._requests:

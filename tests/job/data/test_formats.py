@@ -140,8 +140,8 @@ def test_a_template_that_leaves_out_the_system_prompt_is_refused():
 
 def test_fields_of_turns_and_images_are_not_lost_unseen():
     rows = sharegpt()
-    rows[5]["conversations"][1]["weight"] = 0.5
-    assert read(rows)[1].endswith("not used: weight of turns.")
+    rows[5]["conversations"][1]["score"] = 0.5
+    assert read(rows)[1].endswith("not used: score of turns.")
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "it?"}]
     answer = {"role": "assistant", "content": "It."}
     item, _ = read([{"messages": [{"role": "user", "content": [*parts, {"text": str(i)}]}, answer]} for i in range(60)])

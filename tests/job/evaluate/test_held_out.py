@@ -223,7 +223,7 @@ def test_overlap_is_googles_and_knows_other_scripts():
 def test_a_number_is_found_strictly_and_flexibly():
     task = tasks(SUMS).leaves["held_out"]
     assert [kind.name for kind in task._filters] == ["flexible-extract", "strict-match"]
-    assert task.config.generation_kwargs["until"] == ["Question:"]  # an answer has two lines
+    assert task.config.generation_kwargs["until"] == ["\nQuestion:"]  # an answer has two lines
     short = tasks(CHOICES, "data.answers=exact").leaves["held_out"]
     assert short.config.generation_kwargs["until"] == [
         "Question:",

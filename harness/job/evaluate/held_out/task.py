@@ -156,14 +156,16 @@ class HeldOutTask(ConfigurableTask):
         return [written, Instance("loglikelihood", doc, answer, 1, metadata=form["metadata"])]
 
 
-def _up_to_words(write: Callable[..., str], turns: list[dict[str, Any]]) -> str:
+def _up_to_words(write: Callable[..., Any], turns: list[dict[str, Any]]) -> Any:
     """The text of `turns` and all that the chat template writes before the words of the answer.
 
     That is the generation prompt, and in some templates more, such as an empty thought, which training has too.
     """
     head = write(turns, add_generation_prompt=True)
-    answered = write([*turns, {"role": "assistant", "content": WORDS}], add_generation_prompt=False)
-    return answered[: answered.rindex(WORDS)] if answered.startswith(head) else head  # a list behind an API
+    if not isinstance(head, str):  # the turns as an endpoint takes them
+        return head
+    whole = write([*turns, {"role": "assistant", "content": WORDS}], add_generation_prompt=False)
+    return whole[: whole.rindex(WORDS)] if whole.startswith(head) else head
 
 
 def _with_tools(write: Any, tools: list[dict[str, Any]]) -> Callable[..., str]:

@@ -26,6 +26,8 @@ class ChatTasks(scoring.Tasks):
     A variant has the same items as its task. Raises UserError if there is none.
     """
 
+    messages_alone = True
+
     def __init__(
         self,
         settings: EvalSettings,
