@@ -110,6 +110,7 @@ def test_a_class_by_its_name_is_one_that_files_have(cell):
     assert "method.optim.optimizer_cls.path=planted.X" in gate.objection(record)
 
 
+@pytest.mark.long
 def test_a_users_own_files_name_more(cell, tmp_path, monkeypatch):
     record = record_of(cell, **adapted(cell, use_qalora=True))
     monkeypatch.chdir(tmp_path)

@@ -458,6 +458,7 @@ def test_a_sweep_resumes_and_is_what_the_command_line_would_run(folder, capsys):
     assert "method=lora,galore rank=4,8 study=demo eval.tasks=[]" in noted.replace("'", "")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_works_in_a_notebook_in_a_thread_and_within_a_hydra_app(folder):
     """A notebook has a running loop; a program may have its own Hydra."""
@@ -556,6 +557,7 @@ def test_a_plan_is_that_of_the_command(folder, inside):
     assert {pattern for pattern in patterns if re.fullmatch(r"\w+", pattern)} <= {*plan.columns}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plan_has_a_row_for_what_can_not_run(folder, capsys):
     plan = harness.plan(model="tiny", rank=[0, 8], settings={"eval.tasks": []})

@@ -87,6 +87,7 @@ def test_records_hold_no_place_of_this_machine(folder):
             assert f"{place}/" not in text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_cell_is_run_again_from_its_record_alone(folder):
     """Also: one that would call what this harness's settings don't name is not."""

@@ -22,6 +22,7 @@ def test_a_part_of_a_name_is_not_a_name():
         task_names.require(["mmlu", "gsm8"])
 
 
+@pytest.mark.long
 def test_the_user_s_own_folder_counts(tmp_path):
     (tmp_path / "mine.yaml").write_text("tag: [parity_tasks]\n'task': parity\n")
     with pytest.raises(UserError, match=r"eval\.tasks=parity is unknown"):

@@ -150,6 +150,7 @@ def test_an_axis_of_a_named_sweep_that_is_no_setting_is_one_error(inside, tmp_pa
     assert_refused(inside("sweep", "mine").stderr, "'rnak'; did you mean rank?")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "added",
     [

@@ -299,6 +299,7 @@ def test_the_losses_of_running_cells_are_noted(results):
         assert running["losses"] == [[1, 2.5], [2, 2.0]]
 
 
+@pytest.mark.long
 @in_a_browser
 def test_a_page_without_results_shows_the_cells_that_run(results, tmp_path):
     cell = make_record("lora", study="new").cell

@@ -109,6 +109,7 @@ def test_tables_of_many_records_keep_within_what_we_promise():
     assert seconds[2] - seconds[0] < 1.5 * 11 * (seconds[1] - seconds[0])  # 11 times if linear, 101 if quadratic
 
 
+@pytest.mark.long
 def test_a_table_takes_few_calls_a_record(tmp_path):
     """Calls of functions are counted, as times depend on the machine and on what else it does."""
     few, many = (_calls_of_a_table(tmp_path / f"n{n}", n) for n in (60, 240))
@@ -134,6 +135,7 @@ def test_the_benchmark_of_tables_runs():
     assert [row[0] for row in cells(made.stdout)] == ["30"]
 
 
+@pytest.mark.long
 def test_the_ranges_of_times_and_their_page_are_of_the_published_runs():
     record = json.loads(cards.RECORD.read_text(encoding="utf-8"))
     assert cards.spreads(record["compared"]) == rates.SPREADS | {"": rates.SPREAD}

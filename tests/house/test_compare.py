@@ -79,6 +79,7 @@ def test_installing_says_how_long_it_takes(tmp_path):
     assert re.search(r"Installing .* into .venv: about \d+ minutes", made.stdout)
 
 
+@pytest.mark.long
 def test_the_picture_is_drawn_where_it_says(inside, tmp_path):
     shutil.copytree(ROOT / "results" / "reference" / "quickstart", tmp_path / "results" / "quickstart")
     assert inside("figures", "quickstart").returncode == 0

@@ -33,6 +33,7 @@ def test_the_page_of_methods_has_every_method_as_its_file_says():
         assert f"### {path.stem}\n\n{about}\n" in METHODS
 
 
+@pytest.mark.long
 def test_the_page_of_methods_has_what_plan_counts():
     some = catalogue.entries("lora", "galore", "frod")
     assert len(some) == 3

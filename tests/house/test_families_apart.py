@@ -91,12 +91,14 @@ def test_a_model_with_several_towers_is_sharded_by_layers(folder):
     assert all(isinstance(layer, FSDPModule) for layer in layers)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_multimodal_model_is_calibrated(folder):
     cell = cell_of(folder("qwen2_5_vl"), "lora", max_length=32)
     assert calibrating.answer(CalibrateDevice([PlannedCell(cell)]), lambda event: None).kernels
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "auto"), [("qwen2_5_vl", "AutoModelForImageTextToText"), ("qwen3", None)])
 def test_the_card_loads_the_model_by_the_class_that_can(folder, kind, auto, tmp_path):

@@ -156,6 +156,7 @@ def test_a_large_model_without_room_on_the_disk_says_so(tmp_path, monkeypatch):
     assert found.status == "skipped"
 
 
+@pytest.mark.long
 def test_every_cell_of_the_further_checks_composes(tmp_path):
     bench = bench_of("cuda", tmp_path, ("0", "1"))
     cells = [bench.cell("lora", *checks.TRAINING_ALONE, *more) for more in checks.PARALLEL.values()]

@@ -197,6 +197,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, sentence):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_it_says_so(tmp_path, capsys):
     assert script.main(["--out", str(tmp_path / "gpu")]) == 2
@@ -231,6 +232,7 @@ def test_a_process_that_hangs_is_ended(on_cpu, monkeypatch):
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "model",
     [

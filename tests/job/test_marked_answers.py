@@ -165,6 +165,7 @@ def test_rewards_are_right_by_their_signs():
 # From the file to the record
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora", "base"])
 def test_a_cell_is_trained_predicted_and_scored(tmp_path, monkeypatch, method):
@@ -229,6 +230,7 @@ def test_answers_to_one_prompt_are_one_group(tmp_path):
     assert score.clusters * 4 == score.n
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_long_training_tells_good_answers_from_bad_ones(tmp_path):
     write([row | {"completion": "Yes." if row["label"] else "No."} for row in ROWS])

@@ -111,6 +111,7 @@ def test_a_step_is_cut_without_loss_or_disorder():
     assert batching.cut(step, 1) == [[x] for x in "abcdef"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [3, 4])
 @pytest.mark.parametrize("speedups", ["auto", "off"])
 def test_smaller_micro_batches_take_the_same_steps(tmp_path, size, speedups):

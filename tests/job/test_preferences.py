@@ -386,6 +386,7 @@ def tuned(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_every_objective_scores_which_answer_is_likelier(tuned):
     for record, items in tuned.values():
         likelier = {score.metric: score for score in record.scores if score.task == "held_out"}
@@ -427,6 +428,7 @@ def test_the_untuned_base_has_the_objectives_loss(tmp_path, name):
 TESTED = ("eval.tasks=[held_out]", "data.test_share=0.3", "eval.limit=7")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "method", "more"),
     [("dpo", "full", ()), ("dpo", "lora", TESTED), ("orpo", "galore", ()), ("orpo", "base", ()), ("dpo", "qlora", ())],

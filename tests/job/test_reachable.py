@@ -42,6 +42,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_can_not_be_had_is_refused_without_the_libraries_of_training(case, folder, monkeypatch):
     settings, fact = REFUSED[case]

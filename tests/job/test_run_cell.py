@@ -180,6 +180,7 @@ def test_an_untuned_cell_has_no_training(tmp_path):
     assert record.scores
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["facts", "wordmath_short"])
 def test_without_speedups_the_results_are_the_same(tmp_path, task):
     settings = ("method=lora", "lr=0.01", f"eval={task}", "eval.limit=8", "train.precision=fp32")

@@ -27,6 +27,7 @@ def events(folder: Path):
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
+@pytest.mark.long
 def test_tensorboard_is_told_what_the_record_says(tmp_path):
     cell = tiny("method=lora", "infer.repeats=0", "train.max_steps=4", "train.validate_every=2")
     path = tmp_path / f"{cell.name}.json"

@@ -508,6 +508,7 @@ def test_the_interval_of_the_spread_between_seeds_covers_it():
     assert np.mean([low <= true <= high for _, low, high in found]) == pytest.approx(0.95, abs=0.01)
 
 
+@pytest.mark.long
 def test_smaller_effects_and_fewer_seeds_take_more_items():
     assert power(0.05, 10, items_needed(0.05, 10)) == pytest.approx(0.8, abs=0.01)
     assert items_needed(0.02, 10) > items_needed(0.05, 10)

@@ -20,6 +20,7 @@ def study():
     return StudyResults(read_study(REFERENCE / "smollm2")[0], REFERENCE / "smollm2")
 
 
+@pytest.mark.long
 def test_the_page_and_the_figure_have_the_same_rates(study):
     curves = [curve for curve in charts.rates(study) if len(curve.points) > 1]
     assert [[point["x"] for point in curve["points"]] for curve in curves_block(study)["rates"]] == [
@@ -30,6 +31,7 @@ def test_the_page_and_the_figure_have_the_same_rates(study):
         assert set(drawn) <= {tuple(curve.known) for curve in curves}
 
 
+@pytest.mark.long
 def test_losses_are_of_the_settings_that_are_compared(study):
     kind, curves = charts.losses(study)
     block = curves_block(study)["losses"]

@@ -87,6 +87,7 @@ def test_a_budget_in_money_is_not_named_as_the_command_line_does(options):
     assert "--" not in str(refusal.value)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_of_cells_that_run_here_refuses_one_in_words_of_python_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -81,6 +81,7 @@ def test_the_price_is_that_of_a_cards_file(study, tmp_path, monkeypatch):
     assert card_price(records[:1]) is None
 
 
+@pytest.mark.long
 @in_a_browser
 def test_without_a_rate_costs_are_times(study, shown):
     browser = shown(render(*study))
@@ -92,6 +93,7 @@ def test_without_a_rate_costs_are_times(study, shown):
     assert not browser.complaints()
 
 
+@pytest.mark.long
 @in_a_browser
 def test_a_rate_is_kept_in_the_address(study, shown):
     browser = shown(render(*study))
@@ -118,6 +120,7 @@ def test_the_cards_price_stands_in_the_field(study, shown):
     assert ") at $0.070; full scored highest" in browser.ask(SENTENCE)
 
 
+@pytest.mark.long
 @in_a_browser
 def test_costs_leave_the_first_screen_as_it_was(study, shown):
     browser = shown(render(*study))

@@ -115,6 +115,7 @@ def test_noise_explains_nothing():
 # In a browser
 
 
+@pytest.mark.long
 def test_long_tables_are_data_beyond_their_first_rows(tmp_path):
     text = long_page(tmp_path)
     body = text.partition('id="settings-table"')[2].partition("</tbody>")[0]
@@ -151,6 +152,7 @@ def test_a_long_table_is_sorted_as_a_whole_and_shown_in_parts(shown, tmp_path):
     assert (page.ask("window.printed"), page.ask(rows)) == (LONGEST + 100, 400), "a print has all rows"
 
 
+@pytest.mark.long
 @in_a_browser
 def test_every_chart_is_drawn_without_a_complaint(shown, page):
     browser = shown(page)
@@ -187,6 +189,7 @@ def test_an_address_with_nonsense_is_a_plain_page(shown, page):
     assert browser.complaints() == []
 
 
+@pytest.mark.long
 @in_a_browser
 def test_the_card_brackets_what_was_measured_at_the_other_batch(shown, memory, tmp_path):
     """The committed records have each method at 2 and at 8 sequences, of 192 and 695 tokens in all."""

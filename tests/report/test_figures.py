@@ -503,6 +503,7 @@ def test_png_and_svg_of_each_are_written_the_same_bytes_each_time(tmp_path):
         assert content.startswith(b"\x89PNG" if name.endswith("png") else b"<svg")
 
 
+@pytest.mark.long
 def test_drawings_of_one_page_share_no_id_and_name_themselves():
     found = svg(everything(), None)
     assert list(found) == OF_OURS
@@ -552,6 +553,7 @@ def test_intervals_of_committed_records_are_those_over_their_items():
     assert math.isfinite(low)
 
 
+@pytest.mark.long
 def test_the_command_says_what_it_drew_and_what_not(inside, tmp_path):
     record = measured(make_record("lora", 16, 32.0, 2e-4))
     write(record, tmp_path / "results" / "demo" / "lora.json")

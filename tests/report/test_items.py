@@ -112,6 +112,7 @@ def said(page):
     return page.ask("document.querySelector('#items-controls output').value")
 
 
+@pytest.mark.long
 @in_a_browser
 def test_lost_and_won_items_are_found(folder, study, shown):
     page = shown(render(study, folder))
@@ -149,6 +150,7 @@ def test_a_view_of_items_can_be_sent_and_has_pages(folder, study, shown):
     assert page.ask("document.activeElement.textContent") == "Next", "there is nothing before the first page"
 
 
+@pytest.mark.long
 @in_a_browser
 def test_ten_thousand_items_are_usable(folder, shown):
     draw, many = np.random.default_rng(0), 10_000

@@ -114,6 +114,7 @@ def test_the_first_screen_holds_the_decision_the_chart_and_the_table(shown, skil
     assert browser.complaints() == []
 
 
+@pytest.mark.long
 @in_a_browser
 def test_a_method_is_picked_in_the_table_and_hidden_by_the_filters(shown, skill):
     browser = shown(skill)
@@ -129,6 +130,7 @@ def test_a_method_is_picked_in_the_table_and_hidden_by_the_filters(shown, skill)
     assert rows == ["full", "galore", "lora", "dora", "base"]
 
 
+@pytest.mark.long
 @in_a_browser
 def test_two_settings_are_compared_by_what_differs(shown, skill):
     browser = shown(skill)
@@ -145,6 +147,7 @@ def test_two_settings_are_compared_by_what_differs(shown, skill):
     assert browser.complaints() == []
 
 
+@pytest.mark.long
 @in_a_browser
 def test_an_address_survives_a_growing_study(shown, tmp_path):
     lora = [measured(make_record("lora", 8, 16.0, lr, seed=seed)) for lr in (1e-3, 2e-3) for seed in (0, 1)]

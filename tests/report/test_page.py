@@ -220,6 +220,7 @@ def test_little_is_reported_too(records, tmp_path):
     Parsed(render(records, tmp_path))
 
 
+@pytest.mark.long
 def test_a_cell_is_run_again_by_its_command(cell):
     record = make_record()
     asked = [

@@ -21,6 +21,7 @@ from harness.studies import doctor
 from harness.sweep import runner
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_screen(inside, tmp_path):
     (tmp_path / "root" / "openai" / "gsm8k").mkdir(parents=True)

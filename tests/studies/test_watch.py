@@ -158,6 +158,7 @@ def finish_what_is_left(study):
             write(record, study.path(cell))
 
 
+@pytest.mark.long
 def test_off_a_terminal_a_watch_prints_changes_until_all_is_done(study):
     watch = watching(study, stdout=subprocess.PIPE, text=True)
     first = [watch.stdout.readline() for _ in range(3)]
@@ -174,6 +175,7 @@ def on_screen(study, *arguments, columns=80, **variables):
     return OnScreen(command, columns, **variables)
 
 
+@pytest.mark.long
 def test_on_a_terminal_a_watch_draws_over_what_it_drew(study):
     watch = on_screen(study, "status", "--watch")
     watch.until("1 left")
@@ -210,6 +212,7 @@ def test_no_color_turns_colours_off(study):
     assert b"\x1b[3" not in plain.raw
 
 
+@pytest.mark.long
 def test_a_watch_waits_for_a_study_that_has_not_begun(study):
     watch = watching(study, "new", stdout=subprocess.PIPE, text=True)
     assert watch.stdout.readline().startswith("Waiting for the study to begin.")

@@ -45,6 +45,7 @@ def test_only_a_change_of_the_file_is_told(record):
     assert changed_file([record], None) is None
 
 
+@pytest.mark.long
 def test_a_sweep_does_not_mix_two_files(record, capsys):
     Path("mine.jsonl").write_text(ROWS[:200])
     assert main(["sweep", "study=mine", *TYPED, "seed=0,1"]) == 2

@@ -76,6 +76,7 @@ def test_an_error_is_hydras(in_full, overrides):
     assert str(found.value) == str(expected.value)
 
 
+@pytest.mark.long
 def test_each_choice_of_groups_is_composed_once(in_full):
     composed = []
     compose = Composer(lambda overrides: (composed.append(tuple(overrides)), in_full(overrides))[1])

@@ -102,6 +102,7 @@ def test_without_a_gpu_what_cuda_may_see_is_no_place(monkeypatch):
 # --- workers
 
 
+@pytest.mark.long
 def test_each_place_runs_one_after_another_and_answers_come_in_order(tmp_path, no_gpu, capsys):
     points = [[f"seed={seed}"] for seed in range(5)]
     answers = launch(tmp_path, launched.told, points, cells=2)
@@ -111,12 +112,14 @@ def test_each_place_runs_one_after_another_and_answers_come_in_order(tmp_path, n
     assert "warning: 2 cells at a time share this CPU" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_on_gpus_each_worker_sees_one(tmp_path, two_gpus, capsys):
     answers = launch(tmp_path, launched.told, [["seed=0"], ["seed=1"]])
     assert sorted(gpu for *_, gpu in answers) == ["0", "1"]
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_gpus_are_dealt_out_to_cells_of_several_and_of_one(tmp_path, two_gpus):
     points = [["seed=0", "train.devices=1"], ["seed=1", "train.devices=2"], ["seed=2", "train.devices=1"]]
     points.append(["seed=3", "train.devices=2", "method=base"])  # an untuned row has no use for two
@@ -127,6 +130,7 @@ def test_gpus_are_dealt_out_to_cells_of_several_and_of_one(tmp_path, two_gpus):
     assert {gpus[0], gpus[2], gpus[3]} <= {"0", "1"}
 
 
+@pytest.mark.long
 def test_a_lost_worker_is_an_answer_and_the_others_go_on(tmp_path, no_gpu):
     answers = launch(tmp_path, launched.lost_at_1, [[f"seed={seed}"] for seed in range(4)], cells=1)
     assert (answers[0], *answers[2:]) == (0, 2, 3)
@@ -138,6 +142,7 @@ SWEEP = "import sys; from pathlib import Path; import launched, test_launchers a
 SWEEP += "launched.slow, [['seed=0'], ['seed=1'], ['seed=2']], cells=2)"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_sweep_in_order(tmp_path, sent):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))}
@@ -172,6 +177,7 @@ def wait_for(condition, seconds=30):
 # --- what can't be
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("launcher", "plugin", "needed"),
     [
@@ -189,6 +195,7 @@ def test_a_launcher_without_its_extra_says_what_to_install(harness, launcher, pl
     assert len(run.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_more_cells_than_can_be_is_one_sentence(harness):
     run = harness("sweep", "quickstart", "hydra/launcher=local_parallel", "hydra.launcher.cells=0")
     assert (run.returncode, run.stdout) == (2, "")

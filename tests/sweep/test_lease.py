@@ -244,6 +244,7 @@ def test_a_live_owner_is_waited_for_whatever_the_clocks_say(quick, folder, proce
     assert free == [folder]
 
 
+@pytest.mark.long
 def test_an_owner_here_that_sleeps_is_not_dead(quick, folder, process):
     owner = process(HOLDER, folder)
     assert owner.stdout.readline() == "held\n"
@@ -288,6 +289,7 @@ for i in range(int(sys.argv[3])):
 """
 
 
+@pytest.mark.long
 def test_of_several_simultaneous_take_overs_one_wins(tmp_path, process):
     """Each is in each lease once, alone: an update of its counter that met another would be lost."""
     leases, counters, rounds = tmp_path / "leases", tmp_path / "counters", 12

@@ -59,6 +59,7 @@ def test_a_files_name_is_one_word_of_an_override():
     assert _quoted("/a b/it's\\x") == r"'/a b/it\'s\\x'"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_composes_each_cell_once(tmp_path, monkeypatch):
     composed: list[str] = []

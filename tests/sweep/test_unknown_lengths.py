@@ -58,6 +58,7 @@ def test_conversations_are_counted_too(tickets):
     assert 200 < len(drawn.steps[0][0][0].ids) < 240
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_row_that_can_not_be_read_is_refused_though_the_tokenizer_is_not_here(tickets, harness):
     tickets.write_text(tickets.read_text() + '{"question": broken}\n')

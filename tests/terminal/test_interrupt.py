@@ -20,6 +20,7 @@ from harness.sweep.store import Study
 COLUMNS = 38  # as many as the row of the running cell takes: the echoed ^C would wrap
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_echoed_interrupt_doubles_no_line(tmp_path):
     (tmp_path / "new" / ".harness").mkdir(parents=True)

@@ -138,6 +138,7 @@ def test_the_answer_stands_before_the_table_and_a_command_on_a_line_of_its_own()
     assert f"    {command}" in shown
 
 
+@pytest.mark.long
 def test_table_on_a_terminal(results):
     narrow, wide, all_of_it = (
         OnScreen([sys.executable, "-m", "harness", "table", "--results-dir", str(results), *more], columns)

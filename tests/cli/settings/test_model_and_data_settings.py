@@ -138,6 +138,7 @@ def test_a_file_of_ones_own_is_read_as_asked(run, only, tmp_path):
     assert only("labels").classes["held_out"].labels == ["even", "odd"]
 
 
+@pytest.mark.long
 @lines(
     f"run {SMALL} study=texts data=text data.path={{folder}}/texts data.test_share=0.2 data.limit=20 "
     "train.max_length=64 eval.tasks=[held_out]",
@@ -167,6 +168,7 @@ def test_problems_of_a_package_that_is_not_here_are_refused_with_what_to_install
     assert ".[gym]" in refusal.stderr
 
 
+@pytest.mark.long
 @lines(
     Line(
         "plan model=llama_3_2_1b model.architecture.num_hidden_layers=2 method=base data=facts eval.tasks=[]",

@@ -62,6 +62,7 @@ def test_a_sweep_fits_repeats_and_confirms(run, tmp_path):
     assert "is skipped." in small.stderr
 
 
+@pytest.mark.long
 @lines(
     Line("plan model=tiny data=facts results_dir={folder}/damaged", 2, said="is no calibration; remove it"),
     Line("calibrate model=tiny data=facts results_dir={folder}/damaged", 2, said="is no calibration; remove it"),

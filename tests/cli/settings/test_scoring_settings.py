@@ -59,6 +59,7 @@ def test_questions_are_asked_as_settings_say(run, only, tasks, model, encoder, t
 NOWHERE = "no installed plug-in runs cells of models behind an API|needs weights|is for models behind an API"
 
 
+@pytest.mark.long
 @lines(
     refused("run model.base_url=http://host/v1 model.price.read=1 model.price.written=2 --budget 5USD", NOWHERE),
     refused("run model.tokenizer=folder", NOWHERE),

@@ -117,6 +117,7 @@ def test_marked_answers_are_trained_on_by_kto(run, only, tmp_path):
     assert (record.cell.data, record.own_data.good) == ("marked.jsonl kto=0.1", 30)
 
 
+@pytest.mark.long
 @lines(
     f"run {SMALL} study=margins data=local_preference data_root={{folder}} data.path=pairs.jsonl "
     "train.objective=simpo train.preference_beta=2 train.preference_margin=0.7",
@@ -131,6 +132,7 @@ def test_the_margin_of_simpo_is_recorded_with_its_rewards(run, only, tmp_path):
     assert rewards.margin == pytest.approx(rewards.chosen - rewards.rejected)
 
 
+@pytest.mark.long
 @lines(
     f"run {CELL} study=early method=lora eval.tasks=[] train.max_steps=6 train.validate_every=1 train.early_stopping=1 "
     "train.early_stopping_gain=50 method.init_seed=3"

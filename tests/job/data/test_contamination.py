@@ -36,6 +36,7 @@ def test_an_item_of_few_words_is_not_looked_for_inside_others():
     assert contamination.trained_on(["What is it?", LONG], ["No."], texts) == Contamination(13, 2, 2, 0, same=0, near=0)
 
 
+@pytest.mark.long
 def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asking = ("model=tiny", "eval=wordmath_short", "eval.limit=6", "train.batch_size=16", "train.max_steps=8")

@@ -461,6 +461,7 @@ def test_packs_are_cut_whole_where_memory_wants_smaller_batches():
     assert [e for batch in cut for e in batch] == step[0]
 
 
+@pytest.mark.long
 def test_packed_training_goes_through_the_loop_and_counts_its_tokens(tmp_path):
     cells = [
         tiny("train.packing=true", "train.max_length=128", "eval.tasks=[]", "infer.repeats=0", s) for s in SPEEDUPS

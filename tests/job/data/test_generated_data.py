@@ -372,6 +372,7 @@ def prompt_of(item: dict) -> str:
     return f"Question: {item['question']}\nAnswer:"
 
 
+@pytest.mark.long
 def test_wordmath_task_scores_the_chosen_samples(evaluate, problems):
     gold = {prompt_of(item): " " + item["answer"] for item in problems["test"]}
     found = evaluate("wordmath", gold.__getitem__, samples={"wordmath": [0, 5, 7]})
@@ -382,6 +383,7 @@ def test_wordmath_task_scores_the_chosen_samples(evaluate, problems):
     assert found["n-shot"]["wordmath"] == 0
 
 
+@pytest.mark.long
 def test_wordmath_filters(evaluate, problems):
     answers = {prompt_of(item): numbers(item["answer"])[-1] for item in problems["test"]}
     loose = evaluate("wordmath", lambda prompt: f" It is {answers[prompt]}", limit=4)["results"]["wordmath"]
@@ -390,6 +392,7 @@ def test_wordmath_filters(evaluate, problems):
     assert (wrong["exact_match,strict-match"], wrong["exact_match,flexible-extract"]) == (0.0, 0.0)
 
 
+@pytest.mark.long
 def test_tasks_prompt_as_training_does_also_with_shots(evaluate, problems, world):
     for task, shot_split, splits in (("wordmath", "train", problems), ("facts", "dev", world)):
         for shots in (0, 2):
@@ -402,6 +405,7 @@ def test_tasks_prompt_as_training_does_also_with_shots(evaluate, problems, world
             assert prompt == "".join(shown) + prompt_of(splits["test"][0])
 
 
+@pytest.mark.long
 def test_facts_task_scores_the_texts_of_the_choices(evaluate, world):
     gold = {prompt_of(item): " " + item["choices"][item["answer"]] for item in world["test"]}
     found = evaluate("facts", gold.__getitem__)

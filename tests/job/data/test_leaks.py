@@ -49,6 +49,7 @@ def test_texts_are_the_same_but_for_form(one, other, same):
     assert (normalised(one) == normalised(other)) == same
 
 
+@pytest.mark.long
 @given(st.text())
 def test_a_normalised_text_stays_as_it_is(text):
     assert normalised(normalised(text)) == normalised(text)
@@ -103,6 +104,7 @@ def test_a_long_text_that_differs_in_a_few_words_is_a_near_duplicate(trained, ne
     assert contamination.trained_on([LONG, "No."], [trained], []).near == near
 
 
+@pytest.mark.long
 def test_near_duplicates_among_thousands_are_found():
     """MinHash may miss some, and so few that a count is not wrong by more than a percent."""
     draw = random.Random(0)

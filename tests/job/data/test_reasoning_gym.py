@@ -57,6 +57,7 @@ def test_another_seed_has_another_test_and_more_training_keeps_it():
     assert not seen & {item["question"] for item in reasoning_gym.load("gsm_symbolic", {}, 1, **SIZES)["test"]}
 
 
+@pytest.mark.long
 def test_another_process_draws_the_same():
     """`list_functions` draws from Python's own random numbers too."""
     program = (
@@ -97,6 +98,7 @@ def test_a_verifier_that_fails_on_an_answer_takes_it_for_wrong(monkeypatch):
     assert found.score(question, "one") == 0.0
 
 
+@pytest.mark.long
 def test_verifiers_that_evaluate_answers_ask_for_leave():
     from reasoning_gym.factory import DATASETS
 
@@ -109,6 +111,7 @@ def test_verifiers_that_evaluate_answers_ask_for_leave():
 # The cell
 
 
+@pytest.mark.long
 def test_a_cell_is_trained_on_its_problems_and_scored_by_the_verifier(tmp_path):
     cell = composed(*GYM)
     assert (cell.data, cell.settings.eval.tasks) == ("gsm_symbolic", ["held_out"])

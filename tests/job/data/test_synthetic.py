@@ -102,6 +102,7 @@ def test_neither_a_path_nor_a_budget_that_is_not_given_is_part_of_a_cell():
     assert composed("data=synthetic", "data.path=mine.jsonl").settings.data.load["file"] == "mine.jsonl"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_cell_is_trained_on_what_was_made_as_on_real_problems(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -49,6 +49,7 @@ def expected(bench):
     return stock.generate_until(REQUESTS, disable_tqdm=True)
 
 
+@pytest.mark.long
 def test_auto_is_as_many_as_fit_a_gpu(bench, expected, room):
     room(2**40)
     answers, told, engine = answered(bench, "auto")
@@ -163,6 +164,7 @@ def test_stocks_batches_are_fitted_too(bench, expected, room, monkeypatch):
     assert len(told) == 2
 
 
+@pytest.mark.long
 def test_the_number_is_recorded(tmp_path):
     sizes = []
     for speedups in ("auto", "off"):

@@ -164,6 +164,7 @@ def recorded(tmp_path_factory, encoder):
     return folder
 
 
+@pytest.mark.long
 def test_a_cell_is_scored_by_it_item_by_item(recorded, monkeypatch):
     monkeypatch.chdir(recorded)
     for path in sorted((recorded / "results" / "prose").glob("*.json")):

@@ -153,6 +153,7 @@ def test_a_label_that_begins_another_is_told():
 # Scores
 
 
+@pytest.mark.long
 def test_values_of_items_have_the_mean_and_the_error_of_macro_f1():
     draw = random.Random(0)
     names = ["a", "b", "c", "d"]
@@ -251,6 +252,7 @@ def recorded(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_record_has_the_counts_and_scoring_again_keeps_them(recorded, monkeypatch):
     monkeypatch.chdir(recorded)
     for path in sorted((recorded / "results" / "own").glob("*.json")):

@@ -366,6 +366,7 @@ def test_every_answer_goes_to_lm_evals_cache(tokenizer, tmp_path):
     assert len(seen[1]) == len(multiple_choice()) + len(questions())
 
 
+@pytest.mark.long
 def test_scores_are_the_same_without_speedups():
     bench = prepared(tiny("method=base"))
     tasks = scoring.Tasks(

@@ -249,6 +249,7 @@ def recorded(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_a_cell_is_scored_on_its_own_data(recorded):
     paths = sorted((recorded / "results" / "own").glob("*.json"))
     assert len(paths) == 2

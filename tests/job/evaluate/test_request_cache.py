@@ -58,6 +58,7 @@ def built(*names, **more):
     return requests_of(tasks)
 
 
+@pytest.mark.long
 def test_the_next_cell_builds_and_tokenises_nothing_and_is_asked_the_same(bench, cached_requests, work, monkeypatch):
     results = []
     for _ in range(2):
@@ -78,6 +79,7 @@ def test_the_next_cell_builds_and_tokenises_nothing_and_is_asked_the_same(bench,
     assert work["built"] == 12
 
 
+@pytest.mark.long
 def test_tokens_come_from_the_file(bench, cached_requests, work):
     taken = []
     for _ in range(2):

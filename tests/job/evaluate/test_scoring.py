@@ -122,6 +122,7 @@ def test_scores_are_lm_evals_own(bench, scored):
     assert all(0 < s.value < 1 for s in scores if s.task == "facts")  # else every standard error were 0
 
 
+@pytest.mark.long
 def test_a_groups_scores_weigh_its_tasks_as_lm_eval_does(bench, tmp_path, monkeypatch):
     ours = Path(scoring.__file__).parent / "tasks" / "facts.yaml"
     for name in ("one", "two"):
@@ -182,6 +183,7 @@ def test_a_single_item_has_no_standard_error(bench):
     assert [(s.n, s.stderr) for s in scores] == [(1, None)] * 2
 
 
+@pytest.mark.long
 def test_the_batch_size_does_not_change_what_is_answered(bench, scored):
     tasks, _, items = scored
     _, again, _ = scoring.score(bench.net, bench.tokenizer, tasks, 3, None)
@@ -265,6 +267,7 @@ def put(bench, tokenizer, **asked):
     return tasks.leaves["wordmath"].instances[0].args[0]
 
 
+@pytest.mark.long
 def test_questions_are_put_as_asked(bench):
     chat = copy.deepcopy(bench.tokenizer)
     chat.chat_template = TEMPLATE
@@ -406,6 +409,7 @@ def test_requests_are_built_once_and_answered_anew(bench):
 # In half precision
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["base", "qlora"])
 def test_weights_cast_once_answer_as_those_that_autocast_casts(method, monkeypatch):
     tasks = Tasks(settings("facts", "wordmath", limit=8), None)

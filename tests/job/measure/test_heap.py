@@ -39,6 +39,7 @@ print(held - resident())
 """
 
 
+@pytest.mark.long
 @glibc
 def test_kept_memory_is_not_asked_for_again():
     out = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout.splitlines()

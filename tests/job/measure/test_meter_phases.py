@@ -48,6 +48,7 @@ def test_the_process_peak_is_each_phases_own():
     assert second > 50 * MIB  # torch itself
 
 
+@pytest.mark.long
 def test_phases_follow_one_another_within_the_whole(tmp_path):
     record = run_tiny(tmp_path)
     assert sum(record.train.step_seconds) <= record.phases["train"].seconds

@@ -66,6 +66,7 @@ def test_an_adapter_that_is_nothing_without_its_start_is_not_saved_alone(method)
     tiny(f"method={method}", "save=merged")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["eva", "loftq", "adalora", "prompt_tuning"])
 def test_a_saved_adapter_comes_back_without_the_training_data(tmp_path, method):
     cell = tiny(f"method={method}", "lr=0.02", "eval.tasks=[]", "infer.repeats=0", "save=adapter")

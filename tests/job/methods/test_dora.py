@@ -303,6 +303,7 @@ def test_merging_is_pefts(kind):
 # In a cell
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", ["dora", "qdora"])
 def test_a_training_is_the_same_and_takes_less(base):
     fast = ("method=dora_fast",) if base == "dora" else (f"method={base}", FAST)

@@ -74,6 +74,7 @@ def test_a_usual_rate_moves_a_third_of_bf16_weights_and_all_masters():
         assert torch.equal(p, masters[name].bfloat16()), "the model computes with what its masters round to"
 
 
+@pytest.mark.long
 def test_training_in_16_bits_follows_training_in_fp32():
     """Losses, and how far the weights go along with those of fp32; rounding to the nearest goes elsewhere."""
     lr = "lr=2e-5"
@@ -162,6 +163,7 @@ def test_galore_with_all_its_savings_keeps_little_but_the_weights():
     assert all(p.grad is None for p in bench.net.parameters())
 
 
+@pytest.mark.long
 def test_on_several_devices_gradients_have_the_weights_dtype():
     ddp, fsdp = (
         prediction.Predictor(None, "fp32").predict(

@@ -228,6 +228,7 @@ def test_a_model_that_multiplies_with_packed_weights_itself_is_refused(tmp_path)
         checks.check(cell_of(path, "method=base_nf4"))
 
 
+@pytest.mark.long
 def test_a_mixture_is_planned_in_the_format_that_torch_can_predict(folder):
     cells = (cell_of(folder("qwen3_moe"), "method=lora", f"model.dtype={d}") for d in ("bfloat16", "float32"))
     planner = prediction.Predictor(None, "bf16")
@@ -238,6 +239,7 @@ def test_a_mixture_is_planned_in_the_format_that_torch_can_predict(folder):
         planner.predict(next(cells), None)
 
 
+@pytest.mark.long
 def test_packed_experts_are_planned(folder):
     found = {
         method: prediction.Predictor(None, "bf16").predict(cell_of(folder("qwen3_moe"), f"method={method}", BF16), None)

@@ -56,6 +56,7 @@ def records(folder):
 # Counts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", TRAINABLE)
 def test_weights_are_counted_by_closed_form(records, method):
     record = records[method]
@@ -133,6 +134,7 @@ def test_int8_rounds_each_row_to_its_own_127th(method):
         ).all()  # by way of fp16
 
 
+@pytest.mark.long
 def test_int8_computes_what_the_model_does_and_counts_as_much(records, tmp_path):
     eight = ("base_int8", "lora_8bit")
     found = records | {m: run_tiny(tmp_path, f"method={m}", f"rank={RANK}", "lr_scale=50") for m in eight}
@@ -195,6 +197,7 @@ def test_unquantised_weights_have_one_dtype_in_all_methods(upcast):
     assert seen == [*others] * 2
 
 
+@pytest.mark.long
 def test_an_upcast_model_runs_from_load_to_scores_and_is_merged_as_it_was_trained(tmp_path, own_precision):
     record = run_tiny(tmp_path, "method=qlora", *HALF, "model.upcast=true")
     assert record.status == "ok", record.failure

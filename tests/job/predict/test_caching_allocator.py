@@ -171,6 +171,7 @@ def test_with_a_large_embedding_what_fits_is_told_by_all_layers(monkeypatch, met
     assert with_a_large_embedding(method, round(1.1 * most))["needed"] > budget
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_not_all_layers_are_built_of_what_surely_does_not_fit(monkeypatch):
     built = []
@@ -196,6 +197,7 @@ def test_a_plan_says_what_cuda_reserves(kernels, method):
     assert figures["reserved"] is None if kernels == "cpu" else figures["reserved"] >= peak
 
 
+@pytest.mark.long
 def test_of_a_sharded_cell_it_is_not_predicted():
     cell = tiny("method=lora", "train.devices=2", "train.parallel=fsdp", "model.dtype=bfloat16")
     assert Predictor(None, "bf16", "cuda").predict(cell, None)["reserved"] is None
@@ -213,6 +215,7 @@ def test_two_shallow_models_tell_what_a_deep_one_reserves(monkeypatch, method, w
     assert shallow == pytest.approx(deep, rel=within)
 
 
+@pytest.mark.long
 def test_experts_are_loaded_before_they_are_packed():
     sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     sizes |= {"intermediate_size": 128, "moe_intermediate_size": 32, "num_experts": 8, "vocab_size": 512}

@@ -29,6 +29,7 @@ def calibration() -> Calibration:
     return found
 
 
+@pytest.mark.long
 def test_the_kernels_of_a_step_are_timed_at_several_sizes(calibration):
     assert calibration.device[0] == "cpu"
     assert not calibration.ahead
@@ -45,6 +46,7 @@ def calibration_of_galore() -> Calibration:
     return calibrating.answer(CalibrateDevice([PlannedCell(tiny(*settings))]), lambda report: None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["lora", "full", "dora", "galore"])
 def test_all_kernels_that_a_plan_counts_were_timed(calibration, calibration_of_galore, method):
     """A plan's operations are those of a run, so that none takes the rate of another operation."""
@@ -124,6 +126,7 @@ def test_on_cuda_a_kernel_is_timed_in_the_stream_while_the_host_is_ahead(monkeyp
     assert {seconds for _, seconds in times.calls} == {0.002}
 
 
+@pytest.mark.long
 def test_cells_of_different_precision_are_timed_one_after_another():
     settings = ("method=lora", *SMALL, "train.batch_size=1", "train.max_length=32")
     cells = [PlannedCell(tiny(*settings, f"train.precision={precision}")) for precision in ("fp32", "bf16")]
@@ -184,6 +187,7 @@ def test_the_hosts_time_is_right_where_the_device_bounds_the_step(monkeypatch):
     assert Simulated().launch(ahead=True) == pytest.approx(5e-6)
 
 
+@pytest.mark.long
 def test_a_model_is_freed_before_the_next_one_is_timed(monkeypatch):
     """Also where nothing else frees it: the allocator runs out without asking Python to search for cycles."""
     alive: list[weakref.ref] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from huggingface_hub.errors import StrictDataclassError
 from job_helpers import tiny
 from transformers import AutoConfig
@@ -19,6 +20,7 @@ def of(cell: Cell, path: str) -> Cell:
     return replace(cell, settings=replace(settings, model=replace(settings.model, path=path)))
 
 
+@pytest.mark.long
 def test_without_a_tokenizers_files_lengths_are_assumed(tmp_path):
     cell, drawn, built = tiny("method=lora"), [], 0
     assert examples.draw(cell, None) is not None
@@ -34,6 +36,7 @@ def test_without_a_tokenizers_files_lengths_are_assumed(tmp_path):
     assert drawn == []
 
 
+@pytest.mark.long
 def test_a_family_that_fails_without_values_leaves_the_others_their_figures(monkeypatch):
     one, other = of(tiny("method=lora"), "org/one"), tiny("method=lora")
     predict = prediction.Predictor.predict

@@ -194,6 +194,7 @@ def test_a_first_layer_that_computes_less_than_the_others_is_no_measure(monkeypa
 QV = "method.adapt.target_modules=[q_proj,v_proj]"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [
@@ -265,6 +266,7 @@ def test_layers_that_differ_are_all_built():
     assert not empty_weights.alike(config(model_type="qwen3_moe", **experts))
 
 
+@pytest.mark.long
 def test_the_largest_batch_fits_and_one_more_does_not():
     at = {size: sum(predicted(tiny("method=lora", f"train.batch_size={size}"))["peak"].values()) for size in (1, 4)}
     # The tiny model's batches differ in length; one shape is taken for both ends of the line.
@@ -284,6 +286,7 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     assert planner.predict(cell, None, 1000)["largest_batch"] is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("packing", ["false", "true"])
 def test_the_largest_batch_is_counted_as_the_setting_is(packing):
     cell = tiny("method=lora", "train.batch_size=3", f"train.packing={packing}", "train.max_length=256")

@@ -49,6 +49,7 @@ def test_an_operation_is_looked_up_the_second_time():
     assert not FakeTensorMode.cache_info().bypasses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernels", ["cuda", pytest.param("cpu", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "method",
@@ -66,6 +67,7 @@ def test_figures_are_those_of_torchs_mode_and_of_a_try_in_each_probe(monkeypatch
     assert prediction.Predictor(None, "bf16", kernels).predict(cell, None, ROOM) == figures
 
 
+@pytest.mark.long
 def test_whether_a_model_changes_its_logits_is_tried_once(monkeypatch):
     tries, changes = [], loss._changes_logits
     monkeypatch.setattr(loss, "_changes_logits", lambda *model: tries.append(model) or changes(*model))
@@ -78,6 +80,7 @@ def test_whether_a_model_changes_its_logits_is_tried_once(monkeypatch):
     assert len(tries) == 2
 
 
+@pytest.mark.long
 def test_where_a_model_changes_its_logits_each_probe_leaves_them(monkeypatch):
     states, enable = [], loss.enable
     monkeypatch.setattr(loss, "enable", lambda *asked: states.append(enable(*asked)) or states[-1])

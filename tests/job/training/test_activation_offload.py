@@ -96,6 +96,7 @@ def test_the_device_holds_less_between_forward_and_backward():
     assert held[1] < held[0] / 4
 
 
+@pytest.mark.long
 def test_a_plan_counts_what_stays_on_the_device(monkeypatch):
     monkeypatch.setattr(activation_offload, "LEAST", 0)
     cell = tiny("method=lora", "train.batch_size=4")

@@ -101,6 +101,7 @@ def same(one: Record, other: Record) -> None:
 # Bit by bit
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("overrides", EACH)
 def test_a_killed_cell_comes_to_the_same_losses(tmp_path, overrides):
     cell = short(*overrides)

@@ -204,6 +204,7 @@ def test_an_error_while_ranks_are_followed_ends_them(monkeypatch):
     assert watch.ending.reason == "Following the cell's processes failed: KeyError: 'phase'."
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 def test_a_rank_that_raises_says_why(tmp_path):
@@ -215,6 +216,7 @@ def test_a_rank_that_raises_says_why(tmp_path):
     assert events[-1] == Progress("recorded")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 def test_devices_that_drift_apart_are_no_result(tmp_path):
@@ -223,6 +225,7 @@ def test_devices_that_drift_apart_are_no_result(tmp_path):
     assert "The devices' weights differ" in record.failure.reason
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @on_cpu
 def test_one_device_out_of_memory_is_enough(tmp_path):

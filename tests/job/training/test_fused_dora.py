@@ -178,6 +178,7 @@ def test_plain_lora_has_no_norms():
 # In a cell and in a plan
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [

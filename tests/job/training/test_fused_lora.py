@@ -148,6 +148,7 @@ def test_no_tensor_as_large_as_the_output_is_saved():
 # In a cell
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [

@@ -131,6 +131,7 @@ def test_a_model_that_writes_keeps_its_cache():
 # Predictions
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "flat"), [("lora", True), ("qlora", False), ("full", True)])
 def test_shallow_models_tell_of_a_deeper_one(monkeypatch, method, flat):
     cell, config = tiny(f"method={method}", ON), loading.config_of(tiny("method=lora").settings.model)
@@ -146,6 +147,7 @@ def test_shallow_models_tell_of_a_deeper_one(monkeypatch, method, flat):
     assert (shallow.windows, shallow.others) == (deep.windows, deep.others)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "gib"), [("qlora", 8), ("lora", 17)])
 def test_eight_billion_weights_fit_with_one_sequence_of_2048_tokens(cell, method, gib):
     cell = cell("model=llama_3_1_8b", f"method={method}", "train.batch_size=1")

@@ -126,6 +126,7 @@ def test_the_silent_end_of_an_answer_moves_with_it():
     assert (mismatch.ids, mismatch.supervised) == ([1, 2, 3, 4, 9, 10], [4])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("dpo", "orpo")])
 def test_a_cell_is_trained_predicted_and_scored(folder, monkeypatch, name):

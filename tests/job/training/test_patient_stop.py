@@ -90,6 +90,7 @@ def test_the_default_leaves_ids_as_they_are(cell):
     assert cell("model=tiny", *early).id != cell("model=tiny", *early, "train.early_stopping_gain=0.1").id
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_cell_that_gets_worse_is_scored_at_its_best_step(tmp_path, monkeypatch):
     """At that rate the model worsens: it ends early, and its last recorded loss is that of the weights it has."""

@@ -145,6 +145,7 @@ def test_nf4_weights_take_half_a_byte_and_their_scales():
     assert memory.resident.weights == packed + size(rest) + size(bench.net.buffers())
 
 
+@pytest.mark.long
 def test_the_order_of_the_methods_memory():
     peaks = [
         sum(dataclasses.astuple(probed(f"method={m}", "rank=2", "train.batch_size=1")[0].peak))
@@ -153,6 +154,7 @@ def test_the_order_of_the_methods_memory():
     assert peaks == sorted(peaks)
 
 
+@pytest.mark.long
 def test_micro_batches_take_one_gradient_and_the_activations_of_one():
     whole, parts = (
         probed("method=lora", f"train.batch_size={size}", f"train.grad_accum={accum}")[0]
@@ -193,6 +195,7 @@ def test_an_untuned_model_is_probed_by_one_pass_without_gradients():
     assert found.peak.activations >= 4 * batch.supervised * 1024  # the logits
 
 
+@pytest.mark.long
 def test_training_begins_as_if_the_probe_had_not_been(tmp_path, monkeypatch):
     dropout = ("method=lora", "method.adapt.lora_dropout=0.5")
     first = run_tiny(tmp_path, *dropout)

@@ -95,6 +95,7 @@ def whole(served, tmp_path_factory):
 # A cell like any other
 
 
+@pytest.mark.long
 def test_a_chat_is_scored_on_the_items_that_a_model_here_is(whole, tmp_path):
     record = whole.record
     assert (record.status, record.failure) == ("ok", None)
@@ -148,6 +149,7 @@ def test_without_prices_it_cost_nobody_knows_what(whole, tmp_path):
 # A wire that breaks
 
 
+@pytest.mark.long
 def test_whatever_breaks_now_and_then_every_item_is_answered_once(wire, whole, tmp_path):
     faults = ["429", "500", None, "cut", "malformed", "503", None, "hollow", "page", "torn", "slow"]
     wire.faults = list(faults)
@@ -266,6 +268,7 @@ def likely():
 COMPARED = ("eval.tasks=[facts,plain_text,wordmath_short]", "eval.limit=4", "data=wordmath_short")
 
 
+@pytest.mark.long
 def test_completions_measure_what_a_model_here_does(likely, tmp_path):
     """Of the same weights: log-probabilities, bits a byte and greedy texts, item by item."""
     here = run_here(tmp_path, composed(*HERE, *COMPARED))

@@ -26,6 +26,7 @@ def here(tmp_path, monkeypatch):
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.long
 def test_both_ways_of_scoring_count_the_same(tmp_path):
     """An answer as text takes two requests: the answer is written, and its log-likelihood is computed."""
     settings = ("data.answers=text", "eval.num_fewshot=40")

@@ -23,6 +23,7 @@ def here(tmp_path, monkeypatch):
         Path(f"docs/{number}.txt").write_text(f"Document {number}. " + f"So {number} it was, {number % 7} times. " * 9)
 
 
+@pytest.mark.long
 def test_documents_have_the_bits_per_byte_that_a_model_here_has(tmp_path):
     own = run_here(tmp_path, composed(*HERE, *TEXTS))
     with LogProbabilities() as site:

@@ -280,6 +280,7 @@ def here(monkeypatch):
     monkeypatch.setattr("harness.sweep.runner.ask", lambda request, follow: prompting.ask(request, as_progress(follow)))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_tuned_cell_answers_by_its_weights_and_its_base_without(results, here, capsys, tmp_path):
     found = asked(capsys, "How many?", "--study", "demo", *results.where)

@@ -53,6 +53,7 @@ def test_verdicts_come_with_the_range_that_the_claim_gives():
             assert high is None or claim["effect"][2] <= high
 
 
+@pytest.mark.long
 @in_a_browser
 def test_a_filter_shows_the_claims_that_are_wanted_and_their_effects_are_drawn(shown, reference):
     page = shown(reference)

@@ -57,6 +57,7 @@ def test_lm_eval_finds_the_files_by_their_names(exported):
         assert path.parent.name == value["model_name_sanitized"] == sanitize_model_name(value["model_name"])
 
 
+@pytest.mark.long
 def test_lm_eval_prints_the_scores_of_the_record(exported):
     records, paths = exported
     for record in records:

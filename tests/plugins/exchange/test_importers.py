@@ -455,6 +455,7 @@ def copied(evaluated, folder):
     return folder, path
 
 
+@pytest.mark.long
 def test_scores_are_those_that_lm_eval_wrote(evaluated):
     record = only("lm-eval", evaluated[0]).record
     found = {(s.task, s.metric, s.filter): s for s in record.scores}

@@ -64,6 +64,7 @@ def test_the_card_has_the_table_and_what_the_hub_reads(sent):
     assert "torch 2." in text
 
 
+@pytest.mark.long
 def test_datasets_loads_it_from_the_hub(sent, tmp_path):
     repository = tmp_path / "hub" / "datasets" / "me" / "quickstart"
     repository.mkdir(parents=True)

@@ -10,6 +10,7 @@ from harness.job.models import embedded
 from harness.plugins.export.job import gguf_file
 
 
+@pytest.mark.long
 def test_a_cell_of_a_gguf_file_agrees_with_that_of_its_folder(tmp_path, monkeypatch):
     folder = embedded.folder("tiny")
     gguf_file.check(AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))

@@ -59,6 +59,7 @@ def test_bad_settings_of_the_rule_are_one_error(inside, tmp_path, line, culprits
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_cell_does_without_the_group(inside):
     planned = inside("plan", "model=tiny", "data=facts", "train.max_steps=1", "--device", "cpu", "~stop")
     assert (planned.returncode, planned.stderr) == (0, "")

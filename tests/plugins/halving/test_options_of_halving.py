@@ -21,6 +21,7 @@ def test_cells_of_a_study_are_ended(run, tmp_path):
     assert "pruned" in {record.status for record in halved}
 
 
+@pytest.mark.long
 def test_a_cell_is_planned_without_the_group(inside):
     planned = inside("plan", "model=tiny", "data=facts", "train.max_steps=1", "--device", "cpu", "~stop")
     assert (planned.returncode, planned.stderr) == (0, "")

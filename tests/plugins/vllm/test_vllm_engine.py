@@ -245,6 +245,7 @@ def test_when_it_dies_the_cell_keeps_its_weights_and_is_scored_from_there(tmp_pa
     assert verify.check(path) == []
 
 
+@pytest.mark.long
 def test_a_part_of_the_scores_leaves_the_cell_as_failed(tmp_path, python, monkeypatch):
     cell = tiny(*VLLM)
     path = tmp_path / f"{cell.name}.json"
