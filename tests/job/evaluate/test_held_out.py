@@ -226,7 +226,7 @@ def test_a_number_is_found_strictly_and_flexibly():
     assert task.config.generation_kwargs["until"] == ["\nQuestion:"]  # an answer has two lines
     short = tasks(CHOICES, "data.answers=exact").leaves["held_out"]
     assert short.config.generation_kwargs["until"] == [
-        "Question:",
+        "\nQuestion:",
         "\n",
     ]
 
