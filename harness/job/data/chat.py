@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -53,6 +54,8 @@ def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | Non
     for at, turn in enumerate(turns):
         if turn["role"] == "assistant" and not turn.get(UNLEARNED):
             head = _write(tokenizer, turns[:at], tools, add_generation_prompt=True)
+            if at and not whole.startswith(head):
+                head = _shared(head, whole, _write(tokenizer, turns[:at], tools))
             if turn.get(CALLS):
                 end = _called(whole, head, _write(tokenizer, turns[: at + 1], tools), turn)
             else:
@@ -65,6 +68,17 @@ def _spoken(tokenizer: PreTrainedTokenizerBase, turns: Turns, tools: Tools | Non
             spans.append((len(head), end))
     _check_written(whole, turns, tools)
     return whole, spans
+
+
+def _shared(head: str, whole: str, before: str) -> str:
+    """What `head`, the text up to the generation prompt of a turn, shares with `whole`; `head` if it is rewritten.
+
+    Some generation prompts begin a thought, which earlier turns of a whole conversation don't have. before: the text up
+    to the turn, without such a prompt.
+    """
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(head, whole, strict=False))
+    shared = "".join(one for one, _ in pairs)
+    return shared if shared.startswith(before) else head
 
 
 def _said(whole: str, head: str, pattern: str, turn: Turn, added: Iterable[str]) -> int | None:

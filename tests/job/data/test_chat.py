@@ -30,6 +30,8 @@ THINKING = CHATML.replace(
 THOUGHTFUL = THINKING.replace("<think>\n\n</think>", "<think>\n{{ m['reasoning_content'] }}\n</think>")
 # As Phi-3's does, it ends the text after the last turn.
 ENDED = CHATML.replace("{% endfor %}", "{% endfor %}{% if not add_generation_prompt %}<|endoftext|>{% endif %}")
+# As Qwen3.5's does, it begins a thought where it asks.
+BEGUN = THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
 )
@@ -66,6 +68,7 @@ def learned(of, example: encoding.Example) -> list[str]:
     [
         (CHATML, ["It is 2.<|im_end|>", "It is 4.<|im_end|>"]),
         (THINKING, ["It is 2.<|im_end|>", "<think>\n\n</think>\n\nIt is 4.<|im_end|>"]),
+        (BEGUN, ["It is 2.<|im_end|>", "\n</think>\n\nIt is 4.<|im_end|>"]),
     ],
 )
 def test_loss_is_on_all_that_the_assistant_says_and_the_end_of_its_turns(template, runs):
