@@ -190,6 +190,26 @@ def test_the_card_names_what_is_on_the_hub_and_no_licence():
     assert "Q \\| {question}" in text
 
 
+@pytest.mark.parametrize("path", ["/home/alice/acme-secret/llama-acme", "models/llama-acme"])
+def test_the_card_of_a_base_in_a_folder_names_no_place_and_no_model_of_strangers(path):
+    """A relative path looks like a name on the hub; the fingerprint tells them apart."""
+    found = make_record("lora", 16, 32.0, 2e-4)
+    change(found, model={"path": path})
+    found.fingerprints, found.saved = {"model": "sha256:abc"}, Saved("adapter", {})
+    text = model_card.text(found)
+    assert "base_model:" not in text
+    assert 'from_pretrained("BASE")' in text
+    assert "made of `llama-acme`" in text
+    assert str(Path(path).parent) not in text
+
+
+def test_a_name_on_the_hub_without_an_owner_is_one():
+    found = make_record("lora", 16, 32.0, 2e-4)
+    change(found, model={"path": "gpt2"})
+    found.fingerprints, found.saved = {"model": "gpt2@abc123"}, Saved("adapter", {})
+    assert 'base_model: "gpt2"' in model_card.text(found)
+
+
 # What else knows the folder
 
 
