@@ -89,7 +89,8 @@ def _untie(model: PeftModel) -> None:
     net: Any = model.get_base_model()
     ends = [net.get_input_embeddings(), net.get_output_embeddings()]
     tuned = [isinstance(end, BaseTunerLayer) for end in ends]
-    embedding, head = (end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends)
+    plain_ends: list[Any] = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends]
+    embedding, head = plain_ends
     if head is not None and any(tuned) and getattr(head, "weight", None) is embedding.weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         net.config.get_text_config().tie_word_embeddings = net.config.tie_word_embeddings = False

@@ -25,7 +25,10 @@ def push(cell: CellRef, repo: str, public: bool) -> str:
     if problems := verify.check(cell.record):
         raise UserError(problems[0])
     base = model_card.base_name(trained) if trained.saved.form == "adapter" else None
-    files = _weights(record.model_folder(cell.record), base) | {record.CARD: model_card.text(trained).encode()}
+    files: Files = {
+        **_weights(record.model_folder(cell.record), base),
+        record.CARD: model_card.text(trained).encode(),  # what was saved may name a folder of this machine
+    }
     return upload(str(cell), trained.cell.name, files, repo, public, "model")
 
 

@@ -128,9 +128,12 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: s
 
 def put(template: str, prompt: str) -> tuple[str, str]:
     """`prompt` in the field of a `template` for a question, other fields empty; and the last line before all fields."""
-    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    fields, own = (
+        [name for _, name, _, _ in string.Formatter().parse(template) if name],
+        columns.question_field(template),
+    )
     before = template.partition("{")[0].rstrip()
-    filled = dict.fromkeys(fields, "") | {columns.question_field(template): prompt}
+    filled = {field: prompt if field == own else "" for field in fields}
     return template.format(**filled), before.rpartition("\n")[2]
 
 
