@@ -44,7 +44,7 @@ $(VENV)/tested: $(VENV)/installed
 
 # Two processes of one thread: tiny models gain nothing by a second one.
 PYTEST := OMP_NUM_THREADS=1 "$(CURDIR)/$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-test: $(VENV)/tested ## Run the tests, but for those that take longest (12 minutes on 2 slow cores)
+test: $(VENV)/tested ## Run the tests, but for those that take longest (12 to 20 minutes on 2 slow cores)
 	$(PYTEST) -m 'not long and not faults and not bench'
 
 PART := tests

@@ -78,7 +78,13 @@ def assert_gone(mark: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.5, *(pytest.param(late, marks=pytest.mark.long) for late in (0, 2, 5))])
-@pytest.mark.parametrize(("sent", "limit"), [(signal.SIGKILL, 5), (signal.SIGINT, 3)], ids=["killed", "interrupted"])
+@pytest.mark.parametrize(
+    ("sent", "limit"),
+    [
+        pytest.param(signal.SIGKILL, 5, id="killed"),
+        pytest.param(signal.SIGINT, 3, id="interrupted", marks=pytest.mark.long),
+    ],
+)
 def test_a_server_that_still_imports_ends_with_its_sweep(tmp_path, mark, sent, limit, seconds):
     sweep = start(tmp_path, mark, "run")
     wait_for_processes(2, sweep, mark)
