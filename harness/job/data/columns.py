@@ -196,8 +196,7 @@ def last_answer(turns: list[Turn]) -> int:
 
 def check_prompt(prompt: str, items: list[Item]) -> None:
     """Raise UserError if `prompt` has a field that items lack."""
-    fields = {name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None}
-    if items and CHAT not in items[0] and (missing := sorted(fields - items[0].keys())):
+    if items and CHAT not in items[0] and (missing := sorted(set(_fields(prompt)) - items[0].keys())):
         raise UserError(
             f"The field {{{missing[0]}}} of data.prompt must be mapped to a column; mapped are: {', '.join(items[0])}."
         )
@@ -205,8 +204,12 @@ def check_prompt(prompt: str, items: list[Item]) -> None:
 
 def question_field(template: str) -> str | None:
     """The field of a prompt template that takes a question which is no record: `question`, or else the first one."""
-    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    fields = _fields(template)
     return "question" if "question" in fields else next(iter(fields), None)
+
+
+def _fields(template: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
 
 def asked(item: Item, prompt: str, prompt_if_empty: str | None = None) -> str:

@@ -6,7 +6,7 @@ A judge can compare two answers: harness/plugins/api/job/judge.py.
 from __future__ import annotations
 
 import gc
-import string
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -128,13 +128,9 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, template: str | None, prompt: s
 
 def put(template: str, prompt: str) -> tuple[str, str]:
     """`prompt` in the field of a `template` for a question, other fields empty; and the last line before all fields."""
-    fields, own = (
-        [name for _, name, _, _ in string.Formatter().parse(template) if name],
-        columns.question_field(template),
-    )
     before = template.partition("{")[0].rstrip()
-    filled = {field: prompt if field == own else "" for field in fields}
-    return template.format(**filled), before.rpartition("\n")[2]
+    filled = defaultdict(str, {columns.question_field(template): prompt})
+    return template.format_map(filled), before.rpartition("\n")[2]
 
 
 # The judge
