@@ -155,12 +155,17 @@ def test_what_slurm_refuses_is_one_sentence(slurm, tmp_path):
 
 @pytest.fixture(scope="module")
 def ray_cluster():
-    """The address of a cluster of three nodes, each with a process of its own here and room for one cell."""
+    """The address of a cluster of three nodes, each with a process of its own here and room for one cell.
+
+    Workers run at the priority of other processes: by Ray's default the tests beside them leave them no core.
+    """
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
     yield cluster.address
     cluster.shutdown()
 
@@ -179,15 +184,8 @@ def test_ray_gives_a_lost_cell_to_another_worker(ray_cluster, tmp_path):
 
 
 @needs_ray
-def test_a_cell_that_ray_does_not_try_again_is_run_by_the_next_sweep(ray_cluster, tmp_path):
-    once = [*on_ray(ray_cluster), "hydra.launcher.ray.remote.max_retries=0"]
-    status, err, name = lose_a_worker(tmp_path, *once)
-    assert status == 2
-    assert err.splitlines()[-1].startswith("error: RayLauncher broke off: ")
-    assert name not in {record.cell.name for record in finished(tmp_path)}
-    status, err = finish(start(tmp_path, *once))
-    assert status == 0, err
-    assert len(finished(tmp_path)) == 3
+def test_a_cell_that_ray_does_not_try_again_is_lost_and_the_others_go_on(ray_cluster, tmp_path):
+    holds(tmp_path, *on_ray(ray_cluster), "hydra.launcher.ray.remote.max_retries=0")
 
 
 @needs_ray

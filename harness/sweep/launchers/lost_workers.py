@@ -10,12 +10,14 @@ import contextlib
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+
+from harness.errors import first_line
 
 QUEUE_SECONDS = 10  # between two reads of Slurm's queue
 GRACE_SECONDS = 10  # for a shared disk to show the answer of a job that left the queue
@@ -38,34 +40,68 @@ def died(code: int) -> str:
 
 @contextlib.contextmanager
 def lost_jobs_answer(launcher: Launcher) -> Iterator[None]:
-    """Within this context a lost job of submitit answers with `Lost`. Ray reruns a lost task by itself.
+    """Within this context a lost job of submitit or of Ray answers with `Lost`, and its launcher waits for the others.
 
-    Hydra's launcher keeps its jobs to itself and calls `Job.results` on each, so submitit's public interface
-    (`Job.done`, `Job.exception`) is out of reach from here, and the method is replaced. Without that, the launcher
-    gives up on all jobs at the first lost one; on a cluster without accounting it waits for that one forever.
+    Hydra's launchers keep their jobs to themselves and give up on all of them at the first lost one; on a Slurm cluster
+    without accounting submitit's waits for that one forever. So the function that each asks for answers is replaced.
     """
-    if not type(launcher).__module__.startswith("hydra_plugins.hydra_submitit_launcher"):
+    module = type(launcher).__module__
+    if module.startswith("hydra_plugins.hydra_submitit_launcher"):
+        import submitit
+
+        with _replaced(submitit.Job, "results", _answers_of_submitit(submitit.Job.results)):
+            yield
+    elif module.startswith("hydra_plugins.hydra_ray_launcher"):
+        import ray
+
+        with _replaced(ray, "get", _answers_of_ray(ray.get)):
+            yield
+    else:
         yield
-        return
-    import submitit
 
-    results = submitit.Job.results
 
-    def answers(job: submitit.Job) -> list[Any]:
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within this context attribute `name` of `owner` is `value`."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _answers_of_submitit(results: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """`submitit.Job.results`, by which a lost job answers too."""
+    from submitit.core.utils import UncompletedJobError
+
+    def answers(job: Any) -> list[Any]:
         try:
             if _ended(job):
                 return results(job)
             why = "left Slurm's queue without an answer"
-        except submitit.core.utils.UncompletedJobError as error:
-            why = f"did not answer: {str(error).splitlines()[0]}"
-        lost = Lost(f"{why}; what it printed is in {job.paths.stderr}")
-        return [JobReturn(status=JobStatus.COMPLETED, _return_value=lost)]
+        except UncompletedJobError as error:
+            why = f"did not answer: {first_line(error)}"
+        return [_lost(f"{why}; what it printed is in {job.paths.stderr}")]
 
-    submitit.Job.results = answers
-    try:
-        yield
-    finally:
-        submitit.Job.results = results
+    return answers
+
+
+def _answers_of_ray(get: Callable[..., Any]) -> Callable[..., Any]:
+    """`ray.get`, by which a task answers too that Ray does not try again."""
+    from ray.exceptions import RayError
+
+    def answer(task: Any) -> Any:
+        try:
+            return get(task)
+        except RayError as error:
+            return _lost(f"did not answer: {first_line(error)}")
+
+    return answer
+
+
+def _lost(why: str) -> JobReturn:
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=Lost(why))
 
 
 def _ended(job: Any) -> bool:
