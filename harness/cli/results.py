@@ -26,6 +26,7 @@ from harness.cli.parser import (
     comma_separated,
 )
 from harness.errors import UserError, require_positive
+from harness.program import results_option
 from harness.record import Record, read, read_study, require_one_folder_each
 
 if TYPE_CHECKING:
@@ -136,9 +137,7 @@ def report(options: argparse.Namespace) -> int:
     from harness.report.pages import page
 
     folder = options.results_dir / name
-    where = ["--study", name]
-    if options.results_dir != Path("results"):
-        where += ["--results-dir", str(options.results_dir)]
+    where = ["--study", name, *results_option(options.results_dir)]
     typed = shlex.join(["harness", "report", *options.arguments])
     with _all_is_kept():
         records, problems = read_study(folder)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness.cli.output import begun_study_names, require_study_name
 from harness.cli.parser import Group, add_study_name
 from harness.errors import UserError, nearest
+from harness.program import results_option
 from harness.record import Record
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def viewer(options: argparse.Namespace) -> Viewer:
         records, problems = cache.read(results / name)
         if not records:
             return page.waiting(name, live)
-        where = ["--study", name, *(["--results-dir", str(results)] if results != Path("results") else [])]
+        where = ["--study", name, *results_option(results)]
         typed = shlex.join(["harness", "report", *where, "--out", "report.html"])
         versions, price = env.made_with(), card_price(records)
         return page.render(records, results / name, problems, shlex.join(where), typed, versions, live, price)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from harness import plugin, record
 from harness.errors import UserError
-from harness.program import PROGRAM
+from harness.program import PROGRAM, results_option
 from harness.protocol import EarlyStopping
 from harness.record import Cell, Record, StopRule
 from harness.sweep import lease
@@ -129,8 +129,7 @@ class Study:
         return f"`{remove}`, then the command that ran it{' with '.join(['', *overrides])}"
 
     def _typed(self, *words: str) -> str:
-        where = [] if self._results == Path("results") else ["--results-dir", str(self._results)]
-        return f"{PROGRAM} {shlex.join([*words, *where])}"
+        return f"{PROGRAM} {shlex.join([*words, *results_option(self._results)])}"
 
     def planned(self) -> list[Cell]:
         """The cells that sweeps of this study requested, in order."""

@@ -81,7 +81,8 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["study_alpha_fresh"] = ["base"]
     known["study_rank_fresh"] = ["contamination", "base"]
     known["study_numerics"] = ["precision", "attention", "base"]  # what it tries, and what follows
-    known["study_skill"] = ["tries", "code", "seeds"]  # one seed chooses; adapters have a fourth rate at rank 32
+    # One seed chooses; adapters have a fourth rate at rank 32; base_nf4 came later.
+    known["study_skill"] = ["tries", "code", "seeds"]
     known["gsm8k_0_5b"] = ["device", "code", "seeds"]  # it ran in parts, on several machines; one seed chooses
     known["study_stability"] = ["code", "seeds"]  # eight more seeds of the better rates; one high rate came later
     known["study_alpha_rank"] = ["code", "overlap"]  # it ran in two parts, two cells at a time
@@ -392,6 +393,15 @@ def test_other_devices(change, text):
     records = study()
     environment(of(records, "dora"), **change)
     assert told(records, "device").endswith(f"{text} in dora (2 cells).")
+
+
+def test_a_variable_of_gpus_is_no_difference_on_a_cpu():
+    records = study()
+    environment(of(records, "dora"), allocator={"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"})
+    told(records, "device")
+    for record in records:
+        record.environment["device"] = {"type": "cpu", "name": None}
+    assert told(records) == []
 
 
 def test_what_a_library_sets_where_it_is_imported_is_no_difference():

@@ -32,11 +32,10 @@ def test_each_method_has_a_number_and_a_bar_for_what_it_gains_costs_and_forgets(
     (overview,) = overviews(study("study_skill"))
     headers = [header for header, _ in overview.columns]
     assert headers == ["Skill, solved (%)", "Memory", "Tokens/s", "Forgotten"]
-    note = "plain text, bits per byte against its base, + is a loss; of qlora with what quantising costs"
-    assert overview.columns[-1][1] == note
-    assert [row.method for row in overview.rows] == ["full", "galore", "lora", "dora", "qlora", "base"]
-    assert [row.tied for row in overview.rows] == [True] * 5 + [False]
-    full, *_, base = overview.rows
+    assert overview.columns[-1][1] == "plain text, bits per byte against its base, + is a loss"
+    assert [row.method for row in overview.rows] == ["full", "galore", "lora", "dora", "qlora", "base", "base_nf4"]
+    assert [row.tied for row in overview.rows] == [True] * 5 + [False] * 2
+    full, *_, base, _ = overview.rows
     score, memory, _, forgotten = full.cells
     assert (score.text, score.interval) == ("67.5", "63.4–70.7")
     assert score.start < score.dot < score.start + score.width
@@ -45,6 +44,13 @@ def test_each_method_has_a_number_and_a_bar_for_what_it_gains_costs_and_forgets(
     assert base.cells[0].width is None, "far below the others, it would squeeze their intervals"
     widths = [row.cells[3].width for row in overview.rows if not row.untuned]
     assert max(widths) == 100.0
+
+
+def test_without_the_base_in_four_bits_what_qlora_forgets_includes_quantising():
+    records = [record for record in study("study_skill").rows.records if record.cell.method != "base_nf4"]
+    (overview,) = overviews(StudyResults(records, REFERENCE / "study_skill"))
+    note = "plain text, bits per byte against its base, + is a loss; of qlora with what quantising costs"
+    assert overview.columns[-1][1] == note
 
 
 def test_without_a_score_the_validation_loss_stands_first():

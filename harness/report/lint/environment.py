@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from harness import units
@@ -19,7 +20,8 @@ from harness.report.lint.differences import (
 )
 from harness.report.reruns import stack
 
-BY_LIBRARIES = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}  # variables that scikit-learn sets where it is imported
+BY_LIBRARIES = re.compile(r"KMP_(DUPLICATE_LIB_OK|INIT_AT_FORK)")  # variables that scikit-learn sets, once imported
+OF_GPUS = re.compile(r"PYTORCH_(\w+_)?ALLOC_CONF|TORCH_CUDNN_\w+")  # variables that change nothing on a CPU
 INSTRUMENTS: dict[Instrument, str] = {"allocator": "CUDA's allocator", "tensors": "a count of live tensors"}
 
 CLOCKS = 0.03  # clocks further apart than this share are told
@@ -96,9 +98,10 @@ def device(record: Record) -> dict[str, str]:
 
 
 def _variables(record: Record) -> str | None:
-    """The environment's variables that steer memory and threads, but for those that a library set; None without any."""
-    variables = environment_part(record, "allocator")
-    return " ".join(f"{name}={value}" for name, value in variables.items() if name not in BY_LIBRARIES) or None
+    """The environment's variables that steer memory and threads there, but for those of libraries; None without any."""
+    on_cpu = environment_part(record, "device").get("type") == "cpu"
+    variables = {n: v for n, v in environment_part(record, "allocator").items() if not BY_LIBRARIES.fullmatch(n)}
+    return " ".join(f"{n}={v}" for n, v in variables.items() if not (on_cpu and OF_GPUS.fullmatch(n))) or None
 
 
 def code(records: Sequence[Record]) -> Sentences:

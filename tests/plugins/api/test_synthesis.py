@@ -141,7 +141,7 @@ def test_wrong_problems_are_rejected_with_a_reason_and_kept_ones_name_their_sour
     for number in range(12):
         said = wrong.get(number, "```json\n" + problem(number) + "\n```")
         text, whole = (said["text"], False) if isinstance(said, dict) else (said, True)
-        sieve.judge(question, synthesis.JournalEntry("k", "writer", "here", "2026-01-01", text, whole, 1, 1))
+        sieve.judge(question, synthesis.JournalEntry(text, whole, 1, 1, "k", "writer", "here", "2026-01-01"))
     assert sieve.rejected == {
         "format": 3,
         "arithmetic": 2,
@@ -167,7 +167,7 @@ def test_a_paraphrase_comes_to_what_its_seed_comes_to():
         text = json.dumps(
             {"question": f"Other words of case {number}?", "answer": f"2 + {number} = {number + 2}\n#### {number + 2}"}
         )
-        sieve.judge(question, synthesis.JournalEntry("k", "writer", "here", "2026-01-01", text, True, 1, 1))
+        sieve.judge(question, synthesis.JournalEntry(text, True, 1, 1, "k", "writer", "here", "2026-01-01"))
     assert [item["answer"] for item in sieve.kept] == ["2 + 5 = 7\n#### 7"]
     assert sieve.examples["arithmetic"][0]["why"] == "a paraphrase comes to something else than its seed"
 

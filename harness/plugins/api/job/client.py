@@ -50,6 +50,12 @@ class Reply:
     written: int | None
 
 
+def token_totals(answers: Sequence[Reply]) -> dict[str, int | None]:
+    """The number of ``answers``, and the tokens of all that were ``read`` and ``written``; null if one is not known."""
+    counts = {name: [getattr(answer, name) for answer in answers] for name in ("read", "written")}
+    return {"answers": len(answers)} | {name: None if None in each else sum(each) for name, each in counts.items()}
+
+
 class Client:
     """One model at one endpoint.
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.plugins.api.job.client import Client, Reply
+from harness.plugins.api.job.client import Client, Reply, token_totals
 
 JUDGE = """Two answers to the same request are to be compared.
 
@@ -78,7 +78,7 @@ class Judge:
             [better(found[i, order].text) if (i, order) in found else "tie" for order in (0, 1)]
             for i in range(len(pairs))
         ]
-        return Verdicts(self._client.host, said, [verdict(*both) for both in said], _tokens(list(found.values())))
+        return Verdicts(self._client.host, said, [verdict(*both) for both in said], token_totals(list(found.values())))
 
 
 def better(reply: str) -> str | None:
@@ -101,8 +101,3 @@ def verdict(base_first: str | None, base_second: str | None) -> float | None:
     if base_first is None or base_second is None:
         return None
     return {("B", "A"): 1.0, ("A", "B"): 0.0}.get((base_first, base_second), 0.5)
-
-
-def _tokens(replies: list[Reply]) -> dict[str, int | None]:
-    counts = {name: [getattr(reply, name) for reply in replies] for name in ("read", "written")}
-    return {"answers": len(replies)} | {k: None if None in of else sum(of) for k, of in counts.items()}

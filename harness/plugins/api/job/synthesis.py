@@ -24,7 +24,7 @@ from harness.job.data import contamination, sources, synthetic
 from harness.job.data.encoding import Item
 from harness.job.evaluate import scoring
 from harness.plugins.api.job import arithmetic
-from harness.plugins.api.job.client import Client, Messages, Reply
+from harness.plugins.api.job.client import Client, Messages, Reply, token_totals
 from harness.plugins.api.requests import Synthesize
 from harness.protocol import Report
 from harness.settings import EvalSettings
@@ -63,17 +63,13 @@ class Question:
 
 
 @dataclass(frozen=True)
-class JournalEntry:
+class JournalEntry(Reply):
     """A line of the journal. model, host: who answered. date: in UTC."""
 
     key: str
     model: str
     host: str
     date: str
-    text: str
-    whole: bool
-    read: int | None
-    written: int | None
 
 
 def synthesize(request: Synthesize, report: Report) -> dict[str, Any]:
@@ -164,7 +160,7 @@ class Journal:
 
     def add(self, key: str, reply: Reply, client: Client) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        found = JournalEntry(key, client.model, client.host, now, **asdict(reply))
+        found = JournalEntry(**asdict(reply), key=key, model=client.model, host=client.host, date=now)
         with record.naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
         self.answers[key] = found
@@ -264,11 +260,6 @@ def _summary(request: Synthesize, host: str, asked: int, sieve: Sieve, journal: 
         "rejected": {
             reason: {"count": n, "examples": sieve.examples[reason]} for reason, n in sieve.rejected.most_common()
         },
-        "tokens": _tokens(answers),
-        "tokens_of_this_call": _tokens(answers[before:]),
+        "tokens": token_totals(answers),
+        "tokens_of_this_call": token_totals(answers[before:]),
     }
-
-
-def _tokens(answers: Sequence[JournalEntry]) -> dict[str, int | None]:
-    counts = {name: [getattr(answer, name) for answer in answers] for name in ("read", "written")}
-    return {"answers": len(answers)} | {k: None if None in of else sum(of) for k, of in counts.items()}
