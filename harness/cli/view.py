@@ -7,7 +7,6 @@ import errno
 import shlex
 from collections.abc import Sequence
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cli.output import begun_study_names, require_study_name

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.plugins.api.job.client import Client, Reply, token_totals
+from harness.plugins.api.job.client import Client, token_totals
 
 JUDGE = """Two answers to the same request are to be compared.
 
