@@ -47,7 +47,7 @@ def fitted(
     train, validation = splits["train"], splits["validation"]
     if data.documents:
         train, validation = (documents.blocks(part, tokenizer, max_length) for part in (train, validation))
-        return FittedItems(train, validation[:validation_items])
+        return FittedItems(train, _spread(validation, validation_items))
     if not data.own and data.too_long in (None, "cut"):
         return FittedItems(train, validation[:validation_items])
     encode = encoding.encoder(tokenizer, data, sys.maxsize, pairs)
@@ -73,3 +73,10 @@ def fitted(
         raise UserError(f"data.too_long=drop leaves no record within train.max_length={max_length}; raise that.")
     left = Lengths(len(train) + len(validation), cut=0, dropped=len(too_long))
     return FittedItems(train, validation[:validation_items], left)
+
+
+def _spread(blocks: list[Item], number: int | None) -> list[Item]:
+    """`number` of the `blocks`, evenly spread over all, so that a long document is not all of them; all for null."""
+    if number is None or number >= len(blocks):
+        return blocks
+    return [blocks[i * len(blocks) // number] for i in range(number)]

@@ -36,6 +36,7 @@ from harness.job.data.labels import are_labels, label_of
 from harness.job.data.normalising import normalised
 from harness.job.data.preferences import GOOD, MARK, REJECTED
 from harness.job.data.turns import CALLS, CHAT, SYSTEM, TOOLS, text_of
+from harness.job.data.turns import answers as is_answer
 from harness.job.models import hub
 from harness.record import OwnData
 from harness.settings import DataSettings
@@ -46,12 +47,17 @@ _root: ContextVar[str | None] = ContextVar("data_root", default=None)
 
 @dataclass(frozen=True)
 class HeldOutShares:
-    """What is held out of a data set, which has the name `data` in messages. needed: the parts that can't be empty."""
+    """What is held out of a data set, which has the name `data` in messages. needed: the parts that can't be empty.
+
+    in_order: whether the validation keeps the order of the rows, which may come topic by topic. Else it has that of
+    their hashes, as train.validation_items takes its first ones.
+    """
 
     data: str
     validation: float
     test: float
     needed: Sequence[str] = ("train", "validation", "test")
+    in_order: bool = False
 
 
 @contextmanager
@@ -171,14 +177,16 @@ def from_hub(
     share: float = 0.02,
     split: str = "train",
     test_share: float = 0.0,
+    in_order: bool = True,
     **columns: str,
 ) -> dict[str, list[Item]]:
     """The training split of a hub data set, or of the local folder of its name below data_root.
 
     columns: the column of each field of the prompt, of ``answer`` and of ``options``, or of ``messages``. A `share` is
     held out for validation, and `test_share` for the test, by a hash of the column `held_out_by`: neither part depends
-    on the order or number of records, and rephrasings of a question stay together. Raises UserError if the data set or
-    a column is missing, or if the part for the test is empty.
+    on the order or number of records, and rephrasings of a question stay together. in_order: as of HeldOutShares; false
+    where rows come topic by topic. Raises UserError if the data set or a column is missing, or if the part for the test
+    is empty.
     """
     require(path)
     import datasets
@@ -190,7 +198,7 @@ def from_hub(
     except Exception as error:  # datasets and the hub raise a dozen kinds
         raise missing(f"The data set {path}", error) from error
     items = mapped(rows, rows.column_names, columns, held_out_by, path)
-    return _held_out(items, HeldOutShares(path, share, test_share, needed=("test",)))
+    return _held_out(items, HeldOutShares(path, share, test_share, needed=("test",), in_order=in_order))
 
 
 def from_file(
@@ -214,9 +222,28 @@ def from_file(
     name, mapped, _ = _of_file(path, columns, held_out_by)
     if not drop_empty:
         check_empty(mapped, name)
-    keyed = [(normalised(text if held_out_by else text_before(item)), item) for text, item in mapped.items]
+    items = [item for _, item in mapped.items]
+    texts = [normalised(text) for text, _ in mapped.items] if held_out_by else _openings(items)
+    keyed = list(zip(texts, items, strict=True))
     shares = HeldOutShares(name, share, test_share)
-    return (_stratified if are_labels([item for _, item in keyed], answers) else _held_out)(keyed, shares)
+    return (_stratified if are_labels(items, answers) else _held_out)(keyed, shares)
+
+
+def _openings(items: Sequence[Item]) -> list[str]:
+    """What each item asks, normalised; of conversations that begin alike, what the shortest of them asks.
+
+    Logs have a conversation once more after each answer. The parts of one log are held out together, as all answers of
+    a conversation are trained on.
+    """
+    asked = [normalised(text_before(item)) for item in items]
+    known = set(asked)
+
+    def opening(item: Item) -> str:
+        answers_at = [at for at, turn in enumerate(item[CHAT]) if is_answer(turn)]
+        prefixes = (normalised(text_before({CHAT: item[CHAT][: at + 1]})) for at in answers_at)
+        return next(text for text in prefixes if text in known)
+
+    return [opening(item) if CHAT in item else text for text, item in zip(asked, items, strict=True)]
 
 
 def from_documents(
@@ -344,7 +371,7 @@ def _held_out(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str,
         lacks = name in shares.needed and name not in parts.values()
         if lacks and share * len(parts) >= 1 and len(training) > 1:
             parts[training[0]] = name
-    return _parted([(parts[text], item) for text, item in items], shares)
+    return _parted(items, parts, shares)
 
 
 def _stratified(
@@ -362,7 +389,7 @@ def _stratified(
         test = (round(shares.test * len(texts)) or int(len(texts) > 1)) if shares.test else 0
         part |= dict.fromkeys(texts[:validation], "validation")
         part |= dict.fromkeys(texts[validation : validation + test], "test")
-    return _parted([(part[text], item) for text, item in items], shares)
+    return _parted(items, part, shares)
 
 
 def _place(text: str) -> int:
@@ -370,12 +397,15 @@ def _place(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _parted(items: list[tuple[str, Item]], shares: HeldOutShares) -> dict[str, list[Item]]:
-    """The items by part. Raises as `_held_out`."""
+def _parted(items: list[tuple[str, Item]], part_of: Mapping[str, str], shares: HeldOutShares) -> dict[str, list[Item]]:
+    """The items by part, which the text has that comes with each. Raises as `_held_out`."""
     parts = ("train", "validation", "test") if shares.test else ("train", "validation")
     out: dict[str, list[Item]] = {name: [] for name in parts}
-    for part, item in items:
-        out[part].append(item)
+    for text, item in items:
+        out[part_of[text]].append(item)
+    if not shares.in_order:
+        by_hash = sorted(items, key=lambda pair: _place(pair[0]))
+        out["validation"] = [item for text, item in by_hash if part_of[text] == "validation"]
     for name in shares.needed:
         if name in out and not out[name]:
             held_out = " and ".join(f"{size:g}" for size in (shares.validation, shares.test) if size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,27 @@ def test_no_record_moves_as_the_file_grows(first, more):
 
 
 SURE = [(f"{i}", "") for i in range(60)]  # so that no part is empty
+
+
+def test_the_first_items_of_the_validation_are_of_all_topics_of_a_sorted_file():
+    found = split([{"question": f"{topic} {i}?", "answer": f"{i}."} for topic in "abcd" for i in range(500)])
+    of_topic = Counter(item["question"][0] for item in found["validation"][:64])
+    assert min(of_topic[topic] for topic in "abcd") >= 6
+    labels = [{"question": f"{topic} {i}?", "answer": topic} for topic in "abcd" for i in range(250)]
+    first = split(labels, "data.answers=classify")["validation"][:64]
+    assert min(Counter(item["answer"] for item in first).values()) >= 6
+
+
+def test_a_conversation_that_is_logged_after_each_answer_is_in_one_part():
+    def turns(chat: int, number: int) -> list[dict]:
+        pairs = [[("user", f"{chat}, {i}?"), ("assistant", f"{chat}.{i}.")] for i in range(number)]
+        return [{"role": role, "content": text} for pair in pairs for role, text in pair]
+
+    logged = [{"messages": turns(chat, number)} for chat in range(60) for number in (3, 1, 2, 4)]
+    found = split(logged)
+    parts = {part: {item["messages"][0]["content"] for item in items} for part, items in found.items()}
+    assert all(len(items) == 4 * len(parts[part]) for part, items in found.items())
+    assert not parts["train"] & (parts["validation"] | parts["test"])
 
 
 def test_conversations_that_ask_the_same_are_in_one_part():
