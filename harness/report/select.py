@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ class Choice:
     edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.
     confirmed: whether `index` and `loss` are of fresh seeds, which had no part in the choice.
+    unfinished: number of fresh seeds that did not finish, by status.
     rivals: number of settings, the chosen one included, whose losses are not surely higher: luck may have chosen
         between them. 1 if fresh seeds confirmed the choice.
     experiments: the finished settings where none could be chosen for want of validation losses, each a choice by
@@ -52,6 +53,7 @@ class Choice:
     edges: tuple[str, ...]
     reason: str | None
     confirmed: bool = False
+    unfinished: dict[str, int] = field(default_factory=dict)
     rivals: int = 1
     experiments: tuple[Choice, ...] = ()
     experiment: str | None = None
@@ -105,7 +107,7 @@ def select(
     validation loss to be chosen.
 
     Seeds that confirm a choice (`Record.confirmation`) take no part in it. The chosen setting is represented by those
-    of them that finished, if it has any.
+    of them that finished; if none did, nothing is chosen.
     """
     groups: dict[tuple[Place, tuple[Any, ...]], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     settings = setting_texts(records) if settings is None else settings
@@ -122,12 +124,18 @@ def _chosen(place: Place, key: tuple[Any, ...], by_setting: dict[str, list[int]]
     choice = _choice(place, key, tries or [_try(setting, index, records) for setting, index in by_setting.items()])
     if not tries or choice.setting is None:
         return choice
-    fresh = [i for i in by_setting[choice.setting] if records[i].confirmation and records[i].status == "ok"]
+    fresh = latest([i for i in by_setting[choice.setting] if records[i].confirmation], records)
     if not fresh:
         return choice
-    confirmed = _try(choice.setting, fresh, records)
+    finished = [i for i in fresh if records[i].status == "ok"]
+    unfinished = dict(Counter(records[i].status for i in fresh if records[i].status != "ok"))
+    if not finished:
+        nothing = replace(_settled(place, key, None), tries=choice.tries, rates=choice.rates, lost=choice.lost)
+        return replace(nothing, unfinished=unfinished, reason="no fresh seed of its best setting finished")
+    confirmed = _try(choice.setting, finished, records)
     loss = _mean(confirmed.losses)
-    return replace(choice, index=confirmed.positions, loss=None if math.isnan(loss) else loss, confirmed=True, rivals=1)
+    choice = replace(choice, index=confirmed.positions, loss=None if math.isnan(loss) else loss)
+    return replace(choice, confirmed=True, unfinished=unfinished, rivals=1)
 
 
 def experiments(positions: Sequence[int], records: Sequence[Record], settings: Sequence[str]) -> list[Choice]:

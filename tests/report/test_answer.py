@@ -66,6 +66,18 @@ def trained(folder, shares, seeds=3, **fields):
     ]
 
 
+@pytest.mark.parametrize("other", [0.5, 0.795])
+def test_fresh_seeds_that_diverged_are_said_and_the_others_compared(folder, other):
+    records = trained(folder, {"lora": 0.8, "full": other}, seeds=4)
+    for record in records:
+        record.confirmation = record.cell.seed != 0
+        if record.cell.method == "lora" and record.cell.seed == 1:
+            record.status, record.scores = "diverged", []
+    (text,) = answer(records, folder).sentences[:1]
+    assert re.search(r"[Oo]f lora's 3 fresh seeds, 1 diverged", text)
+    assert "lora" in text.split(".")[0]
+
+
 def add_score(folder, record, values, score):
     """Gives a record of `leave` one more score, of other items."""
     score.value, path = float(values.mean()), folder / f"{record.cell.name}.items.parquet"

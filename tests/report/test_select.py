@@ -159,7 +159,28 @@ def test_fresh_seeds_stand_for_the_setting_that_they_confirm():
     lora = chosen(records)["lora"]
     assert (lora.lr, lora.index, lora.confirmed) == (1e-4, (4, 5), True)
     assert lora.loss == pytest.approx(1.45)
-    assert (lora.tries, lora.lost) == (2, {}), "a fresh seed is no try, and one that failed loses none"
+    assert (lora.tries, lora.lost) == (2, {}), "a fresh seed is no try"
+    assert lora.unfinished == {"diverged": 1}
+    assert best(records, None).answer[-1].endswith("of lora's 3 fresh seeds, 1 diverged.")
+
+
+def test_a_setting_of_which_no_fresh_seed_finished_is_not_shown_by_the_seeds_that_chose_it():
+    records = [*tried("lora", 1e-4, (1.0, 1.1)), *tried("lora", 2e-4, (1.2, 1.3)), *tried("full", 1e-5, (1.2, 1.2))]
+    records += confirming(1e-4, ("diverged", "oom"))
+    lora = chosen(records)["lora"]
+    assert (lora.setting, lora.index, lora.confirmed) == (None, (), False)
+    assert lora.reason == "no fresh seed of its best setting finished"
+    (sentence,) = best(records, None).answer
+    assert sentence.endswith(" No result: lora (1 diverged, 1 oom).")
+
+
+@pytest.mark.parametrize("status", ["diverged", "oom", "failed"])
+def test_a_fresh_seed_that_did_not_finish_is_counted_beside_the_others(status):
+    records = [*tried("lora", 1e-4, (1.0, 1.1), accuracy=0.9), *tried("full", 1e-5, (1.2, 1.3), accuracy=0.2)]
+    records += confirming(1e-4, (status, 1.5, 1.6))
+    shown = best(records, None)
+    seeds = {row[shown.columns.index("Method")]: row[shown.columns.index("Seeds")] for row in shown.rows}
+    assert seeds == {"lora": f"2 (1 {status})", "full": "2"}
 
 
 def test_fresh_seeds_take_no_part_in_the_choice():

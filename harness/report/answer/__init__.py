@@ -18,7 +18,7 @@ from harness.report.answer.compared import ComparedMethods
 from harness.report.answer.contaminated import cautions
 from harness.report.answer.limits import Limits
 from harness.report.answer.next_run import with_seeds
-from harness.report.answer.place import PlaceAnswer, place_prefix, unscored, without_result
+from harness.report.answer.place import PlaceAnswer, place_prefix, unfinished, unscored
 from harness.report.answer.published import experiment_choices, experiment_contests, published_ahead, published_answer
 from harness.report.answer.rank_ties import rank_sentences
 from harness.report.pairwise import Contest, contests
@@ -113,7 +113,7 @@ class StudyAnswer:
         else:
             places = len({each.place for each in self.contests if each.differences})
             place_answer = ComparedMethods(contest, limits, tests, max(1, places)).answer()
-        return place_answer.noting([*without_result(choices)])
+        return place_answer.noting([*unfinished(choices)])
 
     @cached_property
     def sentences(self) -> list[str]:

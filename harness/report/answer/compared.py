@@ -323,7 +323,7 @@ class ComparedMethods:
     @cached_property
     def _test(self) -> ItemSupply:
         rows = self.limits.place_rows
-        return item_supply(rows[self._trained[0].choice.label].records[0], self.contest.score)
+        return item_supply(rows[self._trained[0].choice.label].measured[0], self.contest.score)
 
     @property
     def _end(self) -> tuple[str, str] | None:

@@ -91,12 +91,20 @@ def by_cost(memory: Mapping[str, float | None]) -> list[str]:
     return [label for group in groups for label in sorted(group)]
 
 
-def without_result(choices: Sequence[Choice]) -> Iterator[str]:
-    """A clause on the methods of which no setting finished."""
-    lost = {c.label: c.lost for c in choices if c.lost and not c.index}
+def unfinished(choices: Sequence[Choice]) -> Iterator[str]:
+    """Clauses on the methods of which no setting finished, and of those of which not every fresh seed did."""
+    lost = {c.label: c.unfinished or c.lost for c in choices if (c.unfinished or c.lost) and not c.index}
     if lost:
-        each = [f"{label} ({', '.join(f'{n} {s}' for s, n in of.items())})" for label, of in lost.items()]
-        yield f"no result: {few(each)}"
+        yield f"no result: {few([f'{label} ({by_status(each)})' for label, each in lost.items()])}"
+    for choice in choices:
+        if choice.unfinished and choice.index:
+            seeds = len(choice.index) + sum(choice.unfinished.values())
+            yield f"of {choice.label}'s {seeds} fresh seeds, {by_status(choice.unfinished)}"
+
+
+def by_status(counts: Mapping[str, int]) -> str:
+    """Numbers of cells by status, such as "2 diverged, 1 oom"."""
+    return ", ".join(f"{number} {status}" for status, number in counts.items())
 
 
 def unscored(rows: Mapping[str, Row], limits: Limits) -> Iterator[str]:

@@ -11,7 +11,7 @@ from harness import units
 from harness.record import Record
 from harness.report.answer import StudyAnswer, answer
 from harness.report.answer.advice import headline, optimism
-from harness.report.answer.place import place_prefix
+from harness.report.answer.place import by_status, place_prefix
 from harness.report.cost_fronts import require_one_device
 from harness.report.costs import Ratios, memory_ratio, speed_ratios
 from harness.report.frame import TRAIN_MEMORY, score_name
@@ -103,7 +103,7 @@ def best_of(answer: StudyAnswer) -> Table:
     columns["Setting"] = [_setting(choice) for choice in choices]
     columns["Tries"] = [_tries(choice) for choice in choices]
     if several_seeds(row for row in chosen if row):
-        columns["Seeds"] = [_seeds(row) for row in chosen]
+        columns["Seeds"] = [_seeds(row, choice) for row, choice in zip(chosen, choices, strict=True)]
     columns["Peak train memory"] = _with_ratios(memory_to_full(chosen), units.size)
     speeds = _with_ratios(speed_to_lora(chosen, records), rate)
     marks = [speed_marks(row) if row else "" for row in chosen]
@@ -134,12 +134,14 @@ def _setting(choice: Choice) -> str:
 
 
 def _tries(choice: Choice) -> str:
-    lost = ", ".join(f"{n} {status}" for status, n in choice.lost.items())
-    return f"{choice.tries} ({lost})" if lost else str(choice.tries)
+    return f"{choice.tries} ({by_status(choice.lost)})" if choice.lost else str(choice.tries)
 
 
-def _seeds(row: Row | None) -> str:
-    return ABSENT if row is None or row.records[0].cell.seed is None else str(len(row.records))
+def _seeds(row: Row | None, choice: Choice) -> str:
+    if row is None or row.records[0].cell.seed is None:
+        return ABSENT
+    seeds = len(row.records) - sum(choice.unfinished.values())
+    return f"{seeds} ({by_status(choice.unfinished)})" if choice.unfinished else str(seeds)
 
 
 def _loss(row: Row | None) -> str:

@@ -105,6 +105,14 @@ def test_the_first_seed_at_a_rung_decides_for_its_setting(at_rungs):
     assert at_rungs([2.5], "lr=1e-4", "seed=0")[0].startswith("Ended early")
 
 
+def test_a_seed_that_decides_at_a_later_rung_is_not_held_against_others_at_an_earlier_one(at_rungs):
+    assert at_rungs([2.0], "lr=1e-3", "seed=0") == [None]
+    assert at_rungs([2.05, 1.2], "lr=1e-3", "seed=1") == [None, None]
+    assert at_rungs([1.9], "lr=2e-3") == [None]
+    (why,) = at_rungs([1.95], "lr=3e-3")
+    assert "its validation loss, 1.95, is not the best of 3 settings at this point (best: 1.9)." in why
+
+
 def test_a_cell_that_is_run_again_ends_or_goes_on_as_before(at_rungs):
     assert at_rungs([2.0], "lr=1e-3") == [None]
     assert at_rungs([1.0], "lr=1e-4") == [None]

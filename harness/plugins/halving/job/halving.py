@@ -135,10 +135,13 @@ class CellHalving:
                 return False, f"Ended early by stop=asha, as {seed.cell}, the same setting with another seed, was."
         if any(seed.at(rung) for seed in seeds):
             return False, None
-        losses = [other.losses for other in others]
-        if goes_on(self.rule, self.own.losses | {rung: loss}, losses):
+        by_setting: dict[str, dict[int, float]] = {}
+        for competitor in (*others, self.own):
+            by_setting[competitor.setting] = by_setting.get(competitor.setting, {}) | competitor.losses
+        own = by_setting.pop(self.own.setting) | {rung: loss}
+        if goes_on(self.rule, own, by_setting.values()):
             return True, None
-        there = [loss, *(of[rung] for of in losses if rung in of)]
+        there = [loss, *(losses[rung] for losses in by_setting.values() if rung in losses)]
         going = len(there) // self.rule.factor
         best = "the best" if going < 2 else f"among the best {going}"
         return True, (
@@ -172,9 +175,9 @@ def rungs(rule: StopRule, step_tokens: Sequence[int]) -> dict[int, int]:
 
 
 def goes_on(rule: StopRule, own: Mapping[int, float], others: Iterable[Mapping[int, float]]) -> bool:
-    """Whether optuna's pruner lets a cell go on that has the losses `own` by rung, the last of them new.
+    """Whether optuna's pruner lets a setting go on that has the losses `own` by rung, the last of them new.
 
-    others: losses by rung of each competitor.
+    others: losses by rung of each other setting. Of several seeds of a setting each may have decided at another rung.
     """
     import optuna
 
