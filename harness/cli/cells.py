@@ -25,6 +25,8 @@ from harness.errors import UserError
 from harness.protocol import LocalPaths
 from harness.record import COMPLETE
 
+LIKE_BEFORE = "(default: as the cell was scored before)"
+
 
 def add(command_line: CommandLine) -> None:
     group = command_line.group("watch and repeat")
@@ -72,11 +74,12 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument("cells", nargs="+", metavar="STUDY|CELL", help="all cells of a study, or one cell")
     parser.add_argument("--tasks", required=True, type=comma_separated, metavar="NAMES", help="lm-eval tasks")
     parser.add_argument("--limit", type=positive, metavar="N", help="seeded sample of N items a task (default: all)")
-    parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples before a question (default: the task's)")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="(default: the one the cell was scored with)")
-    parser.add_argument("--chat-template", action="store_true", help="put questions in the tokenizer's chat template")
-    parser.add_argument("--fewshot-as-multiturn", action="store_true", help="each example as a message of its own")
-    parser.add_argument("--system-instruction", metavar="TEXT", help="system message before every question")
+    parser.add_argument("--num-fewshot", type=int, metavar="N", help=f"examples before a question {LIKE_BEFORE}")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help=LIKE_BEFORE)
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--chat-template", action=switch, help=f"put questions in a chat template {LIKE_BEFORE}")
+    parser.add_argument("--fewshot-as-multiturn", action=switch, help=f"examples as messages {LIKE_BEFORE}")
+    parser.add_argument("--system-instruction", metavar="TEXT", help=f"message before every question {LIKE_BEFORE}")
     parser.add_argument(
         "--unsafe-code", action="store_true", help="run code that a model writes, where a task asks for it"
     )
@@ -198,16 +201,13 @@ def retry(options: argparse.Namespace) -> int:
 
 def score(options: argparse.Namespace) -> int:
     """Score recorded cells and their untuned base on further tasks; 1 if one was refused."""
-    if options.fewshot_as_multiturn and not options.chat_template:
-        raise UserError("--fewshot-as-multiturn requires --chat-template.")
-    settings = {"limit": options.limit, "num_fewshot": options.num_fewshot}
-    given = ("batch_size", "chat_template", "fewshot_as_multiturn", "system_instruction", "unsafe_code")
-    settings |= {name: value for name in given if (value := getattr(options, name))}
+    names = ("limit", "num_fewshot", "batch_size", "chat_template", "fewshot_as_multiturn", "system_instruction")
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    settings |= {"unsafe_code": options.unsafe_code}
 
     from harness.studies import rescore
 
-    names = study_names(options)
-    planned = rescore.plan(options.results_dir, names, options.cells, options.tasks, options.replace)
+    planned = rescore.plan(options.results_dir, study_names(options), options.cells, options.tasks, options.replace)
     if planned.known:
         print(f"Scored already (--replace scores again): {', '.join(planned.known)}.", file=sys.stderr)
     text, local = options.format == "text", LocalPaths.absolute(options.vllm_python, options.include_path)

@@ -129,12 +129,12 @@ def requested(
     return app.Arguments(command, [*settings], [*hydra], folder), what
 
 
-def chosen(records: Sequence[Record]) -> list[Record]:
-    """A record of each chosen setting: one that chose it."""
+def chosen(records: Sequence[Record]) -> list[list[Record]]:
+    """Of each chosen setting, the records that chose it."""
     from harness.report.select import select
 
     tried = [record for record in records if not record.confirmation]
-    return [tried[choice.index[0]] for choice in select(tried) if choice.index]
+    return [[tried[i] for i in choice.index] for choice in select(tried) if choice.index]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ may come from anywhere, so it passes through the gate first.
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,18 @@ def _objection(study: Study, recorded: Record) -> str | None:
     return problems[0].rstrip(".") if problems else None
 
 
+def eval_settings(recorded: Record, overrides: dict[str, Any], tasks: list[str]) -> EvalSettings:
+    """How `recorded` is scored on `tasks`: as before but for `overrides`, on all items, and running no model's code.
+
+    Raises UserError for settings that exclude each other.
+    """
+    changed = {"limit": None, "unsafe_code": False} | overrides | {"tasks": tasks}
+    settings = dataclasses.replace(recorded.cell.settings.eval, **changed)
+    if settings.fewshot_as_multiturn and not settings.chat_template:
+        raise UserError("--fewshot-as-multiturn requires --chat-template.")
+    return settings
+
+
 def score(
     request: Asked,
     overrides: dict[str, Any],
@@ -118,15 +131,11 @@ def score(
     anything is scored, if a task can't be had.
     """
 
-    def of(recorded: Record, tasks: list[str]) -> EvalSettings:
-        own = recorded.cell.settings.eval
-        own_settings = {name: getattr(own, name) for name in ("batch_size", "seed", "engine", "bertscore")}
-        return EvalSettings(**(own_settings | overrides | {"tasks": tasks}))
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     checked: list[tuple[EvalSettings, DataSettings]] = []
     for _, recorded, tasks in request.todo:
-        wanted = (of(recorded, tasks), recorded.cell.settings.data if HELD_OUT in tasks else DataSettings())
+        data = recorded.cell.settings.data if HELD_OUT in tasks else DataSettings()
+        wanted = (eval_settings(recorded, overrides, tasks), data)
         if wanted not in checked:
             runner.check_tasks(*wanted, data_root, local)
             checked.append(wanted)
@@ -138,7 +147,7 @@ def score(
                 with study.lease(recorded.cell) as lease:
                     if study.recorded(recorded.cell) != recorded:
                         raise UserError(f"{recorded.cell.name} is not scored: another process has changed its record.")
-                    settings, update = of(recorded, tasks), progress.update
+                    settings, update = eval_settings(recorded, overrides, tasks), progress.update
                     again = runner.score(recorded.cell, study, lease, settings, data_root, update, local)
             except (UserError, RecordError) as error:
                 request.refused.append(str(error))

@@ -72,6 +72,15 @@ def test_ranks_tie_by_their_losses(losses, said):
     assert ("Differences of up to 1% of the loss between ranks that tie are possible." in line) == ("tie" in said)
 
 
+def test_a_rank_that_did_not_finish_is_not_within_a_range_that_ties():
+    records = by_loss({4: 0.6, 16: 0.6, 32: 0.6, 64: 0.6})
+    for record in records:
+        if record.cell.rank == 16:
+            record.status = "diverged"
+    (line,) = answer(records, None).ranks
+    assert "ranks 4, 32 and 64 of lora tie" in line
+
+
 def test_what_seeds_leave_open_ties_and_the_line_says_how_far_apart_ranks_may_be():
     (line,) = answer(by_loss({1: 1.02, 64: 1.0}, noise=0.1), None).ranks
     assert line.startswith("With 1,200 rows, ranks 1 and 64 of lora tie by validation loss. Differences of up to ")

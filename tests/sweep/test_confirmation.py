@@ -11,7 +11,7 @@ from records import make_record
 from harness.__main__ import main
 from harness.python.launching import chosen
 from harness.record import PLAN, PlannedStudy, ValidationPoint, read_plans, read_study
-from harness.sweep.app.confirmation import fresh_points
+from harness.sweep.app.confirmation import fresh_points, methods_of_other_sweeps
 from harness.sweep.app.noted_plan import confirming_seeds
 from harness.sweep.store import Study
 
@@ -69,6 +69,14 @@ def test_settings_of_other_sweeps_are_left_alone(study):
     assert fresh_points(chosen(study), overrides([study[2]]), [2]) == [
         ["method=lora", "lr=1.0", "seed=2", "confirmation=true"]
     ]
+    assert methods_of_other_sweeps(chosen(study), overrides([study[2]])) == ["full"]
+
+
+def test_a_setting_is_of_this_sweep_if_one_of_its_seeds_is(study):
+    """As where an earlier sweep ran seed 0, and this one seed 1."""
+    own = [record for record in study if record.cell.seed == 1]
+    (point,) = fresh_points(chosen(study), overrides(own), [2])
+    assert point == ["method=lora", "lr=1.0", "seed=2", "confirmation=true"]
 
 
 def test_a_bad_number_of_seeds_is_refused(capsys):

@@ -49,7 +49,7 @@ def test_a_pruned_cell_is_never_chosen_however_low_its_loss(records):
     (choice,) = select(records)
     assert (choice.lr, choice.loss, choice.tries, choice.lost) == (2e-4, 0.9, 5, {"pruned": 3})
     assert choice.edges == ()  # rates on both sides were tried
-    assert [record.cell.lr for record in chosen(records)] == [2e-4]
+    assert [[record.cell.lr for record in setting] for setting in chosen(records)] == [[2e-4]]
 
 
 def test_a_setting_with_a_pruned_seed_is_not_chosen():

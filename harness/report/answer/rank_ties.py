@@ -41,6 +41,7 @@ class RankTies:
 
     tied: those that are not told from the best one, itself included; ascending. worse: the others. by: the score, or
     BY_LOSS. most: how far apart those that tie may be, in words; empty of one. size: the same as a number, of one `by`.
+    unknown: ranks that were tried and did not finish with two seeds.
     """
 
     method: str
@@ -49,6 +50,7 @@ class RankTies:
     by: str
     most: str
     size: float
+    unknown: tuple[int, ...] = ()
 
 
 def rank_sentences(records: Sequence[Record], folder: Path | None, place: Place) -> str | None:
@@ -57,9 +59,9 @@ def rank_sentences(records: Sequence[Record], folder: Path | None, place: Place)
     ranked = {
         method: _ranked(unconfirmed, method) for method in dict.fromkeys(record.cell.method for record in unconfirmed)
     }
-    by_method = {method: choices for method, choices in ranked.items() if len(choices) > 1}
-    summaries = [_ties(unconfirmed, folder, choices) for choices in by_method.values()]
-    ties = [each for each in summaries if each is not None]
+    by_method = {method: choices for method, (choices, _) in ranked.items() if len(choices) > 1}
+    summaries = {method: _ties(unconfirmed, folder, choices) for method, choices in by_method.items()}
+    ties = [replace(each, unknown=ranked[method][1]) for method, each in summaries.items() if each is not None]
     if not ties:
         return None
     rows = {training_rows(unconfirmed[choice.index[0]]) for choices in by_method.values() for choice in choices}
@@ -67,19 +69,23 @@ def rank_sentences(records: Sequence[Record], folder: Path | None, place: Place)
     return _sentences(ties, f"With {units.plural(count, 'row')}, " if count else "")
 
 
-def _ranked(records: Sequence[Record], method: str) -> list[Choice]:
-    """The best setting of each rank of a method with two seeds, of its kind of adapter with the most ranks."""
+def _ranked(records: Sequence[Record], method: str) -> tuple[list[Choice], tuple[int, ...]]:
+    """The best setting of each rank of a method with two seeds, of its kind of adapter with the most ranks; and the
+    other ranks that were tried of that kind."""
     kinds: dict[str, list[int]] = defaultdict(list)
     for i, record in enumerate(records):
         if record.cell.method == method and record.cell.rank is not None:
             adapt = record.cell.settings.method.adapt or {}
             kinds[json.dumps({k: v for k, v in adapt.items() if k not in OF_RANK}, sort_keys=True)].append(i)
     most: list[Choice] = []
+    others: tuple[int, ...] = ()
     for index in kinds.values():
         best = select([records[i] for i in index], ("method", "rank"))
         choices = [replace(c, index=tuple(index[i] for i in c.index)) for c in best if len(c.index) > 1]
-        most = max(most, choices, key=len)
-    return most
+        if len(choices) > len(most):
+            tried, known = {records[i].cell.rank or 0 for i in index}, {_rank_of(choice) for choice in choices}
+            most, others = choices, tuple(sorted(tried - known))
+    return most, others
 
 
 def _ties(records: Sequence[Record], folder: Path | None, choices: Sequence[Choice]) -> RankTies | None:
@@ -134,17 +140,17 @@ def _rank_of(choice: Choice) -> int:
 
 
 def _sentences(ties: Sequence[RankTies], opening: str) -> str:
-    alike = grouped(((each.tied, each.worse, each.by), each.method) for each in ties)
+    alike = grouped(((each.tied, each.worse, each.by, each.unknown), each.method) for each in ties)
     text = opening + "; ".join(_clause(*key, methods) for key, methods in alike.items())
     return " ".join([f"{text[0].upper()}{text[1:]}.", *_possible(ties)])
 
 
-def _clause(tied: Sequence[int], worse: Sequence[int], by: str, methods: Sequence[str]) -> str:
+def _clause(tied: Sequence[int], worse: Sequence[int], by: str, unknown: Sequence[int], methods: Sequence[str]) -> str:
     """Ranks 4 to 64 of lora and dora tie on word problems, and rank 1 is worse"""
     of = f"of {units.listed(methods)}"
     if len(tied) == 1:
         return f"rank {tied[0]} {of} is better than {units.listed(map(str, worse))} {by}"
-    every = sorted([*tied, *worse])
+    every = sorted([*tied, *worse, *unknown])
     first, last = every.index(tied[0]), every.index(tied[-1])
     run = len(tied) > 2 and every[first : last + 1] == list(tied)
     named = f"{tied[0]} to {tied[-1]}" if run else units.listed(map(str, tied))

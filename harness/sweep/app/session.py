@@ -15,7 +15,7 @@ from harness.sweep.planner import Plan
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
 
-Choose = Callable[[Sequence[Record]], list[Record]]  # of a study's records, one of each chosen setting
+Choose = Callable[[Sequence[Record]], list[list[Record]]]  # of a study's records, those that chose each setting
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from harness.record import Failure, Record
 from harness.sweep import planner
 from harness.sweep.app import advising, calibrating, checking, messages, predicting
 from harness.sweep.app.composing import Composer
-from harness.sweep.app.confirmation import fresh_points
+from harness.sweep.app.confirmation import fresh_points, methods_of_other_sweeps
 from harness.sweep.app.grid import grid
 from harness.sweep.app.noted_plan import confirming_seeds, note_plan
 from harness.sweep.app.order import random_key, repeated, with_repeats
@@ -106,7 +106,10 @@ class GridSweeper(Sweeper):
         records, _ = record.read_study(study.folder)
         overrides = {cell: point.overrides for cell, point in self._points.items()}
         fresh_seeds = confirming_seeds(record.read_plans(study.folder), records, list(self._points.values()), seeds)
-        fresh = fresh_points(choose(records), overrides, fresh_seeds)
+        settings = choose(records)
+        fresh = fresh_points(settings, overrides, fresh_seeds)
+        if others := methods_of_other_sweeps(settings, overrides):
+            print(f"Not confirmed: {units.listed(others)}; their best settings are of other sweeps.", file=sys.stderr)
         if not fresh:
             print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
             return

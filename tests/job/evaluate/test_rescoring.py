@@ -275,6 +275,19 @@ def test_merged_weights_of_a_model_that_was_scored_unmerged_are_not_scored(study
     assert "its saved, merged weights are not the model that was scored" in asked(study, "lora")[1].refused[0]
 
 
+def test_a_cell_is_asked_as_before_but_for_what_the_command_says():
+    found = make_record("lora")
+    before = EvalSettings(tasks=["gsm8k"], limit=9, num_fewshot=5, batch_size=8, seed=3, unsafe_code=True)
+    before = replace(before, chat_template=True, fewshot_as_multiturn=True, system_instruction="Briefly.")
+    found.cell = replace(found.cell, settings=replace(found.cell.settings, eval=before))
+    expected = replace(before, tasks=["mmlu"], limit=None, unsafe_code=False)
+    assert sweep.eval_settings(found, {}, ["mmlu"]) == expected
+    plain = {"chat_template": False, "fewshot_as_multiturn": False, "num_fewshot": 0, "limit": 7}
+    assert sweep.eval_settings(found, plain, ["mmlu"]) == replace(expected, **plain)
+    with pytest.raises(UserError, match="requires --chat-template"):
+        sweep.eval_settings(found, {"chat_template": False}, ["mmlu"])
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
