@@ -68,7 +68,7 @@ def _entries(index: Path) -> dict[str, dict[str, Any]]:
     """The entries of an index; none of another file of that name, such as one by `datasets`."""
     try:
         content = json.loads(index.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     entries = content if isinstance(content, dict) else {}
     places = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name")

@@ -32,12 +32,22 @@ def test_plans_add_up(study, lora):
     assert study.planned() == [lora, full, dora]
 
 
-@pytest.mark.parametrize("text", ["", "[{", "3", '[{"id": 1}]', "[3]", '{"a": 1}'])
+@pytest.mark.parametrize("text", ["", "[{", "3", '[{"id": 1}]', "[3]", '{"a": 1}', "[" * 5000])
 def test_a_damaged_plan_is_named(study, lora, text):
     study.plan([lora])
     path = study.folder / ".harness" / "plan.json"
     path.write_text(text)
     with pytest.raises(UserError, match=rf"{re.escape(str(path))} is damaged; delete it"):
+        study.planned()
+
+
+def test_a_plan_with_settings_that_no_cell_has_is_damaged(study, lora):
+    deep: dict = {}
+    for _ in range(400):
+        deep = {"a": deep}
+    lora.settings.other["deep"] = deep
+    study.plan([lora])
+    with pytest.raises(UserError, match=r"plan\.json is damaged; delete it"):
         study.planned()
 
 

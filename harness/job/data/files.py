@@ -112,6 +112,8 @@ def _of_file(file: Path, path: str) -> FileRows:
         content = READERS[suffix](file)
     except UnicodeDecodeError:
         raise UserError(f"data.path={path} is not UTF-8; save it as UTF-8 (iconv -f CP1252 -t UTF-8 {path}).") from None
+    except RecursionError:
+        raise UserError(f"data.path={path} can't be read as {suffix[1:]}: it is nested too deeply.") from None
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's and json's are ValueErrors
         raise UserError(f"data.path={path} can't be read as {suffix[1:]}: {str(error).splitlines()[0]}") from error
     if not isinstance(content.rows, list) or not all(isinstance(row, dict) for row in content.rows):
@@ -150,6 +152,8 @@ def _json_lines(file: Path) -> FileRows:
             rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}, column {error.colno}: {error.msg}.") from None
+        except RecursionError:
+            raise ValueError(f"line {number} is nested too deeply.") from None
     return FileRows(rows)
 
 

@@ -81,7 +81,7 @@ def _decoded(text: Any, what: str) -> Any:
     """What a text holds as JSON. Raises UserError if it is none."""
     try:
         return json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"The tools and calls of {what} must be JSON, got {text[:80]!r}.") from None
 
 
