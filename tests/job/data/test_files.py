@@ -158,6 +158,18 @@ def test_an_index_of_llama_factory_names_files():
     assert sources.own_data(settings, None).sentence == "index/dataset_info.json/plain is read as Alpaca: 60 records."
 
 
+@pytest.mark.parametrize("file_name", ["../secret.json", "/etc/hostname", "link.json"])
+def test_an_index_names_no_file_outside_its_folder(file_name):
+    Path("index").mkdir()
+    Path("secret.json").write_text(json.dumps(ROWS))
+    Path("index/link.json").symlink_to(Path("secret.json").absolute())
+    Path("index/dataset_info.json").write_text(json.dumps({"mine": {"file_name": file_name}}))
+    with pytest.raises(UserError, match=r"file_name of mine in .* must lie below the folder of the index, got"):
+        files.read("index")
+    with pytest.raises(UserError, match="must lie below"):
+        data_files.digest("index", None)
+
+
 def test_a_hub_id_is_one_of_which_nothing_is_here():
     assert data_files.names_hub("someone/something", Path("."))
     Path("someone").mkdir()
