@@ -195,8 +195,16 @@ def last_answer(turns: list[Turn]) -> int:
 
 
 def check_prompt(prompt: str, items: list[Item]) -> None:
-    """Raise UserError if `prompt` has a field that items lack."""
-    if items and CHAT not in items[0] and (missing := sorted(set(_fields(prompt)) - items[0].keys())):
+    """Raise UserError if `prompt` has a field that items lack, or more than its name in braces."""
+    if not items or CHAT in items[0]:
+        return
+    try:
+        plain = not any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(prompt))
+    except ValueError as error:
+        raise UserError(f"data.prompt must have fields as {{question}}, got {prompt!r} ({error}).") from None
+    if not plain:  # a width of some digits makes gigabytes
+        raise UserError(f"Fields of data.prompt must be names alone, as {{question}}, got {prompt!r}.")
+    if missing := sorted(set(_fields(prompt)) - items[0].keys()):
         raise UserError(
             f"The field {{{missing[0]}}} of data.prompt must be mapped to a column; mapped are: {', '.join(items[0])}."
         )

@@ -255,6 +255,15 @@ def test_a_prompt_that_asks_for_more_is_refused():
     )
 
 
+@pytest.mark.parametrize("prompt", ["{question:>9000000000}", "{question!r:3}"])
+def test_a_prompt_with_more_than_names_in_braces_is_refused(prompt):
+    refused(r"Fields of data\.prompt must be names alone, as \{question\}, got", ROWS, f"data.prompt='{prompt}'")
+
+
+def test_a_prompt_with_a_brace_of_its_own_is_refused():
+    refused(r"data\.prompt must have fields as \{question\}, got '\{question'", ROWS, "data.prompt='{question'")
+
+
 def test_a_file_without_records_is_refused():
     refused(r"mine\.csv has no records", [], name="mine.csv")
 
