@@ -20,7 +20,7 @@ from harness.errors import UserError
 from harness.job.data import options
 from harness.job.data.formats import CHATS, PAIRS
 from harness.job.data.preferences import CHOSEN, MARK, REJECTED, check_marks, mark_of, paired
-from harness.job.data.turns import CALLS, CHAT, Turn, answers, text_of, turns_of, with_beside, words_of
+from harness.job.data.turns import CALLS, CHAT, Turn, answers, is_missing, text_of, turns_of, with_beside, words_of
 
 Item = dict[str, Any]
 OPTIONS = "options"
@@ -147,7 +147,8 @@ def _reader(columns: dict[str, str], what: str) -> Callable[[dict[str, Any]], It
     """The function that makes a row's item, or None of a row without an answer. Raises as `mapped`."""
 
     def conversation(row: dict[str, Any]) -> Item | None:
-        turns = turns_of(row.get(columns[CHAT]) or [], what)
+        value = row.get(columns[CHAT])
+        turns = turns_of([] if is_missing(value) else value or [], what)
         talk = with_beside(turns, row, columns, what)
         return talk if any(map(answers, turns)) else None
 
