@@ -56,7 +56,8 @@ Check = Callable[[Any], None]
 
 def check(value: Any) -> None:
     """Raise Misfit for the first number or time of `value`, a record or a line of a plan, that is out of its range."""
-    _checks(type(value))(value)
+    kind: type = type(value)
+    _checks(kind)(value)
 
 
 def check_settings(cell: Cell) -> None:

@@ -26,10 +26,10 @@ def paired(row: dict[str, Any], columns: dict[str, str], what: str) -> dict[str,
     Answers are texts, or conversations: whole ones, or what follows the column `prompt`. what: the data's name for
     messages. Raises UserError if only one is a conversation, or if two differ before their last turn.
     """
-    chosen, rejected = (row.get(columns[name]) for name in (CHOSEN, REJECTED))
+    answers = (row.get(columns[name]) for name in (CHOSEN, REJECTED))
+    chosen, rejected = (text_of(answer) if isinstance(answer, bytes) else answer for answer in answers)
     if not chosen or not rejected or is_missing(chosen) or is_missing(rejected):
         return None
-    chosen, rejected = (text_of(answer) if isinstance(answer, bytes) else answer for answer in (chosen, rejected))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise UserError(f"Both answers of {what} must be texts, or both conversations.")
     apart = (CHOSEN, REJECTED, SYSTEM, TOOLS)

@@ -134,12 +134,12 @@ def _first_below(name: str, children: dict[str, list[str]], ends: Callable[[str]
 
     Each name is looked at once: a file may have a group in many others, and in itself.
     """
-    first, known, waiting = [], set(), [name]
+    first, visited, waiting = [], set(), [name]
     while waiting:
         one = waiting.pop()
-        if one in known:
+        if one in visited:
             continue
-        known.add(one)
+        visited.add(one)
         if ends(one):
             first.append(one)
         else:
