@@ -61,14 +61,22 @@ def entry(path: Path) -> IndexEntry | None:
             f"{name} of {index} is not a file here but {remote}; name that by data.path, if it is a hub id."
         )
     columns, tags = described.get("columns") or {}, described.get("tags") or {}
-    return IndexEntry(name, index.parent / described["file_name"], columns, tags)
+    return IndexEntry(name, _below(index, name, described["file_name"]), columns, tags)
+
+
+def _below(index: Path, name: str, file_name: Any) -> Path:
+    """The file that an entry names. Raises UserError unless it lies below the index's folder, as no other is meant."""
+    file = index.parent / str(file_name)
+    if not file.resolve().is_relative_to(index.parent.resolve()):
+        raise UserError(f"file_name of {name} in {index} must lie below the folder of the index, got {file_name}.")
+    return file
 
 
 def _entries(index: Path) -> dict[str, dict[str, Any]]:
     """The entries of an index; none of another file of that name, such as one by `datasets`."""
     try:
         content = json.loads(index.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     entries = content if isinstance(content, dict) else {}
     places = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name")

@@ -40,7 +40,7 @@ SLOTS = ("method.load", "method.adapt", "method.init", "method.optim", "data.loa
 LAYERS = {  # names of parts of the model, which may be any
     f"method.adapt.{name}" for name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 }
-LAYER = re.compile(r"[\w.*-]+")
+LAYER = re.compile(r"(?=.)[\w.-]*(?:\*[\w.-]*){0,2}")  # an expression with many stars takes hours to match a name
 ADDRESS = re.compile(r"\w+://|[/~\\]")  # the beginning of a path that means nothing elsewhere, or is another machine's
 TASK = re.compile(r"(?!.*\.ya?ml$)[^/\\*?\[\]{}\s]+")  # lm-eval takes other texts for files, or for patterns of names
 WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md")  # endings of files that no library runs

@@ -28,13 +28,13 @@ named: set[str] = set()  # further variables that hold secrets, as settings say 
 LEAST = 8  # characters; what is shorter is no secret, and may stand anywhere
 SHAPES = [
     re.compile(r"(?<=://)[^/\s@]+(?=@)"),  # https://user:password@host
-    # user:password@host; after the @ of hub:gsm8k@COMMIT stands no host.
-    re.compile(r"(?<![\w/.-])[^\s/:@'\"]+:[^\s/@'\"]+(?=@)(?!@[0-9a-f]{40}\b)"),
+    # user:password@host; after the @ of hub:gsm8k@COMMIT stands no host. Bounded, as a log may have very long lines.
+    re.compile(r"(?<![\w/.-])[^\s/:@'\"]{1,128}+:[^\s/@'\"]{1,512}+(?=@)(?!@[0-9a-f]{40}\b)"),
     re.compile(r"\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-)[\w-]{20,}"),
     re.compile(r"\b(xox[a-z]|xapp)-[\w-]{10,}"),  # Slack's
     re.compile(r"\bAIza[\w-]{35}"),  # Google's
     re.compile(r"\bA[KS]IA[A-Z0-9]{16}\b"),  # Amazon's
-    re.compile(r"\beyJ[\w-]{8,}(\.[\w-]*){2,4}"),  # a JSON web token
+    re.compile(r"\beyJ[\w-]{8,1024}+(\.[\w-]*){2,4}"),  # a JSON web token
     # After "Bearer", what no word of a sentence looks like: it has a digit, or is long.
     re.compile(r"(?i:(?<=\bbearer ))((?=\S*\d)[\w.~+/=-]{8,}|[\w.~+/=-]{20,})"),
 ]

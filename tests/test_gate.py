@@ -81,6 +81,7 @@ def test_a_record_does_not_decide_what_is_called(cell, changes, said):
         (adapted, {"megatron_config": {}}, " has method.adapt.megatron_config"),
         (adapted, {"init_lora_weights": "/a/folder"}, " has method.adapt.init_lora_weights=/a/folder"),
         (adapted, {"target_modules": ["q_proj", "a b"]}, " has method.adapt.target_modules=a b"),
+        (adapted, {"target_modules": ".*a.*a.*b"}, " has method.adapt.target_modules=.*a.*a.*b"),
         (
             optimized,
             {"_target_": "harness.job.methods.optimizers.packaged", "name": "planted.X"},
@@ -95,8 +96,9 @@ def test_nor_with_what(cell, part, arguments, said):
 
 
 def test_numbers_and_names_of_layers_are_free(cell):
-    free = adapted(cell, r=3, lora_alpha=1.5, use_dora=True, target_modules=["q_proj", "mlp.up_proj"])
-    assert gate.objection(record_of(cell, **free)) is None
+    for names in (["q_proj", "mlp.up_proj"], ".*attn.*proj"):
+        free = adapted(cell, r=3, lora_alpha=1.5, use_dora=True, target_modules=names)
+        assert gate.objection(record_of(cell, **free)) is None
 
 
 def test_a_class_by_its_name_is_one_that_files_have(cell):

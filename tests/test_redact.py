@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,13 @@ def test_another_place_of_this_machine_is_no_setting(cell, tmp_path):
 def test_secrets_are_taken_out_of_text(monkeypatch, text, shown):
     monkeypatch.setenv("WANDB_API_KEY", "planted5wandb")
     assert redact.redact(text) == (text if shown is None else shown)
+
+
+@pytest.mark.parametrize("part", [";:", ";", ":", ";a:b", "eyJ-", "a@b:", "://", "bearer ", "hf_-", "sk-"])
+def test_a_very_long_line_takes_a_bounded_time(part):
+    begun = time.process_time()
+    redact.redact(part * 50_000)
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from harness.record.files import (
     sha256,
     sync,
     temporary,
+    without_link,
     write_json,
 )
 from harness.record.measurements import (

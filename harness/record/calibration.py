@@ -164,7 +164,7 @@ def _read(path: Path, results: Path) -> Calibration:
         calibration = decode(Calibration, head | {"kernels": kernels})
         sound = bool(kernels) and all(kernel.seconds > 0 and kernel.work > 0 for kernel in calibration.kernels)
         sound = sound and calibration.launch >= 0
-    except (ValueError, TypeError, AttributeError, Misfit):
+    except (ValueError, TypeError, AttributeError, Misfit, RecursionError):
         sound = False
     if not sound:
         raise UserError(f"{path} is no calibration; {again}.")

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.record.files import without_link
 from harness.redact import redact
 from harness.terminal import printable
 
@@ -40,12 +41,14 @@ def add_commands(folder: Path, commands: Sequence[str]) -> None:
     earlier = noted_commands(folder)
     if new := [command for command in dict.fromkeys(commands) if command not in earlier]:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / COMMANDS).open("a", encoding="utf-8") as file:
+        with without_link(folder / COMMANDS).open("a", encoding="utf-8") as file:
             file.write("".join(f"{command}\n" for command in new))
 
 
 def noted_commands(folder: Path) -> list[str]:
-    """The commands of the study in `folder`, the first one first; none of an imported study."""
+    """The commands of the study in `folder`, the first one first; none of an imported study, and none behind a link."""
+    if (folder / COMMANDS).is_symlink():
+        return []
     try:
         return (folder / COMMANDS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -62,6 +62,13 @@ def place(new: Path, folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+def without_link(path: Path) -> Path:
+    """`path`, where a link is removed if there is one: a study that was received may have links to files elsewhere."""
+    if path.is_symlink():
+        path.unlink()
+    return path
+
+
 def beginnings(path: Path) -> list[Path]:
     """Where folders that belong to the record at `path` are made, or were left by a process that died meanwhile."""
     return [_aside(model_folder(path), kind) for kind in ("tmp", "old", "scored")]

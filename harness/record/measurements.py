@@ -218,9 +218,9 @@ class Train:
         Empty if there was one step alone, which is the first one and slow.
         """
         begins = (0, *self.resumed_at)
-        left_out = {i for begin in begins for i in range(begin, begin + self.warmup_steps)}
-        left_out |= {i for i, seconds in enumerate(self.compile_seconds) if seconds}
         steps = range(len(self.step_seconds))
+        left_out = {i for begin in begins for i in steps[begin : begin + self.warmup_steps]}
+        left_out |= {i for i, seconds in enumerate(self.compile_seconds) if seconds}
         return [i for i in steps if i not in left_out] or list(steps[-1:]) if len(steps) > 1 else []
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 
 from harness import units
@@ -60,6 +60,7 @@ class PlannedStudy:
         self._records = list(records)
         self._parts = grouped((part.group, (plan, part)) for plan in plans for part in plan.methods)
         self._planned_by: dict[str, StudyPlan | Unplanned] = {}
+        self._tried: dict[tuple[ComparedGroup, int, str], bool] = {}
 
     @cached_property
     def progress(self) -> PlanProgress:
@@ -105,7 +106,8 @@ class PlannedStudy:
         if not plans:
             return Unplanned(f"{cell.name} was scored again after its plan, otherwise than planned")
         for plan in plans:
-            if _time(record.started) >= _time(plan.created) - CLOCKS:
+            # No time is less a minute: the first of all has none before it.
+            if datetime.fromisoformat(record.started) - datetime.fromisoformat(plan.created) >= -CLOCKS:
                 return plan
         return Unplanned(f"{cell.name} began before its plan was written", contradicts=True)
 
@@ -138,8 +140,15 @@ class PlannedStudy:
     def _tries(self, cell: Cell, confirming: PlannedMethod) -> bool:
         """Whether a confirming cell is, but for its seed, one that was to be tried when `confirming` was planned.
 
-        Plans from before the first confirmation are one: until then nothing was seen that decides.
+        Plans from before the first confirmation are one: until then nothing was seen that decides. The same for all
+        seeds of a setting, so it is looked up once for them.
         """
+        setting = confirming.group, confirming.confirmed_before, _with_seed(cell.settings, None)
+        if setting not in self._tried:
+            self._tried[setting] = self._is_tried(cell, confirming)
+        return self._tried[setting]
+
+    def _is_tried(self, cell: Cell, confirming: PlannedMethod) -> bool:
         together = [
             (plan, part)
             for plan, part in self._parts[confirming.group]
@@ -192,8 +201,3 @@ def _before(part: PlannedMethod, record: Record) -> int:
 def _with_seed(settings: Settings, seed: int | None) -> str:
     """The id of a cell with another seed."""
     return cell_id(dataclasses.replace(settings, seed=seed))
-
-
-def _time(text: str) -> datetime:
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -19,13 +19,15 @@ from harness.record.codec import Misfit, decode
 from harness.record.failures import SmallerBatches
 from harness.record.measurements import Gpu, Inference, PairRewards, Parameters
 from harness.record.packed import PackedPoints
-from harness.record.schema import Cell, Record
+from harness.record.schema import Cell
 from harness.record.scores import Score
 from harness.settings import Settings, TrainSettings
 
 LIMIT = 2**53  # integers up to it are exact as floats, which tables and JSON of other programs have
 MOST = 1e100  # of floats, so that no product of three leaves their range
 SEEDS = 2**32  # what libraries take
+DEEPEST = 50  # levels of a value of any form; what walks through them calls itself for each
+MOMENTS = {"started", "created"}
 SIGNED = {(Score, "value"), (Gpu, "celsius")}  # every other number is a size, a count, a time or a share
 SIGNED |= {(PairRewards, name) for name in ("chosen", "rejected", "margin")}
 POSITIVE = {(Parameters, "total"), (Score, "n"), (SmallerBatches, "batch_size"), (SmallerBatches, "grad_accum")}
@@ -52,9 +54,10 @@ RECKONED: dict[str, type] = {
 Check = Callable[[Any], None]
 
 
-def check(record: Record) -> None:
-    """Raise Misfit for the first value of `record` that is out of its range."""
-    _checks(Record)(record)
+def check(value: Any) -> None:
+    """Raise Misfit for the first number or time of `value`, a record or a line of a plan, that is out of its range."""
+    kind: type = type(value)
+    _checks(kind)(value)
 
 
 def check_settings(cell: Cell) -> None:
@@ -83,14 +86,16 @@ def _moment(value: str) -> None:
     raise Misfit(f"is {value!r}, which is no date and time with a time zone, as 2026-01-31T12:00:00+00:00")
 
 
-def _free(value: Any) -> None:
+def _free(value: Any, levels: int = DEEPEST) -> None:
     """A value of any form, as settings of a library: its numbers are finite and not beyond LIMIT."""
+    if isinstance(value, dict | list) and not levels:
+        raise Misfit(f"is nested deeper than {DEEPEST} levels")
     if isinstance(value, dict):
         for key, part in value.items():
-            _at(f".{key}", _free, part)
+            _at(f".{key}", functools.partial(_free, levels=levels - 1), part)
     elif isinstance(value, list):
         for i, part in enumerate(value):
-            _at(f"[{i}]", _free, part)
+            _at(f"[{i}]", functools.partial(_free, levels=levels - 1), part)
     elif isinstance(value, int | float) and not abs(value) <= (MOST if isinstance(value, float) else LIMIT):
         raise Misfit(f"is {value!r}, beyond {MOST if isinstance(value, float) else '2**53'}")
 
@@ -153,12 +158,12 @@ def _of_field(owner: type, name: str, kind: Any) -> Check | None:
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kinds = [part for part in typing.get_args(kind) if part is not types.NoneType]
         return _of_field(owner, name, kinds[0]) if len(kinds) == 1 else _free  # as a batch size that may be auto
-    if name == "started":
+    if name in MOMENTS:
         return _moment
     if name == "environment":
         return _environment
     if kind in (int, float):
-        if name == "seed" and owner in (Cell, Settings):
+        if (name == "seed" and owner in (Cell, Settings)) or name in ("seeds", "confirm"):  # the latter of a plan
             return _number(0, SEEDS - 1)
         most = LIMIT if kind is int else MOST
         least = -most if (owner, name) in SIGNED or owner.__module__ == Settings.__module__ else 0

@@ -14,13 +14,15 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.record.codec import decode, encode
+from harness.record.codec import Misfit, decode, encode
 from harness.record.files import replacing
+from harness.record.ranges import check
 from harness.record.schema import Cell
 from harness.settings import EvalSettings
 
 PLAN = "plan.jsonl"  # no *.json, as each of those is a record
 PLAN_FORMAT = 1
+MOST_SEEDS = 10_000  # of a line: each is tried for each record
 
 ComparedGroup = tuple[str, str, str]  # method, model and data
 
@@ -117,7 +119,7 @@ def _read(line: bytes, where: str) -> StudyPlan:
     try:
         value = json.loads(line)
         digest = value.pop("sha256")
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise UserError(f"{where} is no plan; {remedy}.") from None
     if line != _sealed(json.dumps(value)).encode() or not isinstance(digest, str):
         raise UserError(f"{where} is not as it was written: its hash differs; {remedy}.")
@@ -125,7 +127,10 @@ def _read(line: bytes, where: str) -> StudyPlan:
         raise UserError(f"{where} has format {value.get('format')!r}; this version of the harness reads {PLAN_FORMAT}.")
     try:
         plan: StudyPlan = decode(StudyPlan, value)
-    except ValueError as error:
+        check(plan)
+        if max(len(plan.seeds), len(plan.confirm)) > MOST_SEEDS:
+            raise Misfit(f"has more than {MOST_SEEDS} seeds", "the line")
+    except Misfit as error:
         raise UserError(f"{where} is no plan ({error}); {remedy}.") from None
     return plan
 

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -38,7 +39,9 @@ SILENCE = 120.0  # seconds without a write after which an owner on another machi
 GLANCE = 1.0  # seconds between two reads of a lease that is waited for
 PATIENCE = 20  # such reads after which it is said what is waited for: an owner writes more often
 SIZE = 2000  # bytes of a file from its start, so that a full disk stops no heartbeat
-KEYS = {"host", "machine", "pid", "processes", "started", "progress"}
+KINDS = {"host": str, "machine": str, "pid": int, "processes": dict, "started": int | float, "progress": object}
+PID = re.compile(r"[0-9]{1,9}")
+LATEST = 2**53  # seconds, which a float holds
 
 
 class Held(UserError):
@@ -254,9 +257,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     """What an owner wrote; None if it can't be read: it is being written or removed, or is no owner's file."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) and content.keys() >= KEYS else None
+    return content if isinstance(content, dict) and _whole(content) else None
+
+
+def _whole(owner: dict[str, Any]) -> bool:
+    """Whether an owner has all that is read of it, as `_take` writes it."""
+    if not all(name in owner and isinstance(owner[name], kind) for name, kind in KINDS.items()):
+        return False
+    return 0 <= owner["started"] < LATEST and all(map(PID.fullmatch, owner["processes"]))
 
 
 def _age(path: Path) -> float:

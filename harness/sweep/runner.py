@@ -162,7 +162,7 @@ def score(
     path, log = study.path(cell), study.log(cell)
     request = Rescore(str(path.absolute()), settings, _absolute(data_root), local, cell if from_command_line else None)
     try:
-        with open(log, "ab") as stderr, Conversation(_server.start(stderr), request, lease) as job:
+        with open(record.without_link(log), "ab") as stderr, Conversation(_server.start(stderr), request, lease) as job:
             for event in job.progress():
                 on_event(event)
                 lease(facts(event))
@@ -266,7 +266,7 @@ def _first_batches(request: RunCell, earlier: Record | None, on_event: OnEvent) 
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """The log of a cell's jobs, to be written. It is removed if a UserError leaves no record that it belongs to."""
     try:
-        with open(path, "wb") as stderr:
+        with open(record.without_link(path), "wb") as stderr:
             yield stderr
     except UserError:
         path.unlink(missing_ok=True)

@@ -135,9 +135,11 @@ class Study:
         """The cells that sweeps of this study requested, in order."""
         try:
             cells = record.decode(list[Cell], json.loads(self._plan.read_text()))
+            for cell in cells:
+                record.check_settings(cell)
         except FileNotFoundError:
             return []
-        except ValueError:
+        except (ValueError, RecursionError, UserError):
             cells = None
         if cells is None or not all(record.names_a_file(cell.name) for cell in cells):
             raise UserError(f"{self._plan} is damaged; delete it, records do not need it.")

@@ -138,6 +138,20 @@ def test_a_study_is_read_around_its_damaged_files(path):
     assert "broken.json" in problems[0]
 
 
+def test_a_record_that_is_nested_too_deeply_hides_no_other(path):
+    write(make_record("full"), path.with_name("full.json"))
+
+    def nest(value):
+        for _ in range(500):
+            value["cell"]["settings"]["other"] = {"a": value["cell"]["settings"]["other"]}
+
+    damage(path, nest)
+    found, problems = read_study(path.parent)
+    assert [record.cell.method for record in found] == ["full"]
+    assert "lora.json is a damaged record (cell.settings.other.a.a" in problems[0]
+    assert "is nested deeper than 50 levels" in problems[0]
+
+
 def test_a_study_that_is_not_there_is_empty(tmp_path):
     assert read_study(tmp_path / "absent") == ([], [])
 

@@ -9,7 +9,18 @@ import pytest
 from plans import AFTER, BEFORE, CREATED, confirming, make_plan, planned_record
 
 from harness.errors import UserError
-from harness.record import PLAN, PlannedStudy, Scoring, add_plans, planned_seeds, read_plans, read_study, studies
+from harness.record import (
+    PLAN,
+    PlannedStudy,
+    Scoring,
+    add_plans,
+    planned_seeds,
+    planned_study,
+    read_plans,
+    read_study,
+    studies,
+)
+from harness.settings import cell_id
 
 TRIED = [planned_record(method, lr) for method in ("lora", "full") for lr in (1e-4, 2e-4)]
 FRESH = [confirming(method, seed=seed) for method in ("lora", "full") for seed in (1, 2)]
@@ -64,6 +75,45 @@ def test_an_edited_file_is_named_in_a_sentence(tmp_path, edit, problem):
         read_plans(tmp_path)
     assert str(error.value).startswith(f"{path}, {problem}")
     assert str(error.value).endswith("restore the file from a copy, or remove it, which makes the study exploratory.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"created": "0"}, "created is '0', which is no date and time with a time zone"),
+        ({"created": "2026-01-02"}, "created is '2026-01-02', which is no date and time with a time zone"),
+        ({"seeds": [-1]}, "seeds is -1, which is not between 0 and 4294967295"),
+        ({"confirm": [1, 2**32]}, "confirm is 4294967296, which is not between 0 and 4294967295"),
+        ({"confirm": list(range(10_001))}, "the line has more than 10000 seeds"),
+        ({"rules": {"claims": -1}}, "rules.claims is -1"),
+    ],
+)
+def test_a_value_that_no_sweep_writes_is_named_although_its_hash_is_right(tmp_path, fields, problem):
+    add_plans(tmp_path, [replace(PLANNED, **fields)])
+    with pytest.raises(UserError) as error:
+        read_plans(tmp_path)
+    assert f"{tmp_path / PLAN}, line 1, is no plan ({problem}" in str(error.value)
+
+
+def test_a_line_that_is_nested_too_deeply_is_no_plan(tmp_path):
+    (tmp_path / PLAN).write_text("[" * 5000)
+    with pytest.raises(UserError, match=r"line 1, is no plan; restore the file"):
+        read_plans(tmp_path)
+
+
+def test_a_plan_of_the_first_minute_of_all_is_compared():
+    first = replace(PLANNED, created="0001-01-01T00:00:00+00:00")
+    assert reason(FRESH[0], first) == ""
+
+
+def test_seeds_of_one_setting_are_looked_up_once(monkeypatch):
+    seeds = list(range(100))
+    plan = replace(make_plan(TRIED, seeds), seeds=seeds)
+    records = [confirming(seed=seed) for seed in seeds]
+    hashed = []
+    monkeypatch.setattr(planned_study, "cell_id", lambda settings: hashed.append(settings) or cell_id(settings))
+    assert PlannedStudy([plan], records).unplanned() == ""
+    assert len(hashed) <= 2 * len(seeds)
 
 
 def test_another_format_is_named(tmp_path):

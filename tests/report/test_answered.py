@@ -70,6 +70,16 @@ def test_texts_are_those_of_the_items_asked_for(read, expected):
     assert read.texts("question", at) == read.texts("no such column", at) == [None] * 4
 
 
+def test_a_file_with_far_more_items_than_its_score_counts_is_none_of_its_items(rows, tmp_path, monkeypatch):
+    record = make_record()
+    score = record.scores[0]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{record.cell.name}.items.parquet")
+    monkeypatch.setattr(answered, "SURPLUS", ITEMS - score.n)
+    assert len(answers(tmp_path, record, score)) == ITEMS
+    monkeypatch.setattr(answered, "SURPLUS", ITEMS - score.n - 1)
+    assert answers(tmp_path, record, score) is None
+
+
 def test_answers_to_other_items_have_another_identity(rows, tmp_path):
     record = make_record()
 

@@ -18,6 +18,7 @@ from records import make_record
 
 from harness.config import ROOT
 from harness.record import Cell
+from harness.studies.status import study_status
 from harness.sweep import lease
 from harness.sweep.lease import Held
 from harness.sweep.store import Study
@@ -189,7 +190,17 @@ def test_an_owner_on_another_machine_lives_while_it_gives_signs_of_life(quick, s
     assert not study.is_running(lora.name)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"started": "soon"}, {"started": 10**400}, {"started": float("nan")}, {"host": 3}, {"processes": {"x": None}}],
+)
+def test_a_lease_with_a_value_that_nobody_writes_is_held_by_nobody_known(study, lora, folder, fields):
+    leave(folder, machine="elsewhere", **fields)
+    assert study.running() == {}
+    assert [cell.state for cell in study_status(study.folder.parent, study.name).cells] == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 5000])
 def test_a_lease_that_says_nothing_is_held_by_nobody_known(quick, study, lora, folder, text):
     leave(folder).write_text(text)
     assert study.running() == {}

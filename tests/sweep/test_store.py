@@ -9,8 +9,9 @@ import pytest
 from records import make_record
 
 from harness.errors import UserError
-from harness.record import RecordError, note_command, write
+from harness.record import RecordError, note_command, noted_commands, write
 from harness.studies.status import lines, study_status
+from harness.sweep import runner
 from harness.sweep.store import Study
 
 
@@ -32,13 +33,49 @@ def test_plans_add_up(study, lora):
     assert study.planned() == [lora, full, dora]
 
 
-@pytest.mark.parametrize("text", ["", "[{", "3", '[{"id": 1}]', "[3]", '{"a": 1}'])
+@pytest.mark.parametrize("text", ["", "[{", "3", '[{"id": 1}]', "[3]", '{"a": 1}', "[" * 5000])
 def test_a_damaged_plan_is_named(study, lora, text):
     study.plan([lora])
     path = study.folder / ".harness" / "plan.json"
     path.write_text(text)
     with pytest.raises(UserError, match=rf"{re.escape(str(path))} is damaged; delete it"):
         study.planned()
+
+
+def test_a_plan_with_settings_that_no_cell_has_is_damaged(study, lora):
+    deep: dict = {}
+    for _ in range(400):
+        deep = {"a": deep}
+    lora.settings.other["deep"] = deep
+    study.plan([lora])
+    with pytest.raises(UserError, match=r"plan\.json is damaged; delete it"):
+        study.planned()
+
+
+@pytest.mark.parametrize("scoring", [False, True])
+def test_a_log_or_list_of_commands_that_is_a_link_leaves_what_it_points_to(study, lora, tmp_path, monkeypatch, scoring):
+    """A study that was received may have links to files of the machine."""
+    outside = tmp_path / "outside"
+    outside.write_text("keep")
+    study.folder.mkdir()
+
+    class Failing:
+        def start(self, stderr):
+            stderr.write(b"words")
+            raise UserError("no job")
+
+    monkeypatch.setattr(runner, "_server", Failing())
+    for path in (study.log(lora), study.folder / "commands.txt"):
+        path.symlink_to(outside)
+    request = runner.request_for(lora, study, None, warn=False)
+    runs = [lambda lease: runner.run(request, study, lease, print)]
+    runs += [lambda lease: runner.score(lora, study, lease, lora.settings.eval, None, print)]
+    with study.lease(lora) as lease, pytest.raises(UserError, match="no job"):
+        runs[scoring](lease)
+    assert not study.log(lora).is_symlink()
+    note_command(study.folder, ["sweep", "study=demo"])
+    assert noted_commands(study.folder) == ["harness sweep study=demo"]
+    assert outside.read_text() == "keep"
 
 
 def test_a_record_is_found_by_its_cell(study):

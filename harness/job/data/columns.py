@@ -20,7 +20,7 @@ from harness.errors import UserError
 from harness.job.data import options
 from harness.job.data.formats import CHATS, PAIRS
 from harness.job.data.preferences import CHOSEN, MARK, REJECTED, check_marks, mark_of, paired
-from harness.job.data.turns import CALLS, CHAT, Turn, answers, text_of, turns_of, with_beside, words_of
+from harness.job.data.turns import CALLS, CHAT, Turn, answers, is_missing, text_of, turns_of, with_beside, words_of
 
 Item = dict[str, Any]
 OPTIONS = "options"
@@ -147,7 +147,8 @@ def _reader(columns: dict[str, str], what: str) -> Callable[[dict[str, Any]], It
     """The function that makes a row's item, or None of a row without an answer. Raises as `mapped`."""
 
     def conversation(row: dict[str, Any]) -> Item | None:
-        turns = turns_of(row.get(columns[CHAT]) or [], what)
+        value = row.get(columns[CHAT])
+        turns = turns_of([] if is_missing(value) else value or [], what)
         talk = with_beside(turns, row, columns, what)
         return talk if any(map(answers, turns)) else None
 
@@ -195,8 +196,16 @@ def last_answer(turns: list[Turn]) -> int:
 
 
 def check_prompt(prompt: str, items: list[Item]) -> None:
-    """Raise UserError if `prompt` has a field that items lack."""
-    if items and CHAT not in items[0] and (missing := sorted(set(_fields(prompt)) - items[0].keys())):
+    """Raise UserError if `prompt` has a field that items lack, or more than its name in braces."""
+    if not items or CHAT in items[0]:
+        return
+    try:
+        plain = not any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(prompt))
+    except ValueError as error:
+        raise UserError(f"data.prompt must have fields as {{question}}, got {prompt!r} ({error}).") from None
+    if not plain:  # a width of some digits makes gigabytes
+        raise UserError(f"Fields of data.prompt must be names alone, as {{question}}, got {prompt!r}.")
+    if missing := sorted(set(_fields(prompt)) - items[0].keys()):
         raise UserError(
             f"The field {{{missing[0]}}} of data.prompt must be mapped to a column; mapped are: {', '.join(items[0])}."
         )

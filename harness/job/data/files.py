@@ -7,7 +7,8 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ def _of_file(file: Path, path: str) -> FileRows:
         content = READERS[suffix](file)
     except UnicodeDecodeError:
         raise UserError(f"data.path={path} is not UTF-8; save it as UTF-8 (iconv -f CP1252 -t UTF-8 {path}).") from None
+    except RecursionError:
+        raise UserError(f"data.path={path} can't be read as {suffix[1:]}: it is nested too deeply.") from None
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's and json's are ValueErrors
         raise UserError(f"data.path={path} can't be read as {suffix[1:]}: {str(error).splitlines()[0]}") from error
     if not isinstance(content.rows, list) or not all(isinstance(row, dict) for row in content.rows):
@@ -150,6 +153,8 @@ def _json_lines(file: Path) -> FileRows:
             rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}, column {error.colno}: {error.msg}.") from None
+        except RecursionError:
+            raise ValueError(f"line {number} is nested too deeply.") from None
     return FileRows(rows)
 
 
@@ -165,9 +170,17 @@ def _table(file: Path, usual: str) -> FileRows:
     csv.field_size_limit(sys.maxsize)
     delimiter = _delimiter(text, usual)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    _require_different(reader.fieldnames or ())
     rows = [*_whole(reader)]
     notes = [] if encoding == "utf-8-sig" else [encoding]
     return FileRows(rows, notes + ([] if delimiter == usual else [f"delimiter {delimiter!r}"]))
+
+
+def _require_different(names: Sequence[str]) -> None:
+    """Raise ValueError for the first column whose name another one has: only one of them could be read."""
+    for name, number in Counter(names).items():
+        if name and number > 1:
+            raise ValueError(f"{number} columns are called {name!r}; give each a name of its own.")
 
 
 def _whole(reader: csv.DictReader[str]) -> Iterator[Row]:
@@ -195,7 +208,9 @@ def _parquet(file: Path) -> FileRows:
     import pyarrow.parquet as pq
 
     packed = file.suffix in PACKED
-    return FileRows(pq.read_table(io.BytesIO(_bytes(file)) if packed else file).to_pylist())
+    table = pq.read_table(io.BytesIO(_bytes(file)) if packed else file)
+    _require_different(table.column_names)
+    return FileRows(table.to_pylist())
 
 
 READERS: dict[str, Callable[[Path], FileRows]] = {

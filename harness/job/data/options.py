@@ -25,7 +25,7 @@ def listed(value: Any, what: str) -> list[str]:
     if isinstance(value, str):
         try:
             decoded = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             decoded = None
     plain = isinstance(decoded, list) and all(isinstance(option, str | int | float) for option in decoded)
     texts = [str(option).strip() for option in decoded] if plain else []

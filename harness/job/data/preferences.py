@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.errors import UserError
-from harness.job.data.turns import CALLS, SYSTEM, TOOLS, Turn, text_of, turns_of, with_beside
+from harness.job.data.turns import CALLS, SYSTEM, TOOLS, Turn, is_missing, text_of, turns_of, with_beside
 
 CHOSEN, REJECTED = "chosen", "rejected"  # columns of the answers; the second is also an item's field
 PROMPT = "prompt"  # the column of what a conversation begins with, where answers do not repeat it
@@ -26,8 +26,9 @@ def paired(row: dict[str, Any], columns: dict[str, str], what: str) -> dict[str,
     Answers are texts, or conversations: whole ones, or what follows the column `prompt`. what: the data's name for
     messages. Raises UserError if only one is a conversation, or if two differ before their last turn.
     """
-    chosen, rejected = (row.get(columns[name]) for name in (CHOSEN, REJECTED))
-    if not chosen or not rejected:
+    answers = (row.get(columns[name]) for name in (CHOSEN, REJECTED))
+    chosen, rejected = (text_of(answer) if isinstance(answer, bytes) else answer for answer in answers)
+    if not chosen or not rejected or is_missing(chosen) or is_missing(rejected):
         return None
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise UserError(f"Both answers of {what} must be texts, or both conversations.")

@@ -39,7 +39,18 @@ READ = {"role", "from", "content", "value", CALLS, *CARRIED, *WITHOUT_LOSS}
 
 
 def text_of(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else str(value)
+    """A value of a row as text; empty of a missing one. Raises UserError for bytes that are no text."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"Texts must be UTF-8, got the bytes {value[:20]!r}; save them as text.") from None
+    return "" if is_missing(value) else value if isinstance(value, str) else str(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a row has no value: null, or NaN as pandas has it."""
+    return value is None or value != value
 
 
 def turns_of(conversation: Any, what: str) -> list[Turn]:
@@ -81,7 +92,7 @@ def _decoded(text: Any, what: str) -> Any:
     """What a text holds as JSON. Raises UserError if it is none."""
     try:
         return json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"The tools and calls of {what} must be JSON, got {text[:80]!r}.") from None
 
 

@@ -58,7 +58,7 @@ def cached(model: ModelSettings) -> bool:
 
 def _folder(sha256: str) -> Path:
     """Its folder in the cache."""
-    return embedded.cache() / f"gguf-{sha256[:16]}"
+    return embedded.cache() / f"gguf-{sha256}"
 
 
 def file_of(model: ModelSettings) -> Path:

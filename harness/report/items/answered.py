@@ -26,6 +26,7 @@ Items = Path | Mapping[str, pa.Table]
 
 BATCH = 2**23  # bytes of columns in memory at a time
 ROWS = 2**14  # and the most rows
+SURPLUS = 2**16  # rows beyond the items that a score counts, from which on a file is none of its items
 WHICH = ["task", "metric", "filter"]
 
 
@@ -112,7 +113,7 @@ def answers(folder: Items, record: Record, score: Score, texts: bool = False) ->
     """The answers of `record` to the items of one of its scores.
 
     texts: whether texts will be asked for, and the items' hashes are read. None if the file is missing, is none of
-    items, or lacks a column.
+    items, has far more than the score counts, or lacks a column.
     """
     try:
         source = _source(folder, record)
@@ -159,12 +160,15 @@ def _sorted(source: Path | pa.Table, batches: Iterator[pa.RecordBatch], score: S
     subjects: dict[Any, int] = {}
     clusters: dict[Any, int] = {"": -1, None: -1}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("subject", "item", "value", "row", "hash", "cluster")}
-    begin = 0
+    begin = of_this = 0
     for batch in batches:
         wanted = np.ones(len(batch), dtype=bool)
         for name in WHICH:
             wanted &= pc.equal(batch[name], getattr(score, name)).fill_null(False).to_numpy(zero_copy_only=False)
         rows = np.flatnonzero(wanted)
+        of_this += len(rows)
+        if of_this > score.n + SURPLUS:
+            raise ValueError("more items than the score counts")
         of_score = batch if len(rows) == len(batch) else batch.take(pa.array(rows))
         parts["row"].append((rows + begin).astype(np.int32))
         parts["subject"].append(_codes(of_score["subject"], subjects))

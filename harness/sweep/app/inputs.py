@@ -118,7 +118,7 @@ def _config(path: Path) -> dict[str, object]:
     """A model's or adapter's config; empty if it is no JSON, which its library will say."""
     try:
         config = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 

@@ -26,7 +26,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from harness import boot
+from harness import boot, record
 from harness.sweep.app.composing import Composer
 from harness.sweep.app.point import Point, point_of
 from harness.sweep.launchers.base import Answer, CellLauncher, Run
@@ -138,7 +138,7 @@ class Worker:
 
     def _start(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
-        with theirs, open(self._log, "ab") as log:
+        with theirs, open(record.without_link(self._log), "ab") as log:
             # A session of its own: see fork_server.py.
             self._process = subprocess.Popen(
                 boot.command("harness.sweep.launchers.local_parallel", str(theirs.fileno())),

@@ -90,7 +90,7 @@ SHA256 = hashlib.sha256(GGUF).hexdigest()
 def test_a_gguf_file_of_the_hub_is_known_by_its_hash(run, only, hub_with_a_model, tmp_path):
     (tmp_path / "hub" / "models" / "org" / "tiny" / "it.gguf").write_bytes(GGUF)
     # As it was dequantised before; tests of the export read a file that is one.
-    shutil.copytree(embedded.folder("tiny"), embedded.cache() / f"gguf-{SHA256[:16]}")
+    shutil.copytree(embedded.folder("tiny"), embedded.cache() / f"gguf-{SHA256}")
     run()
     assert only("file").cell.settings.model.path == "org/tiny/it.gguf"
 

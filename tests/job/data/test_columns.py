@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import datasets
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 
 from harness.errors import UserError
 from harness.job import preflight
-from harness.job.data import columns, encoding, sources
+from harness.job.data import columns, encoding, files, preferences, sources
 from harness.job.models import embedded
 from harness.settings import DataSettings
 
@@ -253,6 +254,52 @@ def test_a_prompt_that_asks_for_more_is_refused():
         ROWS,
         "data.prompt='{topic}'",
     )
+
+
+@pytest.mark.parametrize("prompt", ["{question:>9000000000}", "{question!r:3}"])
+def test_a_prompt_with_more_than_names_in_braces_is_refused(prompt):
+    refused(r"Fields of data\.prompt must be names alone, as \{question\}, got", ROWS, f"data.prompt='{prompt}'")
+
+
+def test_a_prompt_with_a_brace_of_its_own_is_refused():
+    refused(r"data\.prompt must have fields as \{question\}, got '\{question'", ROWS, "data.prompt='{question'")
+
+
+@pytest.mark.parametrize("name", ["mine.parquet", "mine.jsonl"])
+def test_a_missing_number_is_no_answer(name):
+    """As pandas writes a gap in a column of numbers."""
+    rows = [row | {"solution": math.nan if i < 3 else float(i)} for i, row in enumerate(ROWS)]
+    settings = composed("model=tiny", *COLUMNS, f"data.path={write(name, rows)}").settings.data
+    splits = sources.splits(settings, None)
+    answers = [item["answer"] for part in splits.values() for item in part]
+    assert len(answers) == len(ROWS) - 3
+    assert "nan" not in answers
+    assert "3 without an answer" in sources.own_data(settings, None).sentence
+
+
+def test_missing_pairs_and_conversations_are_no_answers():
+    pair = {"chosen": "a", "rejected": math.nan, "prompt": "p"}
+    assert preferences.paired(pair, {name: name for name in pair}, "x") is None
+    rows = [{"talk": math.nan}, {"talk": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+    mapped = columns.mapped_rows(rows, ["talk"], {"messages": "talk"}, None, "x")
+    assert (len(mapped.items), mapped.without_answer) == (1, 1)
+
+
+def test_bytes_are_read_as_utf_8_and_others_are_refused():
+    rows = [{name: text.encode() for name, text in row.items()} for row in ROWS]
+    settings = composed("model=tiny", *COLUMNS, f"data.path={write('mine.parquet', rows)}").settings.data
+    assert sources.splits(settings, None)["train"][0]["answer"].startswith("It is ")
+    refused(
+        r"Texts must be UTF-8, got the bytes b'\\xff'",
+        [row | {"solution": b"\xff"} for row in ROWS],
+        name="mine.parquet",
+    )
+
+
+def test_two_columns_of_one_name_are_refused():
+    Path("mine.csv").write_text("problem,solution,solution\na,b,c\n")
+    with pytest.raises(UserError, match=r"mine\.csv can't be read as csv: 2 columns are called 'solution'"):
+        files.read("mine.csv")
 
 
 def test_a_file_without_records_is_refused():

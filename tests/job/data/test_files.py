@@ -14,7 +14,7 @@ from job_helpers import composed
 
 from harness import data_files
 from harness.errors import UserError
-from harness.job.data import files, sources
+from harness.job.data import files, options, sources, turns
 
 ROWS = [{"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}"} for i in range(60)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -89,6 +89,28 @@ def test_a_row_with_more_fields_than_the_header_is_refused():
         files.read("a.csv")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a.jsonl", "can't be read as jsonl: line 2 is nested"), ("a.json", "can't be read as json: it is nested")],
+)
+def test_data_that_are_nested_too_deeply_are_refused(name, said):
+    Path(name).write_text('{"question": "a", "answer": "b"}\n' * name.endswith("l") + "[" * 3000)
+    with pytest.raises(UserError, match=rf"{said} too deeply\."):
+        files.read(name)
+
+
+def test_tools_that_are_nested_too_deeply_are_refused():
+    with pytest.raises(UserError, match="The tools and calls of x must be JSON"):
+        turns.tools_of("[" * 3000, "x")
+    with pytest.raises(UserError, match="The options of x must be lists"):
+        options.listed("[" * 3000, "x")
+
+
+def test_an_index_that_is_nested_too_deeply_is_none():
+    Path("dataset_info.json").write_text("[" * 3000)
+    assert data_files.entry(Path("dataset_info.json")) is None
+
+
 def test_files_of_a_folder_that_are_not_read_are_named():
     write_folder("folder")
     Path("folder/README.md").write_text("x")
@@ -134,6 +156,18 @@ def test_an_index_of_llama_factory_names_files():
     assert [turn["role"] for turn in item["messages"]] == ["system", "user", "assistant"]
     settings = composed("model=tiny", "data=local", "data.path=index/dataset_info.json/plain").settings.data
     assert sources.own_data(settings, None).sentence == "index/dataset_info.json/plain is read as Alpaca: 60 records."
+
+
+@pytest.mark.parametrize("file_name", ["../secret.json", "/etc/hostname", "link.json"])
+def test_an_index_names_no_file_outside_its_folder(file_name):
+    Path("index").mkdir()
+    Path("secret.json").write_text(json.dumps(ROWS))
+    Path("index/link.json").symlink_to(Path("secret.json").absolute())
+    Path("index/dataset_info.json").write_text(json.dumps({"mine": {"file_name": file_name}}))
+    with pytest.raises(UserError, match=r"file_name of mine in .* must lie below the folder of the index, got"):
+        files.read("index")
+    with pytest.raises(UserError, match="must lie below"):
+        data_files.digest("index", None)
 
 
 def test_a_hub_id_is_one_of_which_nothing_is_here():

@@ -66,7 +66,7 @@ def test_a_file_that_is_no_model_is_refused_and_leaves_no_folder(copies):
 
 
 def test_a_model_that_was_built_needs_its_file_no_more(copies, monkeypatch):
-    built = embedded.cache() / f"gguf-{SHA256[:16]}"
+    built = embedded.cache() / f"gguf-{SHA256}"
     built.mkdir(parents=True)
     monkeypatch.delenv("HARNESS_GGUF_DIR")
     model = ModelSettings(path=HUB, sha256=SHA256)

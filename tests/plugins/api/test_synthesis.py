@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from fractions import Fraction
 
 import pytest
@@ -45,6 +46,17 @@ from harness.settings import EvalSettings
 )
 def test_calculations_are_worked_out_again(answer, right):
     assert [step.right for step in arithmetic.steps(answer)] == right
+
+
+@pytest.mark.parametrize(
+    "answer", ["<<1e10000000=1>>", "<<1_0=10>>", "1+" * 4000, "1 +  " * 4000, "1 + 1=2\n" * 4000, "1" + " " * 9000]
+)
+def test_an_answer_that_is_made_to_take_long_does_not(answer):
+    begun = time.process_time()
+    steps = arithmetic.steps(answer)
+    assert all(step.right for step in steps)
+    assert bool(steps) == answer.startswith("1 + 1=2")
+    assert time.process_time() - begun < 5
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,8 @@ def test_a_run_that_broke_off_is_a_row_with_its_reason(published, error, status)
         ({"run_info.peft_config": {"peft_type": "LORA", "r": "32"}}, "rank should be of type int"),
         ({"run_info.total_time": float("nan")}, "JSON"),
         ({"run_info": []}, "list"),
+        ({"run_info.total_time": -5.0}, "seconds is -5.0, which is not between 0 and"),
+        ({"run_info.created_at": "2026-01-31"}, "started is '2026-01-31', which is no date and time with a time zone"),
     ],
 )
 def test_a_file_that_is_no_result_is_named_and_nothing_is_written(published, tmp_path, capsys, changes, reason):
@@ -532,6 +534,47 @@ def test_a_group_that_only_bundles_is_its_members(evaluated, tmp_path):
     record = only("lm-eval", folder).record
     assert {score.task: score.n for score in record.scores} == {"facts_one": 10, "facts_two": 20, "wordmath": 3}
     assert (record.cell.model, record.cell.knobs) == ("model", {"peft": "lora-16"})
+
+
+def small_result(folder, **fields):
+    """A file as lm-eval writes it, of one task with a score."""
+    value = {
+        "config": {"model_args": "pretrained=org/model"},
+        "results": {"t0": {"acc,none": 0.5}},
+        "n-samples": {"t0": {"effective": 10}},
+        "n-shot": {"t0": 0},
+        "versions": {"t0": 1},
+        "date": 1_700_000_000.0,
+        "total_evaluation_time_seconds": "5",
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "results_2026.json").write_text(json.dumps(value | fields))
+    return folder
+
+
+def test_groups_that_stand_in_many_others_are_looked_at_once(tmp_path):
+    children = {f"g{i}": [f"g{i + 1}", f"g{i + 1}", "t0"] for i in range(60)} | {"g60": ["t0", "g0"], "top": ["g0"]}
+    record = only("lm-eval", small_result(tmp_path, group_subtasks=children)).record
+    assert [(score.task, score.n) for score in record.scores] == [("t0", 10)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"n-samples": {"t0": {"effective": 0}}}, "scores[0].n is 0, which is not between 1 and"),
+        ({"total_evaluation_time_seconds": "-5"}, "seconds is -5.0, which is not between 0 and"),
+        ({"group_subtasks": {"t0": ["t1"], "t1": ["t1"], "top": ["t0"]}}, "its group 't0' has no tasks"),
+        ({"date": 1e300}, "out of range"),
+    ],
+)
+def test_a_result_that_no_reader_would_take_is_not_written(tmp_path, capsys, fields, reason):
+    folder = small_result(tmp_path / "out", **fields)
+    assert run("lm-eval", folder, "--results-dir", tmp_path / "results") == 2
+    err = capsys.readouterr().err
+    assert "is no result file of lm-eval" in err
+    assert reason in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_token_among_lm_evals_arguments_is_not_kept(evaluated, tmp_path):

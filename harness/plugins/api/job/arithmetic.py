@@ -11,15 +11,20 @@ from fractions import Fraction
 OPERAND = r"\$?(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?: ?%)?"
 TERM = rf"[( ]*-?{OPERAND}(?: *\))*"
 MORE = rf" *(?:[-+*/×÷−–]|x(?! *-)){TERM}"
+BEFORE = r"[-+*/×÷−–^(%\d]"  # what an expression does not begin after
 # A lookahead, so that 1+1=2+3=5 is two steps. Neither side may be a part of something else: of 2.5Y, or 1 1/2.
 STEP = re.compile(
-    rf"(?=(?<![\w.,%)$])(?! )({TERM}(?:{MORE})+) *= *((?>{TERM}(?:{MORE})*))(?!\w|[.,]\d| *(?:and )?\(?\d+ */))"
+    rf"(?=(?<![\w.,%)$])(?<!{BEFORE})(?<!{BEFORE} )(?<!\bx)(?<!\bx )(?! )({TERM}(?:{MORE})+) *= *"
+    rf"((?>{TERM}(?:{MORE})*))(?!\w|[.,]\d| *(?:and )?\(?\d+ */))"
 )
 ANNOTATION = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 FINAL = re.compile(r"^#### *\$?(-?[\d.,]+)\s*$", re.MULTILINE)
 SIGNS = str.maketrans({"x": "*", "×": "*", "÷": "/", "−": "-", "–": "-", "$": "", ",": "", " ": "", "\n": ""})
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+NUMBER = re.compile(r"\d*\.?\d*", re.ASCII)  # Fraction would take 1e10000000 for one, and seconds for it
 LONGEST = 200  # characters of an expression
+LONGEST_ANSWER = 6000  # and of an answer: more than one of synthesis.TOKENS has
+NEAR = 50  # and before an expression, of what is looked at
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,11 @@ class Step:
 
 def steps(answer: str) -> list[Step]:
     """The calculations in `answer`, except those with letters or units."""
+    answer = answer[:LONGEST_ANSWER]
     written = [found.groups() for found in ANNOTATION.finditer(answer)]
     plain = ANNOTATION.sub("", answer)
-    written += [match.groups() for match in STEP.finditer(plain) if _begins(plain[: match.start(1)])]
+    begins = ((match, match.start(1)) for match in STEP.finditer(plain))
+    written += [match.groups() for match, at in begins if _begins(plain[max(0, at - NEAR) : at])]
     return [step for left, right in written if (step := _step(left, right))]
 
 
@@ -48,7 +55,7 @@ def final(answer: str) -> Fraction | None:
 
 def _begins(before: str) -> bool:
     """Whether an expression begins after `before`, and is not the rest of an unreadable one (`2a + 1`)."""
-    return not re.search(r"([-+*/×÷−–^(%\d]|\bx) *$", before)
+    return not re.search(rf"({BEFORE}|\bx) *$", before)
 
 
 def _step(left: str, right: str) -> Step | None:
@@ -80,8 +87,8 @@ def _value(text: str) -> Fraction | None:
 
 
 def _worked_out(node: ast.expr, text: str) -> Fraction:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return Fraction(text[node.col_offset : node.end_col_offset])  # as written: 0.1 has no exact float
+    if isinstance(node, ast.Constant) and NUMBER.fullmatch(number := text[node.col_offset : node.end_col_offset]):
+        return Fraction(number)  # as written: 0.1 has no exact float
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_worked_out(node.operand, text)
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:

@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from harness.plugins.exchange.importers.lm_eval import read_lm_eval
 from harness.plugins.exchange.importers.peft import read_peft
 from harness.plugins.exchange.importers.records import Imported
 from harness.record import Record, Repeat
+from harness.record.ranges import check
 from harness.settings import plain
 
 
@@ -166,10 +166,10 @@ def _read(project: str, read: Reader, path: Path, study: str) -> Imported:
         # decode it as a reader will, so that nothing unreadable is written
         plain = json.loads(json.dumps(dataclasses.asdict(found.record), allow_nan=False))
         found.record = record.decode(Record, plain)
-        datetime.fromisoformat(found.record.started)
+        check(found.record)
     except KeyError as error:
         reason = f"it has no {error.args[0]!r}"
-    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         reason = str(error)
     else:
         return found

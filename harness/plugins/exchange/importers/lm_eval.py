@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -117,15 +118,33 @@ def _basename(path: str) -> str:
 
 def _scored(name: str, results: dict[str, dict[str, Any]], children: dict[str, list[str]]) -> list[str]:
     """The task or group `name` if it has scores, else the members of the group that have scores."""
-    if _values(results.get(name, {})):
-        return [name]
-    return [found for child in children.get(name, []) for found in _scored(child, results, children)]
+    return _first_below(name, children, lambda one: bool(_values(results.get(one, {}))))
 
 
 def _leaves(name: str, children: dict[str, list[str]]) -> list[str]:
     """The tasks in the group `name`; a task is its own leaf."""
-    below = children.get(name)
-    return [leaf for child in below for leaf in _leaves(child, children)] if below else [name]
+    leaves = _first_below(name, children, lambda one: not children.get(one))
+    if not leaves:
+        raise ValueError(f"its group {name!r} has no tasks")
+    return leaves
+
+
+def _first_below(name: str, children: dict[str, list[str]], ends: Callable[[str], bool]) -> list[str]:
+    """`name` if it `ends`, else the first below it on each way that do, in order.
+
+    Each name is looked at once: a file may have a group in many others, and in itself.
+    """
+    first, visited, waiting = [], set(), [name]
+    while waiting:
+        one = waiting.pop()
+        if one in visited:
+            continue
+        visited.add(one)
+        if ends(one):
+            first.append(one)
+        else:
+            waiting += reversed(children.get(one, []))
+    return first
 
 
 def _values(result: dict[str, Any]) -> dict[tuple[str, str], float]:
