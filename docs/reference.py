@@ -76,7 +76,8 @@ others, addresses |
 | Data | files by paths that begin at `data_root` or the working folder | absolute paths, addresses |
 | Saved weights | the record's own folder: safetensors, configs and tokenizers, with the hashes of the record | \
 other files, links, configs that name code |
-| `commands.txt` | kept as comments by `merge` | never offered to be pasted |
+| `commands.txt` | comments after `merge`; else offered to be pasted if it is `harness sweep` with known settings | \
+endpoints and keys, code, config files and folders, launchers' own settings |
 | `plan.jsonl` | lines whose hash is right; read as numbers and texts alone | links, edited lines |
 
 What is refused can still run by a command line of your own, such as a sweep with `model.trust_remote_code=true`, or if
