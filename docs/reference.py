@@ -64,7 +64,8 @@ You can merge, import, compare and publish records of others. Nothing in them is
 
 `retry`, `reproduce`, `score`, `ask` and `export-model` turn a record back into something that runs or loads. They pass
 one gate first, which lets through only what config files name: those of the harness, and your own in `./conf` and
-`./sweeps`. `verify` and `merge` name the records that it refuses, and why.
+`./sweeps`. `verify` and `merge` name the records that it refuses, and why. `report` and `view` show no command
+that reruns them.
 
 | Part of a record | Let through | Refused |
 | --- | --- | --- |

@@ -89,6 +89,11 @@ def objection(record: Record) -> str | None:
     return next((why for of in (_texts, _places, _tasks, _slots) for why in of(settings)), None)
 
 
+def runnable(record: Record) -> bool:
+    """Whether a command may run the settings of a record again."""
+    return objection(record) is None
+
+
 def weights_objection(record: Record, folder: Path) -> str | None:
     """Why the saved weights of a record, in `folder`, are not to be loaded, as a clause; None if they may be.
 
