@@ -133,7 +133,7 @@ def _places(settings: Settings) -> Iterator[str]:
         if Path(model, "config.json").is_file() and (key := _names_code(Path(model, "config.json"), ("auto_map",))):
             yield f"{model}/config.json names code in its {key}"
     data = settings.data
-    if data.path is not None and ADDRESS.match(data.path):
+    if data.path is not None and (ADDRESS.match(data.path) or ".." in re.split(r"[/\\]", data.path)):
         yield f"data.path={data.path} is neither below data_root nor beside the working folder"
     for key, value in leaves(data.options, "data.options"):
         if isinstance(value, str) and re.search(r"[/\\]", value):
