@@ -18,7 +18,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from harness import plugin, units
+from harness import gate, plugin, units
 from harness.record import Record, read_study
 from harness.report.figures import FIGURES
 from harness.report.figures.study_results import StudyResults
@@ -155,7 +155,9 @@ def report_page() -> str:
     """The report of REPORT. Its records name the versions that measured; those that drew it are left out, so that the
     same records give the same page."""
     command = f"python -m harness report --study {REPORT} --out results/{REPORT}/report.html"
-    return report.render(records(REPORT), RESULTS / REPORT, where=f"--study {REPORT}", command=command)
+    return report.render(
+        records(REPORT), RESULTS / REPORT, where=f"--study {REPORT}", command=command, runnable=gate.runnable
+    )
 
 
 def report_file() -> Path:

@@ -64,7 +64,8 @@ You can merge, import, compare and publish records of others. Nothing in them is
 
 `retry`, `reproduce`, `score`, `ask` and `export-model` turn a record back into something that runs or loads. They pass
 one gate first, which lets through only what config files name: those of the harness, and your own in `./conf` and
-`./sweeps`. `verify` and `merge` name the records that it refuses, and why.
+`./sweeps`. `verify` and `merge` name the records that it refuses, and why. `report` and `view` show no command
+that reruns them.
 
 | Part of a record | Let through | Refused |
 | --- | --- | --- |
@@ -73,10 +74,11 @@ any number; names of layers | every other function, argument or text |
 | Model | safetensors; a hub id, or a folder | code of its own (`trust_remote_code`), pickled weights, kernels of \
 others, addresses |
 | Tasks | names in lm-eval's index | files and patterns; tasks that run code which a model writes |
-| Data | files by paths that begin at `data_root` or the working folder | absolute paths, addresses |
+| Data | files by paths that begin at `data_root` or the working folder | absolute paths, paths with `..`, addresses |
 | Saved weights | the record's own folder: safetensors, configs and tokenizers, with the hashes of the record | \
 other files, links, configs that name code |
-| `commands.txt` | kept as comments by `merge` | never offered to be pasted |
+| `commands.txt` | comments after `merge`; else offered to be pasted if it is `harness sweep` with known settings | \
+endpoints and keys, code, config files and folders, launchers' own settings |
 | `plan.jsonl` | lines whose hash is right; read as numbers and texts alone | links, edited lines |
 
 What is refused can still run by a command line of your own, such as a sweep with `model.trust_remote_code=true`, or if

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
-from harness import terminal
+from harness import gate, terminal
 from harness.record import Record, read_study
 from harness.report.pages import page
 from harness.report.tables import screen
@@ -48,7 +48,7 @@ def records() -> list[Record]:
 def report_page() -> str:
     """The report of STUDY without the versions that draw it, so that the same records give the same page."""
     command = f"harness report --study {STUDY} --out report.html"
-    return page.render(records(), RESULTS / STUDY, where=f"--study {STUDY}", command=command)
+    return page.render(records(), RESULTS / STUDY, where=f"--study {STUDY}", command=command, runnable=gate.runnable)
 
 
 def hash_of(text: str) -> str:

@@ -89,6 +89,11 @@ def objection(record: Record) -> str | None:
     return next((why for of in (_texts, _places, _tasks, _slots) for why in of(settings)), None)
 
 
+def runnable(record: Record) -> bool:
+    """Whether a command may run the settings of a record again."""
+    return objection(record) is None
+
+
 def weights_objection(record: Record, folder: Path) -> str | None:
     """Why the saved weights of a record, in `folder`, are not to be loaded, as a clause; None if they may be.
 
@@ -128,7 +133,7 @@ def _places(settings: Settings) -> Iterator[str]:
         if Path(model, "config.json").is_file() and (key := _names_code(Path(model, "config.json"), ("auto_map",))):
             yield f"{model}/config.json names code in its {key}"
     data = settings.data
-    if data.path is not None and ADDRESS.match(data.path):
+    if data.path is not None and (ADDRESS.match(data.path) or ".." in re.split(r"[/\\]", data.path)):
         yield f"data.path={data.path} is neither below data_root nor beside the working folder"
     for key, value in leaves(data.options, "data.options"):
         if isinstance(value, str) and re.search(r"[/\\]", value):

@@ -65,6 +65,8 @@ def optimized(cell, **arguments):
         ({"method__load": {"_target_": "pandas.read_pickle"}}, "method.load._target_"),
         ({"data__load": {"_target_": "harness.job.data.sources.from_file", "path": "x.jsonl"}}, "data.load.path"),
         ({"data__path": "/etc/passwd"}, "data.path=/etc/passwd"),
+        ({"data__path": "../private/x.jsonl"}, "data.path=../private/x.jsonl"),
+        ({"data__path": "own/../../x.jsonl"}, "data.path=own/../../x.jsonl"),
         ({"data__path": "https://host/x.jsonl"}, "data.path=https://host/x.jsonl"),
         ({"data__options": {"file": "../x"}}, "data.options.file=../x may be a file"),
     ],

@@ -133,7 +133,7 @@ def report(options: argparse.Namespace) -> int:
     if options.out is not None and options.out.is_dir():
         raise UserError(f"--out must be a file, got the folder {options.out}; use --out {options.out / 'report.html'}.")
 
-    from harness import env
+    from harness import env, gate
     from harness.report.pages import page
 
     folder = options.results_dir / name
@@ -145,7 +145,9 @@ def report(options: argparse.Namespace) -> int:
         if not records:
             raise UserError(f"There are no records to report on in {folder}; run a sweep first.")
         price = view.card_price(records)
-        text = page.render(records, folder, problems, shlex.join(where), typed, env.made_with(), price=price)
+        text = page.render(
+            records, folder, problems, shlex.join(where), typed, env.made_with(), price=price, runnable=gate.runnable
+        )
         write(text, options.out)
     return int(bool(problems))
 

@@ -76,7 +76,7 @@ def card_price(records: Sequence[Record]) -> float | None:
 
 def viewer(options: argparse.Namespace) -> Viewer:
     """A server of the studies that the options name; UserError if the port is taken."""
-    from harness import env
+    from harness import env, gate
     from harness.report.pages import page
     from harness.report.pages.server import CellNews, StudyNews, Viewer
     from harness.studies.status import RecordCache, study_status
@@ -95,7 +95,8 @@ def viewer(options: argparse.Namespace) -> Viewer:
         where = ["--study", name, *results_option(results)]
         typed = shlex.join(["harness", "report", *where, "--out", "report.html"])
         versions, price = env.made_with(), card_price(records)
-        return page.render(records, results / name, problems, shlex.join(where), typed, versions, live, price)
+        folder = results / name
+        return page.render(records, folder, problems, shlex.join(where), typed, versions, live, price, gate.runnable)
 
     def news(name: str) -> StudyNews:
         status = study_status(results, name, cache)

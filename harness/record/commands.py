@@ -1,6 +1,7 @@
 """The commands that asked for a study's cells, as they were typed: a text file beside the records, one a line.
 
-Those of merged studies were typed elsewhere, so they are comments there, and none of them is shown to be pasted.
+Those of merged studies were typed elsewhere, so they are comments there, and none of them is shown to be pasted. Others
+are shown if they are sweeps of known settings, which run nothing but the harness.
 """
 
 from __future__ import annotations
@@ -17,10 +18,32 @@ from harness.terminal import printable
 
 COMMANDS = "commands.txt"
 MERGED = "# merged: "
-# What makes a sweep run code from elsewhere. A study's folder may have been copied from anywhere.
-RUNS_CODE = re.compile(
-    r"trust_remote_code|use_safetensors|unsafe_code|_target_|include.path|vllm.python|config-|-c[dn]$"
+# What a shown command may consist of: a study's folder may have been copied from anywhere, and its commands are pasted.
+# They can't name code, files of settings, or an endpoint and the variable of a key.
+OPTIONS = {"--fit", "--skip-impossible", "--drift", "--confirm", "--order", "--budget", "--device"}
+NAME = re.compile(r"\w[\w.-]*")  # of a named sweep, or an option's value
+WORDS = re.compile(  # settings whose values are words and numbers
+    r"method|model|data|eval|stop|hydra/launcher|hydra\.launcher\.cells"
+    r"|rank|alpha|lr|lr_scale|seed|speedups|timeout|save|tracker|repeat"
+    r"|method\.(name|lr|adamw|init_seed|knobs\.\w+)"
+    r"|method\.adapt\.(target_modules|exclude_modules|modules_to_save|target_parameters|layers_to_transform)"
+    r"|model\.(revision|sha256|dtype|upcast|gradient_checkpointing|thinking)"
+    r"|data\.(name|task|options|options\.\w+|columns|columns\.\w+|test_share|answers|too_long|drop_empty|limit|noise)"
+    r"|eval\.(tasks|limit|num_fewshot|batch_size|seed|engine|chat_template|fewshot_as_multiturn)"
+    r"|(train|infer|retry|stop)\.\w+"
 )
+NUMBERS = re.compile(r"(data\.load|method\.(adapt|init|optim))\.[a-z]\w*")  # arguments of functions
+TEXTS = re.compile(r"model\.name|data\.(prompt|prompt_if_empty)|eval\.system_instruction")
+PLACES = re.compile(r"study|results_dir|data_root|model\.path|data\.path|eval\.bertscore")
+VALUES = (  # of settings with such a name, what their values may be
+    (WORDS, re.compile(r"(?!.*\.ya?ml)[^/\\$`]*")),  # lm-eval takes a task with a file's name for a file with code
+    (NUMBERS, re.compile(r"[\d.,e+-]+")),
+    (TEXTS, re.compile(r"(?!.*\$\{)[^`]*")),
+    (PLACES, re.compile(r"(?!.*(://|\$\{))[^`]*")),
+)
+CANDIDATE = r"""("[^"'\\]*"|'[^"'\\]*')"""
+CANDIDATES = re.compile(rf"null|\[{CANDIDATE}(, *{CANDIDATE})*\]")
+AXIS = "hydra.sweeper.params."
 
 
 def note_command(folder: Path, arguments: Sequence[str]) -> None:
@@ -64,12 +87,12 @@ def repeated_sweeps(folder: Path, settings: Sequence[str]) -> list[str]:
 
 
 def _again(command: str, settings: Sequence[str]) -> str | None:
-    """`command` with `settings` in the place of its own; None if it is no sweep."""
+    """`command` with `settings` in the place of its own; None if it is no sweep, or not of known settings alone."""
     try:
         words = shlex.split(command)
     except ValueError:
         return None
-    if words[:2] != ["harness", "sweep"] or "`" in command or any(map(RUNS_CODE.search, words)):
+    if words[:2] != ["harness", "sweep"] or not command.isprintable() or not all(map(_is_known, words[2:])):
         return None
     keys = {word.partition("=")[0] for word in settings if "=" in word or word.startswith("--")}
     others = [
@@ -78,3 +101,19 @@ def _again(command: str, settings: Sequence[str]) -> str | None:
         if word.partition("=")[0] not in keys and (before != "--confirm" or "--confirm" not in keys)
     ]
     return shlex.join([*others, *settings])
+
+
+def _is_known(word: str) -> bool:
+    """Whether `word` of a command is an option, a name, or a setting with a value, that a pasted command may have."""
+    name, equals, value = word.partition("=")
+    if name.startswith("-"):
+        return name in OPTIONS and (not equals or NAME.fullmatch(value) is not None)
+    return _is_known_setting(name.lstrip("+"), value) if equals else NAME.fullmatch(word) is not None
+
+
+def _is_known_setting(name: str, value: str) -> bool:
+    if name == "hydra.sweeper.candidates":
+        words = [word for line in re.findall(CANDIDATE, value) for word in line[1:-1].split()]
+        return CANDIDATES.fullmatch(value) is not None and all("=" in word and _is_known(word) for word in words)
+    name = name.removeprefix(AXIS)
+    return any(names.fullmatch(name) and values.fullmatch(value) for names, values in VALUES)

@@ -16,6 +16,8 @@ from harness.record import Record
 from harness.settings import plain
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+EMBEDDED = re.compile(r"[\w.-]+")  # a name that is safe in a shell
+AUTO_CLASS = re.compile(r"AutoModel\w+", re.ASCII)
 WHAT = {"adapter": "adapter", "merged": "model with its adapter merged in", "model": "whole model", "gguf": "model"}
 SCORES = ("Task", "Metric", "Filter", "Score", "± one standard error", "Items", "Shots", "Version")
 LIBRARY = {"adapter": "peft", "merged": "transformers", "model": "transformers", "gguf": "gguf"}
@@ -37,8 +39,8 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 GGUF = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER", gguf_file="{name}.gguf")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER", gguf_file="{name}.gguf")
+model = AutoModelForCausalLM.from_pretrained("FOLDER", gguf_file={file})
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", gguf_file={file})
 """
 TEXT = "AutoModelForCausalLM"  # the class that loads models of text, where a record names no other
 USE = {"adapter": ADAPTER, "merged": WHOLE, "model": WHOLE, "gguf": GGUF}
@@ -55,14 +57,16 @@ def text(record: Record, form: str | None = None) -> str:
             raise ValueError(f"{record.cell.name} has no saved weights")
         form = record.saved.form
     cell, base, (_, revision) = record.cell, base_name(record), base_of(record)
-    named = json.dumps(base if on_hub(record) else "BASE") + (f', revision="{revision}"' if revision else "")
+    named = json.dumps(base if on_hub(record) else "BASE") + (f", revision={json.dumps(revision)}" if revision else "")
+    use = USE[form].format(base=named, file=json.dumps(f"{cell.name}.gguf"), auto=_auto_class(record))
     parts = [
         _head(record, form),
-        f"# {cell.name}\n",
-        f"The {WHAT[form]} that `{cell.method}` made of `{base}` by training on `{cell.data}`. This card was made from "
-        f"the record `{cell.name}.json` of the study `{record.study}`; nothing in it was written by hand.\n",
+        f"# {_line(cell.name)}\n",
+        f"The {WHAT[form]} that `{_line(cell.method)}` made of `{_line(base)}` by training on `{_line(cell.data)}`. "
+        f"This card was made from the record `{_line(cell.name)}.json` of the study `{_line(record.study)}`; nothing "
+        "in it was written by hand.\n",
         "## Use\n",
-        f"```python\n{USE[form].format(base=named, name=cell.name, auto=_auto_class(record))}```\n",
+        f"```python\n{use}```\n",
         *(_whence(record) if form == "adapter" else ()),
         *_quantised(record, form),
         "## Training\n",
@@ -119,8 +123,9 @@ def _head(record: Record, form: str) -> str:
 
 
 def _auto_class(record: Record) -> str:
-    """The class of transformers that loads the base model."""
-    return record.environment.get("auto_class", TEXT)
+    """The class of transformers that loads the base model. Readers run the card, so it may be no other code."""
+    name = str(record.environment.get("auto_class", TEXT))
+    return name if AUTO_CLASS.fullmatch(name) else TEXT
 
 
 def _whence(record: Record) -> Iterator[str]:
@@ -128,7 +133,7 @@ def _whence(record: Record) -> Iterator[str]:
     if on_hub(record):
         return
     kind, _, name = tuned_from(record).partition(":")
-    if kind == "embedded":
+    if kind == "embedded" and EMBEDDED.fullmatch(name):
         prints = f"python -c 'from harness.job.models import embedded; print(embedded.folder(\"{name}\"))'"
         yield f"BASE is the folder that `{prints}` prints, with finetune-harness installed.\n"
     else:
@@ -196,6 +201,11 @@ def _versions(environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if git.get("commit"):
         yield "finetune-harness", git["commit"][:12] + (" and changes" if git.get("dirty") else "")
     yield from ((name, str(version)) for name, version in versions.items() if version)
+
+
+def _line(text: str) -> str:
+    """`text` as what can't end a line, or the code that it stands in."""
+    return re.sub(r"[\s`]+", " ", text)
 
 
 def _said(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,17 @@ from test_best import leave
 from harness import read, terminal
 from harness.cli.sweep import _answer as sweep_answer
 from harness.config import ROOT
-from harness.record import Memory, Phase, add_plans, note_command, noted_commands, read_study, studies
+from harness.record import (
+    Memory,
+    Phase,
+    add_plans,
+    note_command,
+    noted_commands,
+    read_study,
+    repeated_sweeps,
+    studies,
+)
+from harness.record.commands import VALUES
 from harness.report.answer import answer
 from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
 from harness.report.answer.next_run import with_seeds
@@ -35,6 +46,7 @@ from harness.report.tables import screen
 from harness.report.tables.best import best, tables
 from harness.report.tables.formats import document, one_line
 from harness.report.tables.frames import chosen_of
+from harness.validate import SETTINGS
 
 REFERENCE = ROOT / "results" / "reference"
 DIFFERENT = ["gsm8k", "peft_llama_3_2_3b", "quickstart", "smollm2", "study_rank"]  # in data, seeds and tasks
@@ -504,6 +516,62 @@ def test_a_method_of_one_seed_is_not_judged_beside_those_of_several(folder):
 def test_the_command_is_the_study_s_own_with_more_seeds(folder, typed, seeds, expected):
     note_command(folder, typed)
     assert with_seeds([make_record("lora", seed=seed) for seed in seeds], folder, 3) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-cd=theirs"],
+        ["-cd", "theirs"],
+        ["-cn", "theirs"],
+        ["--config-dir=theirs"],
+        ["--cfg=job"],
+        ["hydra.searchpath=[file://theirs]"],
+        ["hydra/sweeper=basic", "+point=theirs.json"],
+        ["method=api", "model.base_url=https://theirs", "model.key_env=HF_TOKEN"],
+        ["hydra/launcher=slurm", "hydra.launcher.setup=[touch mark]"],
+        ["hydra.sweeper.params={model.key_env:HF_TOKEN}"],
+        ["hydra.sweeper.params.model.key_env=HF_TOKEN"],
+        ['hydra.sweeper.candidates=["lr=1e-3 model.key_env=HF_TOKEN"]'],
+        ['hydra.sweeper.candidates=["lr=1e-3", "lr=1 model.base_url=x"]'],
+        ["hydra.sweeper.candidates=[lr=1]"],
+        ["eval.include_path=theirs"],
+        ["eval.vllm_python=theirs"],
+        ["eval.tasks=[theirs/task]"],
+        ["eval.tasks=[task.yaml]"],
+        ["eval.unsafe_code=true"],
+        ["model.trust_remote_code=true"],
+        ["model.use_safetensors=false"],
+        ["model.path=https://theirs"],
+        ["method=../../results/demo/theirs"],
+        ["method.adapt._target_=os.system"],
+        ["method.adapt.r=os.system"],
+        ["data.load.path=theirs"],
+        ["study=${oc.env:HF_TOKEN}"],
+        ["theirs;", "touch", "mark"],
+        ["lr=1e-3\x1b[2K"],
+    ],
+)
+def test_a_command_of_a_copied_folder_that_can_name_code_or_a_key_is_not_shown(folder, words):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "commands.txt").write_text(shlex.join(["harness", "sweep", "quickstart", *words]) + "\n")
+    assert with_seeds([make_record("lora")], folder, 2) == "repeat its sweep with seed=0,1"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("commands.txt")), ids=lambda path: path.parent.name)
+def test_every_committed_command_is_shown(path):
+    assert len(repeated_sweeps(path.parent, [])) == len(noted_commands(path.parent)) > 0
+
+
+def test_settings_that_a_shown_command_may_not_have_are_few():
+    """A new setting is shown only once it is among them, or among those that the words of a command may be."""
+    hidden = {key for key in SETTINGS if not any(names.fullmatch(key) for names, _ in VALUES)}
+    of_core = {key for key in hidden if not key.startswith("api.")}
+    functions = {"method.load", "method.adapt", "method.init", "method.optim", "method.knobs", "data.load"}
+    code = {"model.trust_remote_code", "model.use_safetensors", "eval.unsafe_code", "eval.include_path"}
+    places = {"eval.vllm_python", "model.base_url", "model.key_env", "model.tokenizer", "model.architecture"}
+    prices = {"model.price.read", "model.price.written"}
+    assert of_core == functions | code | places | prices | {"method.incompatible", "confirmation"}
 
 
 def test_confirming_seeds_become_more_of_them(folder):

@@ -36,7 +36,7 @@ def grid():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    return render(grid(), tmp_path_factory.mktemp("grid"))
+    return render(grid(), tmp_path_factory.mktemp("grid"), runnable=lambda record: True)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import hashlib
 import re
 import shlex
 from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -257,6 +258,16 @@ def test_a_cell_is_run_again_by_its_command(cell):
         assert command[-1] == "study=again"
 
 
+def test_the_page_has_no_command_of_a_record_that_may_not_run(tmp_path):
+    """Which is for its caller to say: of itself the page has none."""
+    good, bad = measured(make_record("lora", seed=0)), measured(make_record("dora", seed=0))
+    text = render([good, bad], tmp_path, runnable=lambda record: record is good)
+    assert run_command(good) in unescape(text)
+    assert run_command(bad) not in unescape(text)
+    assert '"refused-data">[1]<' in text
+    assert "harness run method=" not in render([good, bad], tmp_path)
+
+
 def test_imported_cells_have_no_command():
     record = make_record()
     record.source = Source("peft", "file", "0" * 64, [])
@@ -273,6 +284,7 @@ def test_the_command_writes_the_page_and_names_what_is_no_record(tmp_path, capsy
     out = tmp_path / "deep" / "report.html"
     arguments = ["report", "--results-dir", str(tmp_path / "results"), "--out", str(out)]
     assert main(arguments) == 1
+    assert "harness run method=" not in out.read_text()  # the ids of these records are not those of their settings
     assert "broken.json is not complete JSON" in capsys.readouterr().err
     text = out.read_text(encoding="utf-8")
     assert "broken.json is not complete JSON" in text

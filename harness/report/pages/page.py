@@ -75,6 +75,7 @@ def render(
     made_with: Mapping[str, str] | None = None,
     live: Mapping[str, str] | None = None,
     price: float | None = None,
+    runnable: Callable[[Record], bool] = lambda record: False,
 ) -> str:
     """The page as text; the same arguments and files give the same text.
 
@@ -82,7 +83,7 @@ def render(
     where: options that select the study in other commands. command: the command that made the page. made_with: versions
     of libraries by name. live: of a page that is served, the address of `news` and this page's `version`; it then asks
     there for new results, and its policy lets it. price: of the card, dollars for an hour of one device, which the
-    reader may change.
+    reader may change. runnable: whether a record's cell may be run from it; only then the page has the command.
     """
     results = StudyResults(records, folder)
     rows = results.rows
@@ -100,6 +101,7 @@ def render(
         blocks |= block.data
     blocks |= {name: make(results) for name, make in BLOCKS_AFTER_PLUGINS.items()}
     blocks["rest"] = {name: table.rows[LONGEST:] for name, table in long.items() if len(table.rows) > LONGEST}
+    blocks["refused"] = [i for i, row in enumerate(rows) if not runnable(row.records[0])]
     if live:
         blocks["live"] = live
     of_plugins = [path.read_text(encoding="utf-8") for block in added for path in block.scripts]
@@ -128,7 +130,7 @@ def render(
         made_with=made_with or {},
         command=command,
         parts=[f"harness {part} {where}" for part in _parts(added)] if where else [],
-        runs=list(map(run_command, ours[:LONGEST])),
+        runs=[run_command(record) for record in ours[:LONGEST] if runnable(record)],
         cells=len(ours),
         grid=lambda table: Markup("\n".join(html_grid(replace(table, rows=table.rows[:LONGEST])))),
     )

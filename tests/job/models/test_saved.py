@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -201,6 +203,25 @@ def test_the_card_of_a_base_in_a_folder_names_no_place_and_no_model_of_strangers
     assert 'from_pretrained("BASE")' in text
     assert "made of `llama-acme`" in text
     assert str(Path(path).parent) not in text
+
+
+def test_values_of_a_record_are_no_code_on_its_card():
+    """Readers paste its blocks into Python and shells."""
+    found = make_record("lora", 16, 32.0, 2e-4, environment={"auto_class": "os; os.system('mark')"})
+    change(found, model={"path": "someone/model", "revision": 'main"); mark("'})
+    found.cell.name, found.study = "lora\n```python\nmark()", "study`\n\nmark"
+    found.saved = Saved("adapter", {})
+    text = model_card.text(found)
+    assert 'AutoModelForCausalLM.from_pretrained("someone/model", revision="main\\"); mark(\\"")' in text
+    assert "system" not in text
+    assert not {"mark()", "mark", "mark`"} & {*text.splitlines()}
+    assert text.count("```") == 2
+    (compiled,) = re.findall(r"```python\n(.*?)\n```\n", text, re.DOTALL)
+    ast.parse(compiled)
+    (compiled,) = re.findall(r"```python\n(.*?)\n```\n", model_card.text(found, "gguf"), re.DOTALL)
+    ast.parse(compiled)
+    change(found, model={"path": "embedded:x'; mark; '", "revision": None})
+    assert "BASE is the folder of the base model." in model_card.text(found)
 
 
 def test_a_name_on_the_hub_without_an_owner_is_one():

@@ -158,7 +158,7 @@
     const about = [setting.status === "ok" ? null : setting.status, setting.seeds > 1 ? many(setting.seeds, "seed") : null, setting.chosen ? "chosen for its method" : null, card.sentence(setting) || null];
     detail.replaceChildren(
       element("h4", {}, setting.label), element("p", {}, about.filter(Boolean).join(" · ")), facts,
-      command ? element("pre", { tabindex: "0" }, command) : element("p", { class: "notes" }, "Imported from another project: no command reruns it."),
+      command ? element("pre", { tabindex: "0" }, command) : element("p", { class: "notes" }, "No command reruns it: it was imported, or its record can't be run as it is; `harness verify` says why."),
       command ? copier(command) : "", against(setting),
     );
   }

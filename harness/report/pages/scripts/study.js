@@ -48,6 +48,7 @@ const study = (() => {
     memory: Object.fromEntries(Object.entries(raw.memory).map(([kind, values]) => [kind, values[index]])),
   }));
   const { shared, words, own } = raw.commands;
+  const refused = new Set(block("refused"));
   const byId = new Map(settings.flatMap((setting) => setting.ids.map((id) => [id, setting])));
 
   return {
@@ -64,9 +65,9 @@ const study = (() => {
       const [low, high] = [metric?.low?.[index] ?? null, metric?.high?.[index] ?? null];
       return low === null || high === null ? null : [low, high];
     },
-    // The command that runs a setting again, or null for what another project ran.
+    // The command that runs a setting again, or null for what another project ran, or what its record may not run.
     command(index) {
-      if (!own[index]) return null;
+      if (!own[index] || refused.has(index)) return null;
       return ["harness run", ...own[index].map((at) => words[at]), ...shared].join(" ");
     },
   };
