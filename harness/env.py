@@ -15,7 +15,7 @@ from typing import Any
 
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch"),
-    *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core"),
+    *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core", "finetune-harness"),
 )
 # What changes how memory is handed out, how many threads compute and how they wait, and whose attention kernels run.
 ALLOCATOR = re.compile(
@@ -102,13 +102,18 @@ def version_of(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the harness, and whether the checkout differs from it (results aside); null outside a checkout."""
+    """Commit of the harness, and whether the checkout differs from it (results aside); null outside a checkout.
+
+    A checkout of something else, in whose folder the harness is installed, tells nothing of the harness.
+    """
+    here = Path(__file__).resolve().parent
 
     def git(*args: str) -> str:
-        here = Path(__file__).parent
         return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout
 
     try:
+        if Path(git("rev-parse", "--show-toplevel").rstrip("\n")).resolve() != here.parent:
+            return None
         # Records and tables change while a sweep writes them; they don't make the code another.
         dirty = git("status", "--porcelain", "--", ":/", ":(exclude,top)results")
         return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(dirty.strip())}

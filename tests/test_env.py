@@ -56,6 +56,22 @@ def test_the_boot_is_the_same_in_every_process():
     assert len(other.strip()) == 16, "the id itself stays on its machine"
 
 
+@pytest.mark.parametrize(("installed", "is_checkout"), [("harness", True), (".venv/site-packages/harness", False)])
+def test_the_commit_of_another_projects_checkout_is_not_the_harness_s(tmp_path, monkeypatch, installed, is_checkout):
+    """pip installs into a virtual environment that often lies in the folder of the user's own project."""
+    git = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    (tmp_path / installed).mkdir(parents=True)
+    monkeypatch.setattr(env, "__file__", str(tmp_path / installed / "env.py"))
+    assert (env.describe()["git"] is not None) == is_checkout
+
+
+def test_the_version_of_the_harness_is_recorded():
+    """Where there is no commit, it alone tells of an upgrade between two cells of a study."""
+    assert env.describe()["versions"]["finetune-harness"] == env.version_of("finetune-harness")
+
+
 def test_the_name_of_the_machine_and_of_its_user_are_not_told(monkeypatch):
     monkeypatch.setenv("USER", "somebody-of-this-name")
     told = json.dumps(env.describe() | device.describe(torch.device("cpu")))

@@ -163,10 +163,11 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     """A text that distinguishes each record's cell within its method, such as `r=16 α=32 lr=2e-4 train.max_steps=100`.
 
     Axes and knobs come first, then every resolved setting that differs between cells with the same study, model, data,
-    method, axes and knobs. The seed of the training is left out. A setting that a record lacks is one that is off, so a
-    new setting with a neutral default does not split old and new cells. What a method's file takes from another setting
-    (`method.load.dtype` from `model.dtype`) is left out beside it. The text is empty if there is nothing to
-    distinguish.
+    method, axes and knobs. The seed of the training is left out, and what takes it in every one of these cells, such as
+    the seed of SHiRA's masks; other seeds, as that of generated data, are settings. A setting that a record lacks is
+    one that is off, so a new setting with a neutral default does not split old and new cells. What a method's file
+    takes from another setting (`method.load.dtype` from `model.dtype`) is left out beside it. The text is empty if
+    there is nothing to distinguish.
     """
     axes = [_axes(record) for record in records]
     alike = grouped(
@@ -181,7 +182,9 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
         leaves = {i: _setting_leaves(records[i].cell.settings) for i in members}
         keys = sorted({key for i in members for key in leaves[i]})
         columns = {key: [_or_off(key, leaves[i].get(key)) for i in members] for key in keys}
-        varying = [key for key in keys if len(set(columns[key])) > 1]
+        seeds = [_text(records[i].cell.settings.seed) for i in members]
+        repeats = {key for key in keys if key.endswith("seed") and [leaves[i].get(key) for i in members] == seeds}
+        varying = [key for key in keys if len(set(columns[key])) > 1 and key not in repeats]
         own = {key: (key.rpartition(".")[2], *columns[key]) for key in varying}
         others = [of for key, of in own.items() if not key.startswith("method.")]
         varying = [key for key in varying if not key.startswith("method.") or own[key] not in others]
@@ -376,11 +379,14 @@ def _shared_leaves(name: str, part: Any) -> dict[str, str]:
 
 
 def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of all settings but the seed of the training, which only repeats a setting."""
+    """Dotted names and texts of all settings but the seed of the training, which only repeats a setting.
+
+    Imported records may have it among `other` settings.
+    """
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
-        elif name != "seed" or prefix.endswith("eval."):
+        elif name != "seed" or (prefix and not prefix.startswith("other.")):
             yield f"{prefix}{name}", _text(value)
 
 

@@ -24,7 +24,7 @@ from harness.protocol import NO_PATHS, LocalPaths, RunCell
 from harness.record import Record, read_study
 from harness.settings import BY_MICRO_BATCH
 from harness.sweep import runner
-from harness.sweep.changed_file import changed_file
+from harness.sweep.changed_file import changed_since
 from harness.sweep.lease import Lease
 from harness.sweep.progress import SweepProgress
 from harness.sweep.store import Study
@@ -123,10 +123,8 @@ def _require_suited(recorded: Record, changed: dict[str, Any]) -> None:
 
 def _require_same_data(study: Study, records: Sequence[Record], data_root: str | None) -> None:
     """Raise UserError if other cells of the study ran with other data than those of `records` would now."""
-    again = {record.cell.id for record in records}
-    paths = {record.cell.settings.data.path for record in records} - {None}
-    others = [r for r in read_study(study.folder)[0] if r.cell.id not in again and r.cell.settings.data.path in paths]
-    if (changed := changed_file(others, data_root)) is not None:
+    cells = [record.cell for record in records]
+    if (changed := changed_since(study.folder, cells, {cell.id for cell in cells}, data_root)) is not None:
         raise UserError(f"{changed}, so that this study would mix two data sets; run a sweep with another study=NAME.")
 
 

@@ -41,6 +41,20 @@ def test_a_seed_of_the_evaluation_is_a_setting():
     assert list(frame([make_record("lora", 16, seed=seed) for seed in (0, 1)])["setting"]) == ["r=16", "r=16"]
 
 
+def test_a_seed_of_generated_data_is_a_setting():
+    """Cells of the same seed on other problems are no repeats of each other, of which the last alone would count."""
+    cells = [make_record("lora", 16, settings={"data": {"load": {"seed": seed}}}) for seed in (0, 1, 2)]
+    assert list(frame(cells)["setting"]) == [f"r=16 data.load.seed={seed}" for seed in (0, 1, 2)]
+
+
+def test_what_takes_the_seed_of_the_training_is_no_setting():
+    """SHiRA draws its masks by it."""
+    drawn = [make_record("shira", 16, seed=s, settings={"method": {"adapt": {"random_seed": s}}}) for s in (0, 1)]
+    assert list(frame(drawn)["setting"]) == ["r=16", "r=16"]
+    apart = [make_record("shira", 16, settings={"method": {"adapt": {"random_seed": seed}}}) for seed in (0, 1)]
+    assert list(frame(apart)["setting"]) == [f"r=16 method.adapt.random_seed={seed}" for seed in (0, 1)]
+
+
 def test_a_new_setting_that_is_off_does_not_split_old_cells():
     adapt = {"method": {"name": "lora", "adapt": {"r": 16}}}
     off = {"method": {"name": "lora", "adapt": {"r": 16, "use_rslora": False}}}

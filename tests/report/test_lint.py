@@ -69,7 +69,7 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["peft_llama_3_2_3b"] = ["training", "targets", "tries", "fingerprints", "versions", "versions of runs"]
     known["peft_llama_3_2_3b"] += ["base", "seeds"]
     known["pilot"] = ["code", "seeds"]  # its skills were tried one after the other, while the harness went on
-    known["pilot_skill"] = ["batch", "seeds"]  # batch sizes are what it tries
+    known["pilot_skill"] = ["batch", "tries", "seeds"]  # batch sizes are what it tries, with one method
     known["study_lr"] = ["tries", "device", "code"]  # full fine-tuning has a sixth rate; more seeds on another machine
     known["study_targets"] = ["targets", "device", "code", "seeds"]  # what it tries; more seeds of the chosen rates
     known["exposures"] = ["base", "seeds"]  # how long to train all weights is what it tries
@@ -80,7 +80,7 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["study_alpha"] = ["code", "base", "seeds"]  # its sweep's file was changed after the commit; one seed chooses
     known["study_alpha_fresh"] = ["base"]
     known["study_rank_fresh"] = ["contamination", "base"]
-    known["study_numerics"] = ["precision", "attention", "base"]  # what it tries, and what follows
+    known["study_numerics"] = ["precision", "attention", "tries", "base"]  # what it tries, and what follows
     # One seed chooses; adapters have a fourth rate at rank 32; base_nf4 came later.
     known["study_skill"] = ["tries", "code", "seeds"]
     known["gsm8k_0_5b"] = ["device", "code", "seeds"]  # it ran in parts, on several machines; one seed chooses
@@ -294,6 +294,18 @@ def test_unequal_numbers_of_tries():
     )
 
 
+def test_tries_by_any_setting_are_counted():
+    """Three rates times three warm-ups are nine settings to choose among, against three."""
+    records = [make_record("lora", lr=lr) for lr in (1e-4, 2e-4, 4e-4)]
+    records += [
+        make_record("full", lr=lr, settings={"train": {"warmup_ratio": warmup}})
+        for lr in (1e-4, 2e-4, 4e-4)
+        for warmup in (0.0, 0.1, 0.2)
+    ]
+    sentences = dict(told(records))
+    assert sentences["tries"] == "The number of settings tried differs between methods: 3 for lora; 9 for full."
+
+
 @pytest.mark.parametrize(
     ("score", "text"),
     [
@@ -358,6 +370,15 @@ def test_other_fingerprints(name):
     sentence = told(records, "fingerprints")
     assert sentence.startswith(f"Fingerprints of the {name} differ: aaaaaaaaaaaa in base, full (2 cells)")
     assert sentence.endswith("; bbbbbbbbbbbb in lora (2 cells).")
+
+
+def test_fingerprints_that_differ_within_every_method():
+    """A file that was edited halfway: a method's setting would be chosen among cells of two data sets."""
+    records = [make_record(method, lr=lr) for method in ("full", "lora") for lr in (1e-4, 2e-4)]
+    for record in records:
+        record.fingerprints = {"data": "sha256:" + 64 * ("a" if record.cell.lr == 1e-4 else "b")}
+    sentences = dict(told(records))
+    assert sentences["fingerprints"].startswith("Fingerprints of the data differ: aaaaaaaaaaaa in ")
 
 
 def test_inference_measured_in_other_shapes():

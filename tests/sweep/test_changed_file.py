@@ -58,6 +58,14 @@ def test_a_sweep_does_not_mix_two_files(record, capsys):
     assert "warning: data.path=mine.jsonl has changed since" in capsys.readouterr().err
 
 
+def test_a_sweep_over_other_settings_does_not_mix_two_files(record, capsys):
+    """The recorded cell is no point of the second grid, and is compared with its cells all the same."""
+    Path("mine.jsonl").write_text(ROWS[:200])
+    assert main(["sweep", "study=mine", *TYPED, "lr=1e-3,2e-3"]) == 2
+    err = capsys.readouterr().err
+    assert f"has changed since {record.cell.name} ran with it, so that this study would mix two data sets" in err
+
+
 def test_retry_does_not_mix_two_files(record):
     from harness.errors import UserError
 

@@ -4,7 +4,8 @@
         print(finding.sentence)
 
 A difference that all methods share is an axis of the study (for example two batch sizes, each run by all methods) and
-no finding. Nor is what defines a method: its adapter, its optimizer, NF4 weights, no steps for an untuned row.
+no finding, unless it is one of the data or the weights: settings would be chosen among cells that had different ones.
+Nor is what defines a method: its adapter, its optimizer, NF4 weights, no steps for an untuned row.
 """
 
 from __future__ import annotations

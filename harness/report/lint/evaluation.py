@@ -152,11 +152,12 @@ def _sample(record: Record) -> str | None:
 
 
 def fingerprints(records: Sequence[Record]) -> Sentences:
+    """Also where every method has each: then settings are chosen among cells that had other data or weights."""
     for where, members in places(records):
         # That of a file says what that of the data in it says
         for name in dict.fromkeys(name for record in members for name in record.fingerprints if name != "file"):
             subject = f"Fingerprints of the {name} differ{where}"
-            yield from confounded(subject, members, functools.partial(_fingerprint, name=name), method_of)
+            yield from differ(subject, members, functools.partial(_fingerprint, name=name))
 
 
 def _fingerprint(record: Record, name: str) -> str | None:

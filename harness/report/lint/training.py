@@ -8,6 +8,7 @@ from typing import Any
 
 from harness import units
 from harness.record import Probe, Record, SmallerBatches, micro_batches
+from harness.report.frame import setting_texts
 from harness.report.lint.differences import (
     PARTS,
     VALUES,
@@ -22,7 +23,6 @@ from harness.report.lint.differences import (
     method_of,
     named,
     places,
-    point,
     setting_text,
     tuned,
 )
@@ -153,10 +153,11 @@ def attention_text(probe: Probe) -> str | None:
 
 
 def tries(records: Sequence[Record]) -> Sentences:
-    """How many settings of each method were tried; failed ones count too."""
+    """How many settings of each method were tried, as the choice among them counts them; failed ones count too."""
+    texts = {id(record): text for record, text in zip(records, setting_texts(records), strict=True)}
     for where, members in places(records):
         methods = group_by(tuned(members), method_of)
-        counts = {method: len({point(record) for record in cells}) for method, cells in methods.items()}
+        counts = {method: len({texts[id(record)] for record in cells}) for method, cells in methods.items()}
         numbers = sorted(set(counts.values()))
         if len(numbers) < 2:
             continue

@@ -29,7 +29,7 @@ from harness.sweep.app.planning import Planning
 from harness.sweep.app.point import Point, Sharing, architectures, point_of
 from harness.sweep.app.running import RunPoint
 from harness.sweep.app.session import Outcome
-from harness.sweep.changed_file import changed_file
+from harness.sweep.changed_file import changed_since
 from harness.sweep.launchers.base import Answer
 from harness.sweep.launchers.lost_workers import Lost
 from harness.sweep.launchers.places import require_gpus
@@ -189,11 +189,10 @@ class GridSweeper(Sweeper):
         return pending
 
     def _require_same_data(self, study: Study, points: list[Point], pending: list[Point]) -> None:
-        """Raise UserError if cells that are recorded saw other data than those of `pending` would; else say so."""
-        ids = {point.cell.id for point in pending}
-        records = [study.recorded(point.cell) for point in points if point.cell.id not in ids]
-        records += [self._session.recorded[point.cell.id] for point in pending if point.repeat]
-        changed = changed_file([record for record in records if record is not None], points[0].request.data_root)
+        """Raise UserError if recorded cells of the study saw other data than those of `pending` would; else say so."""
+        replaced = {point.cell.id for point in pending if not point.repeat}
+        cells = (point.cell for point in points)
+        changed = changed_since(study.folder, cells, replaced, points[0].request.data_root)
         if changed is None:
             return
         anew = f"study=NAME trains all cells on the new data; `{study.command('rm')}` removes what was recorded"

@@ -109,9 +109,9 @@ class Times:
     def _steps(self, point: Planned) -> Estimate | None:
         """The time of the training steps alone.
 
-        Tokens at the given throughput, else at the median rate of the same model, method and number of devices in steps
-        of a like size, else by the kernels that were timed, else FLOPs at the median FLOP/s per device of models and
-        steps of a like size, else the work at what kernels reach of the card's rates.
+        Tokens at the given throughput, else at the median rate of the same kind of cell (`_kind`) in steps of a like
+        size, else by the kernels that were timed, else FLOPs at the median FLOP/s per device of models and steps of a
+        like size in the same arithmetic, else the work at what kernels reach of the card's rates.
         """
         p = point.prediction
         if not p["trainable"] or p["shape"]["steps"] is None:
@@ -135,6 +135,7 @@ class Times:
             (timed, rate)
             for timed in like
             if timed.record.parameters and _alike(timed.record.parameters.total, p["total"])
+            if _arithmetic(timed.record.cell) == _arithmetic(point.cell)
             if (rate := timed.flops_per_second) is not None
         ]
         self.used |= {id(timed.record) for timed, _ in sized}
@@ -154,9 +155,18 @@ def _alike(a: float, b: float) -> bool:
     return b / LIKE <= a <= b * LIKE
 
 
-def _kind(cell: Cell) -> tuple[str, str, int, int]:
+def _kind(cell: Cell) -> tuple[Any, ...]:
     """What cells share whose token rates are comparable."""
-    return cell.model, cell.method, cell.settings.train.devices, cell.settings.train.nodes
+    train = cell.settings.train
+    work = train.packing, train.gradient_checkpointing, train.activation_offload
+    return cell.model, cell.method, train.devices, train.nodes, *work, *_arithmetic(cell)
+
+
+def _arithmetic(cell: Cell) -> tuple[Any, ...]:
+    """What cells share whose FLOP/s are comparable: number formats, and by which kernels they compute."""
+    settings = cell.settings
+    formats = settings.model.dtype, settings.model.upcast, settings.train.precision
+    return *formats, settings.train.compile, settings.fast
 
 
 def _device(environment: dict[str, Any]) -> tuple[Any, ...]:

@@ -540,6 +540,30 @@ def test_time_is_by_models_and_steps_of_a_like_size(tmp_path):
     assert [speed.seconds(one) is not None for one in asked] == [True, False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "by_flops"),
+    [
+        ("model", {"dtype": "float32"}, False),
+        ("train", {"precision": "fp32"}, False),
+        ("train", {"compile": True}, False),
+        (None, {"speedups": "off"}, False),
+        ("train", {"gradient_checkpointing": True}, True),
+        ("train", {"packing": True}, True),
+    ],
+)
+def test_time_is_by_records_of_the_same_arithmetic_and_work(tmp_path, part, change, by_flops):
+    """By FLOP/s at most, where the same arithmetic does more work or less."""
+    here = {"device": {"type": "cuda", "name": "A"}}
+    write(known("lora", 50.0, here, flops=10.0), tmp_path / "s" / "one.json")
+    planned = point("lora")
+    settings = planned.cell.settings
+    if part is not None:
+        change = {part: dataclasses.replace(getattr(settings, part), **change)}
+    planned.cell.settings = dataclasses.replace(settings, **change)
+    seconds = times.Times(tmp_path, here, "cuda").seconds(planned)
+    assert seconds == (5000 / (10.0 * 50.0 * 200 / 100) if by_flops else None)
+
+
 def test_time_is_by_records_that_ran_alone(tmp_path):
     here = {"device": {"type": "cuda", "name": "A", "id": "0"}, "boot": "b"}
     beside = here | {"device": here["device"] | {"id": "1"}}
