@@ -309,6 +309,15 @@ def test_b_learns_faster_than_a_in_loraplus():
     assert {rate for n, rate in found.items() if "lora_B" in n} == {16e-3}
 
 
+@pytest.mark.parametrize("method", ["loraplus", "lorafa"])
+def test_optimizers_of_peft_decay_as_told(method):
+    bench = prepared(tiny(f"method={method}", "train.weight_decay=0.1"))
+    optimizers.set_betas(bench.optimizer, [0.8, 0.9])
+    groups = [group for group in bench.optimizer.param_groups if group["params"]]
+    assert {group["weight_decay"] for group in groups} == {0.1}
+    assert {group["betas"] for group in groups} == {(0.8, 0.9)}
+
+
 def test_lorafa_follows_the_nearest_gradient():
     bench = prepared(tiny("method=lorafa", "lr=1e-3", "alpha=16", "rank=8"))
     loop.summed_loss(bench.net, bench.steps[0][0]).backward()
