@@ -20,6 +20,7 @@ from harness.settings import AUTO, BY_MICRO_BATCH, HELD_OUT, WITH_MARGIN, quanti
 
 KEEP_BASE = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights that leave the base as it is
 READ_BY = {"path": "local", "columns": "local", "task": "reasoning_gym", "options": "reasoning_gym"}  # fields of data
+OF_ADAMW = ("${adamw:", "AdamW", "create_lorafa_optimizer")  # one is in the slots of a method that steps by AdamW
 SETTINGS = {described.key: described for described in settings_of(FullConfig)}
 PRECAUTIONS = {key: SETTINGS[key] for key in ("timeout", "train.save_every")}
 
@@ -198,7 +199,7 @@ def _check_optimizer(config: DictConfig) -> None:
         raise UserError(f"train.weight_decay={train.weight_decay:g} can't be combined with {method}, which has none.")
     if train.adapter_dropout and "${train.adapter_dropout}" not in slots:
         raise UserError(f"train.adapter_dropout={train.adapter_dropout:g} can't be combined with {method}: no dropout.")
-    if train.betas is not None and "${adamw:" not in slots and "AdamW" not in slots:
+    if train.betas is not None and not any(name in slots for name in OF_ADAMW):
         raise UserError(f"train.betas requires a method that steps by AdamW, got {config.method.name}.")
 
 

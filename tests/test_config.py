@@ -282,6 +282,8 @@ def test_rows_are_filled_in_the_order_drawn_or_cut_by_length(compose):
         ("train.epochs=2.5",),
         ("train.epochs=1", "train.weight_decay=0.1", "train.adapter_dropout=0.1", "method=base"),
         ("train.betas=[0.9,0.95]", "method=galore"),
+        ("train.weight_decay=0.1", "train.betas=[0.9,0.95]", "method=loraplus"),
+        ("train.weight_decay=0.1", "train.betas=[0.9,0.95]", "method=lorafa"),
         ("train.weight_decay=0.1", "train.adapter_dropout=0.1", "train.betas=[0.9,0.95]", "method=qdora"),
         ("train.save_every=50", "retry.on_oom=true"),
         ("train.batch_size=auto", "train.global_batch=8", "train.devices=2"),

@@ -43,10 +43,14 @@ def build(
     per_layer: see `in_backward`.
     keeping: how steps of 16-bit weights are kept: harness.job.methods.master_weights.
 
+    Weight decay leaves vectors alone: `_sparing_vectors`.
+
     Raises ValueError if there are stacks of experts, and `optimizer` takes matrices alone.
     """
     if matrices is not None:
         optimizer = _projecting_stacks(optimizer, model)
+    optimizer = _sparing_vectors(optimizer)
+    rest = None if rest is None else _sparing_vectors(rest)
     trainable = {id(p): p for p in model.parameters() if p.requires_grad}
     if any(p.dtype is not torch.float32 for p in trainable.values()):
         optimizer = _in_fp32(optimizer, keeping)
@@ -84,6 +88,34 @@ def _projecting_stacks(make: Make, model: nn.Module) -> Make:
         return optimizer
 
     return made
+
+
+def _sparing_vectors(make: Make) -> Make:
+    """`make`, whose optimizer does not decay vectors: norms, biases, IA3's scales.
+
+    Decay would pull them to zero, and a norm or a scale leaves the model as it is at one. transformers' Trainer
+    excludes norms and biases too. Groups without decay stay whole.
+    """
+
+    def made(params: list[Any]) -> Optimizer:
+        optimizer = make(params)
+        for group in [*optimizer.param_groups]:
+            vectors = [p for p in group["params"] if _is_vector(p)]
+            if not group.get("weight_decay") or not vectors:
+                continue
+            if len(vectors) == len(group["params"]):
+                group["weight_decay"] = 0.0
+            else:
+                group["params"] = [p for p in group["params"] if not _is_vector(p)]
+                optimizer.add_param_group({**group, "params": vectors, "weight_decay": 0.0})
+        return optimizer
+
+    return made
+
+
+def _is_vector(p: Tensor) -> bool:
+    """Whether at most one dimension of `p` is above 1."""
+    return sum(size > 1 for size in p.shape) <= 1
 
 
 def _in_fp32(make: Make, keeping: Keeping) -> Make:

@@ -26,6 +26,8 @@ from harness.job.models.structure import count, freeze_senses, stacks
 from harness.record import Cell
 
 Samples = Callable[[int], Iterator[Batch]]  # padded training batches of a number of sequences, in training order
+# Fields of peft configs that seed generators of their own. Their defaults are constants, so set_seed changes nothing.
+SEEDS = ("projection_prng_key", "projection_seed", "proj_seed", "random_loc_seed", "random_seed")
 
 
 def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, saved: Path | None = None) -> nn.Module:
@@ -45,6 +47,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         adapted = change(base)
         freeze_senses(base)
         return adapted
+    _seed(change, cell)
     if getattr(change, "layer_replication", None):
         raise ValueError("layer_replication makes a deeper model of the base, which the base can't be compared with")
     experts, wanted, start = stacks(base), targets.apply(change, base), getattr(change, "init_lora_weights", None)
@@ -66,6 +69,15 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
     return net
+
+
+def _seed(config: peft.PeftConfig, cell: Cell) -> None:
+    """Have what `config` draws by generators of its own follow the cell's seeds, unless its file gives a seed."""
+    method = cell.settings.method
+    seed = cell.settings.seed if method.init_seed is None else method.init_seed
+    for name in SEEDS:
+        if hasattr(config, name) and name not in (method.adapt or {}):
+            setattr(config, name, seed)
 
 
 def changes_base(cell: Cell) -> bool:

@@ -85,6 +85,44 @@ def test_several_optimizers_step_as_one():
     assert {id(one[i].bias) for i in (0, 2)} <= {id(p) for p in made.state}
 
 
+# Weight decay
+
+
+def decayed(made: nn.Module, decay: float, **more) -> tuple[list[str], list[dict]]:
+    """The names of the weights that a step without gradients makes smaller, and the optimizer's groups."""
+    made.scale = nn.Parameter(torch.ones(1, 8))
+    optimizer = optimizers.build(made, optimizer=lambda p: AdamW(p, lr=0.1, weight_decay=decay), **more)
+    before = {name: p.detach().clone() for name, p in made.named_parameters()}
+    for p in made.parameters():
+        p.grad = torch.zeros_like(p, dtype=p.grad_dtype)
+    optimizer.step()
+    return [name for name, p in made.named_parameters() if not torch.equal(p, before[name])], optimizer.param_groups
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "more", [{}, {"matrices": {}}, {"matrices": {}, "rest": lambda p: AdamW(p, lr=0.1, weight_decay=0.5)}]
+)
+def test_vectors_are_not_decayed(dtype, more):
+    names, _ = decayed(net().to(dtype), 0.5, **more)
+    assert names == ["0.weight", "2.weight"]
+
+
+def test_vectors_alone_are_not_decayed_either():
+    made = net()
+    for layer in (made[0], made[2]):
+        layer.weight.requires_grad_(False)
+    names, groups = decayed(made, 0.5)
+    assert names == []
+    assert [group["weight_decay"] for group in groups] == [0.0]
+
+
+def test_groups_without_decay_stay_whole():
+    names, groups = decayed(net(), 0.0)
+    assert names == []
+    assert [len(group["params"]) for group in groups] == [5]
+
+
 # In the backward pass
 
 
@@ -269,6 +307,15 @@ def test_b_learns_faster_than_a_in_loraplus():
     found = {n: rates[id(p)] for n, p in bench.net.named_parameters() if p.requires_grad}
     assert {rate for n, rate in found.items() if "lora_A" in n} == {1e-3}
     assert {rate for n, rate in found.items() if "lora_B" in n} == {16e-3}
+
+
+@pytest.mark.parametrize("method", ["loraplus", "lorafa"])
+def test_optimizers_of_peft_decay_as_told(method):
+    bench = prepared(tiny(f"method={method}", "train.weight_decay=0.1"))
+    optimizers.set_betas(bench.optimizer, [0.8, 0.9])
+    groups = [group for group in bench.optimizer.param_groups if group["params"]]
+    assert {group["weight_decay"] for group in groups} == {0.1}
+    assert {group["betas"] for group in groups} == {(0.8, 0.9)}
 
 
 def test_lorafa_follows_the_nearest_gradient():
