@@ -7,7 +7,7 @@ import re
 
 import pytest
 from chromium import in_a_browser
-from records import make_record, measured
+from records import make_record, make_score, measured
 
 from harness.config import ROOT
 from harness.record import read_study
@@ -76,6 +76,17 @@ def test_a_settings_command_is_that_of_its_record():
         words = {*commands["shared"], *(commands["words"][i] for i in own)}
         assert words == set(run_command(row.records[0]).removeprefix("harness run ").split(" "))
     assert len(commands["shared"]) > len(commands["own"][0])
+
+
+def test_the_charts_begin_with_the_score_that_decides():
+    tasks = (("mmlu", "acc"), ("hellaswag", "acc"))
+    records = []
+    for method in ("lora", "dora"):
+        scores = [make_score(0.5, task=task, metric=metric, filter="none") for task, metric in tasks]
+        records.append(make_record(method, lr=1e-4, data="own", scores=scores))
+    study = StudyResults(records, None)
+    (contest, _) = study.answer.contests
+    assert settings_block(study)["places"][0]["score"] == contest.score == "mmlu/acc/none"
 
 
 def test_packages_that_not_everyone_may_use_are_known():
@@ -326,3 +337,25 @@ def test_columns_are_hidden_and_shown(shown, page):
     assert browser.ask("location.hash") == "#best-table.hide=Setting"
     browser.ask(f"{box}.click()")
     assert all(browser.ask(setting))
+
+
+@in_a_browser
+def test_ranks_are_drawn_by_the_score_of_the_place_that_is_shown(shown, tmp_path):
+    records = [measured(make_record("lora", rank, 2.0 * rank, 1e-4)) for rank in (8, 16)]
+    for rank in (4, 32):
+        records.append(measured(make_record("lora", rank, 2.0 * rank, 1e-4, data="own", scores=[])))
+    browser = shown(render(records, tmp_path))
+    draw = "document.getElementById('chart-ranks').scrollIntoView(); new Promise((done) => setTimeout(done, 500))"
+    label = "document.querySelector('#chart-ranks svg [aria-label=\"y-axis label\"]').textContent"
+    ticks = (
+        "[...document.querySelectorAll('#chart-ranks svg [aria-label=\"x-axis tick label\"] text')]"
+        ".map((text) => text.textContent)"
+    )
+    browser.ask(draw)
+    assert browser.ask(label) == "↑ gsm8k, exact match, strict format (%)"
+    assert browser.ask(ticks) == ["8", "16"]
+    browser.ask("state.set({at: study.places[1].id})")
+    browser.ask(draw)
+    assert browser.ask(label) == "Validation loss"
+    assert browser.ask(ticks) == ["4", "32"]
+    assert browser.complaints() == []

@@ -11,7 +11,6 @@ from math import isfinite
 
 from harness import units
 from harness.record import Score
-from harness.report.answer.advice import headline
 from harness.report.answer.place import Decision
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import Place, place_titles
@@ -107,9 +106,7 @@ def overviews(study: StudyResults) -> list[Overview]:
 
 
 def _overview(study: StudyResults, place: Place, title: str, candidates: Sequence[Candidate]) -> Overview:
-    contest = headline(study.answer.contests, place)
-    scores = study.scores(place)
-    score = scores.get(contest.score) if contest else study.headline(place)
+    score = study.deciding(place)
     estimates = [_outcome(study, each, score) for each in candidates]
     sign = -1 if score is not None and score.higher_is_better else 1
 

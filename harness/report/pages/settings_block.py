@@ -16,7 +16,7 @@ from typing import Any
 from harness.record import Record, Score, memory_remainder, micro_batches
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import Place, looks, place_titles
-from harness.report.frame import KINDS, TRAIN_MEMORY
+from harness.report.frame import KINDS, TRAIN_MEMORY, score_name
 from harness.report.pages.commands import run_words
 from harness.report.statistics import Interval, seeds_interval
 from harness.report.tables.entries import score_style
@@ -44,20 +44,21 @@ LICENCES = {"apollo_torch": "CC BY-NC 4.0"}  # packages of optimizers that not e
 def settings_block(study: StudyResults) -> dict[str, Any]:
     """What the page knows of each setting of `study`.
 
-    places, methods: their names, and how a method looks. ids: of the cells of each setting, by which an address names
-    it: positions and texts change while a study grows. metrics: what can be compared, one value a setting, with 95%
-    intervals where they are known. memory: bytes by kind at the peak of a step, of all gradients, and of what the
-    allocator holds beside them. tokens: of a micro-batch on one device (`_tokens`).
+    places, methods: their names, the score by which the answer compares in a place, and how a method looks. ids: of
+    the cells of each setting, by which an address names it: positions and texts change while a study grows. metrics:
+    what can be compared, one value a setting, with 95% intervals where they are known. memory: bytes by kind at the
+    peak of a step, of all gradients, and of what the allocator holds beside them. tokens: of a micro-batch on one
+    device (`_tokens`).
     commands: words shared by all, and for each setting the positions of its own in `words`.
     """
     rows = list(study.rows)
     chosen = study.chosen
     titles = place_titles(study.places)
-    headlines = [study.headline(place) for place in study.places]
+    deciding = [study.deciding(place) for place in study.places]
     return {
         "places": [
-            {"id": id, "title": title or place[2], "score": f"{s.task}/{s.metric}/{s.filter}" if s else None}
-            for id, place, title, s in zip(_place_ids(study.places), study.places, titles, headlines, strict=True)
+            {"id": id, "title": title or place[2], "score": score_name(score) if score else None}
+            for id, place, title, score in zip(_place_ids(study.places), study.places, titles, deciding, strict=True)
         ],
         "methods": _looks(study.methods),
         "ids": [list(map(short_id, row.records)) for row in rows],
