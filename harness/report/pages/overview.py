@@ -116,10 +116,10 @@ def _overview(study: StudyResults, place: Place, title: str, candidates: Sequenc
 
     best_first = sorted(range(len(candidates)), key=order)
     tuned = [i for i in best_first if not candidates[i].untuned][:MOST]
-    kept = [i for i in best_first if i in tuned or candidates[i].untuned]
-    leading = [candidates[i] for i in kept]
+    shown_at = [i for i in best_first if i in tuned or candidates[i].untuned]
+    leading = [candidates[i] for i in shown_at]
     columns = [
-        _outcome_column(score, leading, [estimates[i] for i in kept]),
+        _outcome_column(score, leading, [estimates[i] for i in shown_at]),
         _memory_column(leading),
         _speed_column(leading),
         _forgotten_column(study, place, score, leading),
