@@ -7,8 +7,9 @@ import re
 
 import pytest
 from chromium import in_a_browser
-from records import make_record, measured
+from records import make_record, make_score, measured
 
+from harness import units
 from harness.config import ROOT
 from harness.record import read_study
 from harness.report.figures.study_results import StudyResults
@@ -17,6 +18,7 @@ from harness.report.pages.curves_block import curves_block
 from harness.report.pages.importance import importance
 from harness.report.pages.page import LONGEST, render
 from harness.report.pages.settings_block import settings_block
+from harness.report.tables.entries import rate, score_style
 
 REFERENCE = ROOT / "results" / "reference"
 RATES = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3]
@@ -76,6 +78,17 @@ def test_a_settings_command_is_that_of_its_record():
         words = {*commands["shared"], *(commands["words"][i] for i in own)}
         assert words == set(run_command(row.records[0]).removeprefix("harness run ").split(" "))
     assert len(commands["shared"]) > len(commands["own"][0])
+
+
+def test_the_charts_begin_with_the_score_that_decides():
+    tasks = (("mmlu", "acc"), ("hellaswag", "acc"))
+    records = []
+    for method in ("lora", "dora"):
+        scores = [make_score(0.5, task=task, metric=metric, filter="none") for task, metric in tasks]
+        records.append(make_record(method, lr=1e-4, data="own", scores=scores))
+    study = StudyResults(records, None)
+    (contest, _) = study.answer.contests
+    assert settings_block(study)["places"][0]["score"] == contest.score == "mmlu/acc/none"
 
 
 def test_packages_that_not_everyone_may_use_are_known():
@@ -326,3 +339,134 @@ def test_columns_are_hidden_and_shown(shown, page):
     assert browser.ask("location.hash") == "#best-table.hide=Setting"
     browser.ask(f"{box}.click()")
     assert all(browser.ask(setting))
+
+
+def wait(browser, condition):
+    """Until it is true on the page: charts are drawn when they are seen, one frame later."""
+    browser.ask(
+        f"new Promise((done) => {{ const look = () => ({condition} ? done() : setTimeout(look, 50)); look(); }})"
+    )
+
+
+@in_a_browser
+def test_ranks_are_drawn_by_the_score_of_the_place_that_is_shown(shown, tmp_path):
+    records = [measured(make_record("lora", rank, 2.0 * rank, 1e-4)) for rank in (8, 16)]
+    for rank in (4, 32):
+        records.append(measured(make_record("lora", rank, 2.0 * rank, 1e-4, data="own", scores=[])))
+    browser = shown(render(records, tmp_path))
+    label = "document.querySelector('#chart-ranks svg [aria-label=\"y-axis label\"]')?.textContent"
+    ticks = (
+        "[...document.querySelectorAll('#chart-ranks svg [aria-label=\"x-axis tick label\"] text')]"
+        ".map((text) => text.textContent)"
+    )
+    browser.ask("document.getElementById('chart-ranks').scrollIntoView()")
+    wait(browser, f"{label}?.includes('gsm8k, exact match, strict format (%)')")
+    assert browser.ask(ticks) == ["8", "16"]
+    browser.ask("state.set({at: study.places[1].id})")
+    wait(browser, f"{label}?.includes('alidation loss')")
+    assert browser.ask(ticks) == ["4", "32"]
+    assert browser.complaints() == []
+
+
+@in_a_browser
+def test_numbers_on_charts_are_written_as_in_tables(shown, page):
+    browser = shown(page)
+    shares = [0.5625, 0.1875, 0.3333, 0.00625, 0.0, 1.0, 0.06875]
+    _, percent = score_style(make_score(), shares)
+    numbers = [0.75, 12.3, 1.23456, 0.78125, 9.99996, 0.99996, 1234.5, 9999.6, 123450.0, 0.0001234, 2.5e-5, -1.5]
+    rates = [99.94, 12.345, 0.5, 100.5, 1234.5, 123456.4, 2500.5]
+    sizes = [1.5 * 2**30, 2.78125 * 2**30, 512 * 2**20, 10.5 * 2**20, 900 * 2**10, 0]
+    counts = [999, 1000, 999_600, 4_884_480, 134_515_008, 1_000_000, 0]
+    expected = {
+        "percent": (shares, [f"{percent(share)}%" for share in shares]),
+        "number": (numbers, [units.significant(number) for number in numbers]),
+        "rate": (rates, list(map(rate, rates))),
+        "bytes": (sizes, list(map(units.size, sizes))),
+        "count": (counts, list(map(units.count, counts))),
+    }
+    for unit, (values, texts) in expected.items():
+        assert browser.ask(f"{json.dumps(values)}.map(WRITTEN.{unit})") == texts, unit
+
+
+@in_a_browser
+def test_costs_of_two_devices_and_memory_of_two_instruments_are_not_compared(shown, tmp_path):
+    """As `Row.over` refuses."""
+    gpu = measured(make_record("lora", 8, 16.0, 1e-4))
+    cpu = measured(make_record("dora", 8, 16.0, 1e-4))
+    cpu.environment = cpu.environment | {"device": {"type": "cpu"}, "cpu": {"name": "EPYC", "cores": 8}}
+    other = measured(make_record("full", lr=1e-4))
+    study = StudyResults([gpu, cpu, other], None)
+    one, two, three = (next(row for row in study.rows if row.method == name) for name in ("lora", "dora", "full"))
+    browser = shown(render([gpu, cpu, other], tmp_path))
+    names = browser.ask("study.settings.map((setting) => setting.method.name)")
+    settings = {name: f"study.settings[{names.index(name)}]" for name in names}
+    for first, second in ((one, two), (one, three)):
+        for measure in ("train_allocated_peak", "tokens_per_second_steady", "seconds"):
+            pair = f"[{settings[first.method]}, {settings[second.method]}]"
+            comparable = browser.ask(f"study.comparable('{measure}', {pair})")
+            assert comparable == (first.over(second, measure) is not None), (measure, second.method)
+    assert browser.ask(f"study.comparable('validation_loss', [{settings['lora']}, {settings['dora']}])")
+    beside = f"comparer.beside({settings['lora']}, {settings['dora']}, 600)"
+    rows = f"[...{beside}.querySelectorAll('tr')].map((row) => [row.cells[0].textContent, row.cells[3]?.textContent])"
+    ratios = dict(browser.ask(rows))
+    assert ratios["Training tokens/s, median step"] == ratios["Peak train memory"] == "–"
+    assert ratios["Validation loss"] == "1.01×"
+    line = "document.querySelectorAll('#chart-score svg [aria-label=\"line\"] path').length"
+    browser.ask("document.getElementById('chart-score').scrollIntoView()")
+    wait(browser, "document.querySelector('#chart-score svg')")
+    assert browser.ask(line) == 0
+    browser.ask("state.set({without: 'dora'})")
+    wait(browser, f"{line} === 1")
+
+
+@in_a_browser
+def test_an_interval_below_zero_leaves_the_first_chart_on_its_logarithmic_axis(shown, tmp_path):
+    perplexity = {"metric": "word_perplexity", "filter": "none", "higher_is_better": False, "task": "wikitext"}
+    values = {"lora": 2.0, "dora": 80.0, "base": 900.0}
+    records = []
+    for method, value in values.items():
+        lr = None if method == "base" else 1e-4
+        records.append(measured(make_record(method, lr=lr, scores=[make_score(value, 3, **perplexity)])))
+    browser = shown(render(records, tmp_path))
+    wait(browser, "document.querySelector('#chart-first svg')")
+    marks = browser.ask(
+        "[...document.querySelectorAll('#chart-first svg [aria-label=\"dot\"] path')].map((path) => path.outerHTML)"
+    )
+    assert len(marks) == 2
+    assert "NaN" not in "".join(marks)
+    assert browser.complaints() == []
+
+
+@in_a_browser
+def test_models_beyond_the_axis_share_a_line_of_text(shown, tmp_path):
+    records = [measured(make_record(name, scores=[make_score(0.01)])) for name in ("base", "base_nf4")]
+    records += [measured(make_record(name, lr=1e-4, scores=[make_score(0.9)])) for name in ("lora", "dora")]
+    browser = shown(render(records, tmp_path))
+    wait(browser, "document.querySelector('#chart-first svg')")
+    texts = browser.ask("[...document.querySelectorAll('#chart-first svg text')].map((text) => text.textContent)")
+    assert [text for text in texts if "↓" in text] == ["↓ base 1.0%, base_nf4 1.0%"]
+
+
+@in_a_browser
+def test_without_a_cost_of_training_the_first_chart_shows_the_time(shown, tmp_path):
+    records = [make_record(name, scores=[make_score(0.5)]) for name in ("base", "base_nf4")]
+    browser = shown(render(records, tmp_path))
+    wait(browser, "document.querySelector('#chart-first svg')")
+    assert browser.ask("document.getElementById('chart-first-title').textContent") == "Quality against time of the job"
+
+
+@in_a_browser
+def test_a_choice_to_compare_with_keeps_the_focus_and_is_read_out_in_short(shown, page):
+    browser = shown(page, f"pick={grid()[3].cell.id[:10]}")
+    browser.ask("document.getElementById('chart-score').scrollIntoView()")
+    wait(browser, "document.getElementById('choose-against')")
+    browser.ask(
+        "(() => { const choose = document.getElementById('choose-against'); choose.focus();"
+        "choose.value = choose.options[1].value; choose.dispatchEvent(new Event('change')); })()"
+    )
+    wait(browser, "document.querySelector('.comparison')")
+    assert browser.ask("document.activeElement.id") == "choose-against"
+    said = browser.ask("document.querySelector('#chart-score [role=\"status\"]').textContent")
+    assert said.startswith(browser.ask("document.querySelector('#detail h4').textContent"))
+    assert len(said) < 200
+    assert not browser.ask("document.querySelector('#detail').ariaLive")

@@ -221,3 +221,16 @@ def test_without_items_there_is_no_such_section(tmp_path, shown):
     assert page.complaints() == []
     assert page.ask("document.getElementById('items')") is None
     assert page.ask("document.querySelector('a[href=\"#items\"]')") is None
+
+
+@in_a_browser
+def test_items_of_two_settings_are_counted_by_most_seeds(shown, folder, study, monkeypatch):
+    """One of two seeds is not most: item 40 is neither. A capped page says how many items it counts."""
+    monkeypatch.setattr(block_of, "CELLS", 130)
+    browser = shown(render(study, folder))
+    assert not browser.ask("document.getElementById('items-set').checkVisibility()"), "there is one test"
+    names = browser.ask("study.settings.map((setting) => setting.method.name)")
+    base, lora = (f"study.settings[{names.index(name)}]" for name in ("base", "lora"))
+    table = f"[...comparer.beside({lora}, {base}, 600).querySelectorAll('table')].at(-1)"
+    cells = browser.ask(f"[...{table}.rows[1].cells].map((cell) => cell.textContent)")
+    assert cells == ["gsm8k, exact match, strict format (65 of 120 items)", "30", "30"]

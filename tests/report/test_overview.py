@@ -7,6 +7,7 @@ import re
 import pytest
 from chromium import in_a_browser
 from records import make_record, make_score, measured
+from test_best import answers, leave
 
 from harness.config import ROOT
 from harness.record import read_study
@@ -34,7 +35,7 @@ def test_each_method_has_a_number_and_a_bar_for_what_it_gains_costs_and_forgets(
     assert headers == ["Skill, solved (%)", "Memory", "Tokens/s", "Forgotten"]
     assert overview.columns[-1][1] == "plain text, bits per byte against its base, + is a loss"
     assert [row.method for row in overview.rows] == ["full", "galore", "lora", "dora", "qlora", "base", "base_nf4"]
-    assert [row.tied for row in overview.rows] == [True] * 5 + [False] * 2
+    assert [row.tinted for row in overview.rows] == [True] * 5 + [False] * 2
     full, *_, base, _ = overview.rows
     score, memory, _, forgotten = full.cells
     assert (score.text, score.interval) == ("67.5", "63.4–70.7")
@@ -70,10 +71,37 @@ def test_many_experiments_are_cut_and_the_rest_is_named():
 def test_a_single_method_is_better_than_nothing_and_not_tinted():
     record = measured(make_record("lora", 8, 16.0, 1e-4, scores=[make_score(0.4)]))
     (alone,) = overviews(StudyResults([record], None))
-    assert (alone.tint, [row.tied for row in alone.rows]) == ("", [False])
+    assert (alone.tint, [row.tinted for row in alone.rows]) == ("", [False])
     base = make_record("base", scores=[make_score(0.1)])
     (beside,) = overviews(StudyResults([record, base], None))
     assert len(beside.rows) == 2
+
+
+def test_what_is_not_recommended_is_not_said_to_be_better(tmp_path):
+    base = leave(tmp_path, make_record("base"), answers(0.8, 0))
+    single = leave(tmp_path, make_record("lora", lr=1e-4), answers(0.4, 1))
+    seeds = [leave(tmp_path, make_record("lora", lr=1e-4, seed=seed), answers(0.4, seed)) for seed in range(1, 4)]
+    beside = leave(tmp_path, make_record("full", lr=1e-4), answers(0.2, 2))
+
+    def tinted(*records):
+        (overview,) = overviews(StudyResults(records, tmp_path))
+        return overview.tint, [row.method for row in overview.rows if row.tinted]
+
+    assert tinted(base, single) == ("", []), "one seed, and worse than base"
+    assert tinted(single, beside) == ("", []), "one seed each: no method is recommended"
+    low = [leave(tmp_path, make_record("full", lr=1e-4, seed=seed), answers(0.2, seed)) for seed in range(1, 4)]
+    assert tinted(base, *seeds, *low) == ("Tinted: better than the rest.", ["base"])
+    weak = leave(tmp_path, make_record("base"), answers(0.1, 0))
+    assert tinted(weak, *seeds) == ("", []), "a single method has no rest"
+    assert tinted(weak, *seeds, *low) == ("Tinted: better than the rest.", ["lora"])
+
+
+def test_untuned_models_stay_where_tuned_ones_are_cut():
+    records = [make_record(f"m{i:02}", lr=1e-4, scores=[make_score(0.5 + i / 100)]) for i in range(MOST + 1)]
+    records.append(make_record("base", scores=[make_score(0.1)]))
+    (overview,) = overviews(StudyResults(records, None))
+    assert [row.method for row in overview.rows] == [*(f"m{i:02}" for i in range(MOST, 0, -1)), "base"]
+    assert overview.more == 1
 
 
 def test_scores_that_cost_points_are_lost_in_points():
@@ -133,7 +161,7 @@ def test_a_method_is_picked_in_the_table_and_hidden_by_the_filters(shown, skill)
         "[...document.querySelectorAll('#overview-0 tbody tr')].filter((r) => r.checkVisibility())"
         ".map((r) => r.cells[0].textContent)"
     )
-    assert rows == ["full", "galore", "lora", "dora", "base"]
+    assert rows == ["full", "galore", "lora", "dora", "base", "base_nf4"]
 
 
 @pytest.mark.long
@@ -178,7 +206,7 @@ def test_a_chart_is_taken_as_a_picture_and_as_numbers(shown, skill):
     assert "var(--" not in picture
     assert browser.ask(f"exporter.png({svg}).then((blob) => [blob.type, blob.size > 5000])") == ["image/png", True]
     rows = browser.ask(f"{svg}.rows.filter((row) => row.chosen).map((row) => row.method)")
-    assert sorted(rows) == ["base", "dora", "full", "galore", "lora", "qlora"]
+    assert sorted(rows) == ["base", "base_nf4", "dora", "full", "galore", "lora", "qlora"]
     csv = browser.ask("exporter.csv([{name: '=1+1', value: 2.5}, {name: 'a\"b', value: null}])")
     assert csv == '"name","value"\n"\'=1+1",2.5\n"a""b",\n'
     assert browser.complaints() == []
@@ -190,6 +218,6 @@ def test_a_symbol_is_the_same_in_figures_and_on_the_page(shown, skill):
 
     browser = shown(skill)
     found = dict(browser.ask("study.methods.map((m) => [m.name, m.shape])"))
-    assert len(found) == 6
+    assert len(found) == 7
     assert found == {name: look.marker for name, look in looks(found).items() if name in found}
     assert browser.ask("study.methods.every((m) => typeof m.symbol.draw === 'function')")

@@ -374,6 +374,11 @@ def test_columns_are_sorted_by_what_they_mean(shown, tmp_path):
     assert settings.index("r=16 α=32 lr=2e-4") < settings.index("r=64 α=128 lr=2e-4")
     assert sorted(column(page, "settings-table", "Method")) == sorted(before)
     assert page.ask("document.querySelectorAll('#settings-table [aria-sort]').length") == 1
+    first = "['> 99% (1.0)', '99%', '1%', '< 1% (5.0)', '$0.04', '$1,250.00', '≤ 2.39K tokens'].map(number)"
+    above, most, least, below, *others = page.ask(first)
+    assert above > most == 99
+    assert below < least == 1
+    assert others == [0.04, 1250, 2390]
     units = "['1.50 GiB (0.50×)', '512 MiB', '900 KiB', '513 / 19 / 0 MiB', '−1.2 points', '1,234', '2e-4'].map(number)"
     assert page.ask(units) == [1.5 * 2**30, 2**29, 900 * 2**10, 513 * 2**20, -1.2, 1234, 2e-4]
 

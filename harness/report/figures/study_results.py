@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.grouping import grouped
 from harness.record import Record, Score, losses_by_seed
-from harness.report.answer import StudyAnswer
+from harness.report.answer import StudyAnswer, advice
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import score_name
 from harness.report.headline import BASES, FORGOTTEN, LEARNED, base_of
@@ -125,6 +125,11 @@ class StudyResults:
         scores = self.scores(place)
         order = [LEARNED.get(place[2]), *(name for name in scores if name not in FORGOTTEN), *scores]
         return next((scores[name] for name in order if name in scores), None)
+
+    def deciding(self, place: Place) -> Score | None:
+        """The score by which the answer compares methods; where it compares none, the headline."""
+        contest = advice.headline(self.answer.contests, place)
+        return self.scores(place).get(contest.score) if contest else self.headline(place)
 
     def aside(self, place: Place, gained: Score | None) -> Score | None:
         """The score of another task that best shows what was forgotten."""

@@ -11,7 +11,7 @@ from math import isfinite
 
 from harness import units
 from harness.record import Score
-from harness.report.answer.advice import headline
+from harness.report.answer.place import Decision
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import Place, place_titles
 from harness.report.frame import TRAIN_MEMORY, score_name
@@ -21,7 +21,7 @@ from harness.report.tables.entries import ABSENT, rate, score_style
 from harness.report.tables.rows import Row
 from harness.score_names import task_label
 
-MOST = 12  # methods of one place that are shown; the table of all columns has the others
+MOST = 12  # tuned methods of one place that are shown; the table of all columns has the others
 MEMORY = {
     TRAIN_MEMORY: ("Memory", "peak in training"),
     "train_reserved_p99": ("Memory reserved", "in 99% of steps"),
@@ -48,12 +48,12 @@ class OverviewCell:
 @dataclass(frozen=True)
 class OverviewRow:
     """setting: its position in `settings_block`; None without one. setting_text: where settings of one method are
-    compared. tied: whether it is taken, or ties with the best; never of the only row."""
+    compared. tinted: whether the answer takes it, or it is one of several that tie."""
 
     method: str
     setting_text: str
     untuned: bool
-    tied: bool
+    tinted: bool
     setting: int | None
     cells: Sequence[OverviewCell]
 
@@ -63,7 +63,7 @@ class Overview:
     """One place of a study.
 
     columns: a header and what it says below it, such as ("Memory", "peak in training, lower is better"). rows: the best
-    first, untuned models last. tint: what the tint of `tied` rows means; empty without any. more: how many methods
+    first, untuned models last. tint: what the tint of `tinted` rows means; empty without any. more: how many methods
     more there are.
     """
 
@@ -106,9 +106,7 @@ def overviews(study: StudyResults) -> list[Overview]:
 
 
 def _overview(study: StudyResults, place: Place, title: str, candidates: Sequence[Candidate]) -> Overview:
-    contest = headline(study.answer.contests, place)
-    scores = study.scores(place)
-    score = scores.get(contest.score) if contest else study.headline(place)
+    score = study.deciding(place)
     estimates = [_outcome(study, each, score) for each in candidates]
     sign = -1 if score is not None and score.higher_is_better else 1
 
@@ -117,9 +115,11 @@ def _overview(study: StudyResults, place: Place, title: str, candidates: Sequenc
         return candidates[i].untuned, float("inf") if estimate is None else sign * estimate[0]
 
     best_first = sorted(range(len(candidates)), key=order)
-    leading = [candidates[i] for i in best_first[:MOST]]
+    tuned = [i for i in best_first if not candidates[i].untuned][:MOST]
+    shown_at = [i for i in best_first if i in tuned or candidates[i].untuned]
+    leading = [candidates[i] for i in shown_at]
     columns = [
-        _outcome_column(score, leading, [estimates[i] for i in best_first[:MOST]]),
+        _outcome_column(score, leading, [estimates[i] for i in shown_at]),
         _memory_column(leading),
         _speed_column(leading),
         _forgotten_column(study, place, score, leading),
@@ -127,13 +127,13 @@ def _overview(study: StudyResults, place: Place, title: str, candidates: Sequenc
     present = [column for column in columns if column is not None]
     at = {id(row): i for i, row in enumerate(study.rows)}
     answer = study.answer.places.get(place)
-    best = {standing.choice.label for standing in answer.best} if answer else set()
+    tinted, tint = _tinted(answer.decision if answer else Decision())
     rows = [
         OverviewRow(
             method=each.choice.method,
             setting_text=each.choice.label.removeprefix(each.choice.method).strip(),
             untuned=each.untuned,
-            tied=len(candidates) > 1 and each.choice.label in best,
+            tinted=each.choice.label in tinted,
             setting=at.get(id(each.row)),
             cells=[cells[i] for _, _, cells in present],
         )
@@ -143,13 +143,16 @@ def _overview(study: StudyResults, place: Place, title: str, candidates: Sequenc
         title=title,
         columns=[(header, note) for header, note, _ in present],
         rows=rows,
-        tint=_tint(sum(row.tied for row in rows)),
+        tint=tint if any(row.tinted for row in rows) else "",
         more=len(candidates) - len(leading),
     )
 
 
-def _tint(tied: int) -> str:
-    return "" if not tied else "Tinted: not told apart by this score." if tied > 1 else "Tinted: better than the rest."
+def _tinted(decision: Decision) -> tuple[Sequence[str], str]:
+    """The labels that are tinted, and what that says: the one that the answer takes, or several that tie, or none."""
+    if decision.take:
+        return [decision.take], "Tinted: better than the rest."
+    return (decision.tied, "Tinted: not told apart by this score.") if len(decision.tied) > 1 else ((), "")
 
 
 # Columns

@@ -1,7 +1,7 @@
 """Every setting of a study as columns of numbers: what the page's charts, filters and "my card" work on.
 
-A setting is a row of the table "Every setting", by its position there. Numbers have five digits, in base units; what
-was not measured is null.
+A setting is a row of the table "Every setting", by its position there. Numbers have five digits, those of metrics
+eight, in base units; what was not measured is null.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from harness.record import Record, Score, memory_remainder, micro_batches
 from harness.report.figures.study_results import StudyResults
 from harness.report.figures.style import Place, looks, place_titles
-from harness.report.frame import KINDS, TRAIN_MEMORY
+from harness.report.frame import KINDS, TRAIN_MEMORY, score_name
 from harness.report.pages.commands import run_words
 from harness.report.statistics import Interval, seeds_interval
 from harness.report.tables.entries import score_style
@@ -38,26 +38,30 @@ MEASURES = {  # a column of `frame`: its label, its unit, and which way is bette
     "joules_per_token": ("Joules per token", "number", "low"),
     "dollars": ("Cost of the answers in dollars", "number", "low"),
 }
+ANYWHERE = {"trainable", "validation_loss", "answer_bits_per_byte", "adapter_bytes", "dollars"}  # on any device alike
+SHOWN = 8  # digits of a metric: rounded again, as a table rounds the number itself, it is the same text
 LICENCES = {"apollo_torch": "CC BY-NC 4.0"}  # packages of optimizers that not everyone may use, by module
 
 
 def settings_block(study: StudyResults) -> dict[str, Any]:
     """What the page knows of each setting of `study`.
 
-    places, methods: their names, and how a method looks. ids: of the cells of each setting, by which an address names
-    it: positions and texts change while a study grows. metrics: what can be compared, one value a setting, with 95%
-    intervals where they are known. memory: bytes by kind at the peak of a step, of all gradients, and of what the
-    allocator holds beside them. tokens: of a micro-batch on one device (`_tokens`).
+    places, methods: their names, the score by which the answer compares in a place, and how a method looks. ids: of
+    the cells of each setting, by which an address names it: positions and texts change while a study grows. metrics:
+    what can be compared, one value a setting, with 95% intervals where they are known. memory: bytes by kind at the
+    peak of a step, of all gradients, and of what the allocator holds beside them. tokens: of a micro-batch on one
+    device (`_tokens`). instruments, devices: what measured the memory, and what the cells ran on: a metric that is
+    `of_device` does not compare across devices.
     commands: words shared by all, and for each setting the positions of its own in `words`.
     """
     rows = list(study.rows)
     chosen = study.chosen
     titles = place_titles(study.places)
-    headlines = [study.headline(place) for place in study.places]
+    deciding = [study.deciding(place) for place in study.places]
     return {
         "places": [
-            {"id": id, "title": title or place[2], "score": f"{s.task}/{s.metric}/{s.filter}" if s else None}
-            for id, place, title, s in zip(_place_ids(study.places), study.places, titles, headlines, strict=True)
+            {"id": id, "title": title or place[2], "score": score_name(score) if score else None}
+            for id, place, title, score in zip(_place_ids(study.places), study.places, titles, deciding, strict=True)
         ],
         "methods": _looks(study.methods),
         "ids": [list(map(short_id, row.records)) for row in rows],
@@ -76,6 +80,8 @@ def settings_block(study: StudyResults) -> dict[str, Any]:
             "beside": [_beside(row) for row in rows],
         },
         "tokens": [_tokens(row) for row in rows],
+        "instruments": [sorted(row.instruments) for row in rows],
+        "devices": [sorted(row.devices) for row in rows],
         "commands": _commands(rows),
     }
 
@@ -85,11 +91,11 @@ def short_id(record: Record) -> str:
     return record.cell.id[:10]
 
 
-def short(value: float | None) -> float | int | None:
-    """Five digits; None for what is no number."""
+def short(value: float | None, digits: int = 5) -> float | int | None:
+    """A number to so many digits; None for what is no number."""
     if value is None or not math.isfinite(value):
         return None
-    value = float(f"{value:.5g}")
+    value = float(f"{value:.{digits}g}")
     return int(value) if value.is_integer() else value
 
 
@@ -132,7 +138,8 @@ def _measures(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if any(values):
             means = [fmean(of) if of else None for of in values]
             intervals = [seeds_interval(of) if len(of) > 1 else None for of in values]
-            found.append(_metric(name, (label, unit, better), means, intervals))
+            metric = _metric(name, (label, unit, better), means, intervals)
+            found.append(metric | ({} if name in ANYWHERE else {"of_device": 1}))
     return found
 
 
@@ -144,10 +151,10 @@ def _metric(
 ) -> dict[str, Any]:
     known = [found if found and found.low < found.high else None for found in intervals]
     label, unit, better = said
-    low = [found and short(found.low) for found in known] if any(known) else None
-    high = [found and short(found.high) for found in known] if any(known) else None
+    low = [found and short(found.low, SHOWN) for found in known] if any(known) else None
+    high = [found and short(found.high, SHOWN) for found in known] if any(known) else None
     metric = {"id": name, "label": label, "unit": unit, "better": better}
-    return metric | {"values": list(map(short, values)), "low": low, "high": high}
+    return metric | {"values": [short(value, SHOWN) for value in values], "low": low, "high": high}
 
 
 # Capabilities: true, false, or null where the record does not say

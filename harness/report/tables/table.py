@@ -21,7 +21,7 @@ from harness.report.tables.rows import Rows, group
 
 TEXT_COLUMNS = (
     *("Study", "Model", "Data", "Method", "Setting", "Status", "Claim", "What it says", "Verdict", "Plan", "Studies"),
-    *("Score", "Subject", "Target", "Base", "Tuned"),
+    *("Score", "Subject", "Target", "Base", "Tuned", "Asked by"),
     *("Remark", "Remark or next run", "What", "Value", "File", "SHA-256"),
 )
 

@@ -21,30 +21,32 @@ const comparer = (() => {
       .map((name) => [name, ones.get(name) ?? "–", others.get(name) ?? "–"]);
   }
 
-  function change(metric, value, from) {
-    if (value === null || from === null) return "–";
-    if (metric.unit === "percent") return `${value - from < 0 ? "−" : "+"}${(100 * Math.abs(value - from)).toFixed(1)} points`;
-    return from ? `${(value / from).toFixed(2)}×` : "–";
+  // comparable: whether the metric is one quantity in both.
+  function change(metric, value, from, comparable) {
+    if (value === null || from === null || !comparable) return "–";
+    if (metric.unit === "percent") return `${value - from < 0 ? "−" : "+"}${fixed(100 * Math.abs(value - from), 1)} points`;
+    return from ? `${fixed(value / from, 2)}×` : "–";
   }
 
   function numbers(one, other) {
     return [...study.metrics.values()].flatMap((metric) => {
       const [value, from] = [study.value(metric.id, one.index), study.value(metric.id, other.index)];
       if (value === null && from === null) return [];
-      return [[metric.label, written(metric.id, one.index), written(metric.id, other.index), change(metric, value, from)]];
+      return [[metric.label, written(metric.id, one.index), written(metric.id, other.index), change(metric, value, from, study.comparable(metric.id, [one, other]))]];
     });
   }
 
-  // Items that one setting has right and the other wrong, by most of its seeds.
+  // Items that most seeds of one setting have right, and most of the other wrong: half of them is neither.
   function items(one, other) {
     return sets.flatMap((set) => {
       const [m, n] = [one, other].map(({ ids }) => set.models.findIndex((model) => ids.includes(model.cell)));
       if (m < 0 || n < 0) return [];
-      const right = (k) => set.right[k].map((seeds) => seeds / set.models[k].seeds > 0.5);
-      const [ones, others] = [right(m), right(n)];
-      const count = (test) => d3.range(ones.length).filter(test).length;
+      const shares = (k) => set.right[k].map((seeds) => seeds / set.models[k].seeds);
+      const [ones, others] = [shares(m), shares(n)];
+      const won = (these, those) => String(d3.range(these.length).filter((i) => these[i] > 0.5 && those[i] < 0.5).length);
       const name = [set.title, set.score].filter(Boolean).join(": ");
-      return [[name, String(count((i) => ones[i] && !others[i])), String(count((i) => !ones[i] && others[i]))]];
+      const kept = ones.length < set.all ? ` (${ones.length.toLocaleString("en")} of ${many(set.all, "item")})` : "";
+      return [[name + kept, won(ones, others), won(others, ones)]];
     });
   }
 

@@ -48,7 +48,7 @@
 
   if (found.rates.length) {
     charts.frame({
-      id: "rates", title: "Which learning rate", note: "Validation loss at each method's best rank for the rate. Ring: the chosen rate; where fresh seeds confirmed it, at their mean with its 95% interval, and lines are of the seeds that chose. ×: no run finished. Losses far above the others are drawn at the upper edge.",
+      id: "rates", title: "Which learning rate", note: "Validation loss at each method's best rank for the rate. Ring: the chosen rate; where fresh seeds confirmed it, at their mean with its 95% interval, and lines are of the seeds that chose. ×: not every seed finished. Losses far above the others are drawn at the upper edge.",
       draw: (width) => lines(found.rates, "validation_loss", width, {
         x: { label: "learning rate", tickFormat: "~e" }, up: "validation loss",
         // one run that nearly diverged must not flatten all others
@@ -60,15 +60,17 @@
     });
   }
   if (found.ranks.length) {
-    const values = [...new Set(found.ranks.flatMap((curve) => curve.points.map((point) => point.x)))];
-    const metric = found.ranks[0].metric;
-    const of = study.metrics.get(metric);
     charts.frame({
       id: "ranks", title: "Which rank", note: "Each rank at its learning rate with the least validation loss. Bars: 95% intervals. Ring: the chosen rank.",
-      draw: (width) => lines(found.ranks, metric, width, {
-        x: { label: "rank", ticks: values, tickFormat: (value) => String(value) },
-        up: of ? `${of.label}${of.unit === "percent" ? " (%)" : ""}` : "validation loss",
-      }),
+      draw: (width) => {
+        const ranks = found.ranks.filter(here); // places may differ in the score that shows what was learned
+        const metric = ranks[0]?.metric;
+        const of = study.metrics.get(metric);
+        return lines(ranks, metric, width, {
+          x: { label: "rank", ticks: [...new Set(ranks.flatMap((curve) => curve.points.map((point) => point.x)))], tickFormat: (value) => String(value) },
+          up: of ? `${of.label}${of.unit === "percent" ? " (%)" : ""}` : "validation loss",
+        });
+      },
     });
   }
   if (found.losses) {

@@ -1,24 +1,26 @@
 // Any metric against any other, a point a setting; beside it, all that is known of the setting that was picked.
 (() => {
   const known = [...study.metrics.values()].map((metric) => [metric.id, metric.label]);
-  const memory = ["train_allocated_peak", "train_reserved_p99", "trainable", "seconds"].find((id) => study.metrics.has(id));
-  if (known.length < 2 || !memory) return;
-  state.declare("x", memory);
+  const COSTS = { train_allocated_peak: "memory", train_reserved_p99: "memory", trainable: "trainable parameters", seconds: "time of the job" };
+  const cost = Object.keys(COSTS).find((id) => study.metrics.get(id)?.values.some((value) => value > 0)); // nothing is trained of untuned models
+  if (known.length < 2 || !cost) return;
+  state.declare("x", cost);
   state.declare("y", ""); // the score that decides in the place that is shown
   state.declare("pick", "");
   state.declare("against", "");
   const headline = () => study.places[study.at()]?.score ?? (study.metrics.has("validation_loss") ? "validation_loss" : known[0][0]);
-  const valid = (name) => (study.metrics.has(state.get(name)) ? state.get(name) : name === "x" ? memory : headline());
+  const valid = (name) => (study.metrics.has(state.get(name)) ? state.get(name) : name === "x" ? cost : headline());
 
   const picked = () => study.withCell(state.get("pick"));
 
-  const detail = element("div", { class: "detail", id: "detail", "aria-live": "polite" });
+  const detail = element("div", { class: "detail", id: "detail" });
+  const told = element("p", { class: "unseen", role: "status" }); // the setting in short: a screen reader would read all of `detail` again
   const made = charts.frame({
     id: "score", title: "Compare any two metrics", wide: true, draw: explore,
     controls: [charts.select("y", "Vertical axis", known, () => valid("y")), charts.select("x", "Horizontal axis", known, () => valid("x"))],
-    note: "Large: the setting chosen for each method, with 95% intervals. Line: the chosen settings that no other beats in both metrics. Faint: other settings. Dashed: untuned models. Grey cross: does not fit the card. To see a setting's numbers, point at it, tap it, or use the arrow keys in the chart.",
+    note: "Large: the setting chosen for each method, with 95% intervals. Line: the chosen settings that no other beats in both metrics; none where memory was measured by two instruments, or costs on two kinds of device. Faint: other settings. Dashed: untuned models. Grey cross: does not fit the card. To see a setting's numbers, point at it, tap it, or use the arrow keys in the chart.",
   });
-  made.section.append(detail);
+  made.section.append(told, detail);
   made.paper.tabIndex = 0;
   made.paper.setAttribute("role", "group");
   made.paper.setAttribute("aria-label", "Chart of settings. The arrow keys move from setting to setting; each is described below.");
@@ -32,10 +34,14 @@
     state.set({ pick: order[next].id }, true);
   });
 
-  function points(x, y) {
-    const [across, up] = [axisOf(x, study.metrics.get(x).values), axisOf(y, study.metrics.get(y).values)];
+  // decided: whether the axes are those of the chosen settings, where there are any.
+  function points(x, y, decided) {
+    const here = study.settings.filter((setting) => charts.shows(setting));
+    const chosen = here.filter((setting) => setting.chosen && [x, y].every((id) => study.value(id, setting.index) !== null));
+    const axis = (id) => axisOf(id, decided && chosen.length ? chosen.map((setting) => study.value(id, setting.index)) : study.metrics.get(id).values);
+    const [across, up] = [axis(x), axis(y)];
     const scaled = (axis, value) => (value === null ? null : value * axis.factor);
-    const made = study.settings.filter((setting) => charts.shows(setting)).map((setting) => {
+    const made = here.map((setting) => {
       const [rangeX, rangeY] = [study.interval(x, setting.index), study.interval(y, setting.index)];
       return {
         setting, grey: charts.grey(setting),
@@ -47,8 +53,9 @@
     return { across, up, all: made };
   }
 
-  // Those that no other beats in both, best in x first.
+  // Those that no other beats in both, best in x first; none where they do not compare in both.
   function front(all, x, y) {
+    if (![x, y].every((id) => study.comparable(id, all.map((point) => point.setting)))) return [];
     const [signX, signY] = [x, y].map((id) => (study.metrics.get(id).better === "high" ? -1 : 1));
     const sorted = d3.sort(all, (one, other) => signX * (one.x - other.x) || signY * (one.y - other.y));
     const found = [];
@@ -58,9 +65,9 @@
 
   // The decision as a picture, beside its sentences: the score that decides against memory.
   charts.frame({
-    id: "first", title: "Quality against memory", into: "first-chart",
+    id: "first", title: `Quality against ${COSTS[cost]}`, into: "first-chart",
     draw: (width) => {
-      const plot = draw(width, memory, headline(), Math.min(370, Math.max(280, width * 0.6)), true);
+      const plot = draw(width, cost, headline(), Math.min(370, Math.max(280, width * 0.6)), true);
       if (typeof plot !== "string") plot.addEventListener("click", () => { if (plot.value) made.section.scrollIntoView(); });
       return plot;
     },
@@ -75,22 +82,37 @@
   function explore(width) {
     const plot = draw(width, valid("x"), valid("y"), Math.min(460, Math.max(320, width * 0.55)));
     order = plot.settings ?? [];
+    const focused = detail.contains(document.activeElement) ? document.activeElement.id : "";
     describe();
+    document.getElementById(focused)?.focus({ preventScroll: true }); // its element was made anew
+    const said = picked() ? tip({ setting: picked() }, valid("x"), valid("y")) : "";
+    if (told.textContent !== said) told.textContent = said;
     return plot;
   }
 
   // The axis of the decision: untuned models and settings that were not chosen may be so far off that they would squeeze
   // the differences that matter.
-  function near(points) {
+  function near(points, log) {
     const ends = points.flatMap((point) => [point.y, point.y1 ?? point.y, point.y2 ?? point.y]);
-    const [low, high] = d3.extent(ends);
+    const [low, high] = d3.extent(log ? ends.filter((end) => end > 0) : ends);
+    if (log) {
+      const ratio = Math.max(1.05, (high / low) ** 0.08);
+      return [low / ratio, high * ratio];
+    }
     const margin = 0.08 * (high - low) || Math.abs(high) * 0.05 || 1;
     return [low - margin, high + margin];
   }
 
+  // The models beyond one edge of the axis in one text, as several would hide each other.
+  function outside(below, points, y, width) {
+    const write = WRITTEN[study.metrics.get(y).unit];
+    const named = points.map(({ setting }) => `${setting.method.name} ${write(study.value(y, setting.index))}`);
+    return short(`${below ? "↓" : "↑"} ${named.join(", ")}`, Math.floor((width - 80) / 6.6));
+  }
+
   // decided: only the settings that are compared, and a scale for their scores.
   function draw(width, x, y, height, decided = false) {
-    const { across, up, all } = points(x, y);
+    const { across, up, all } = points(x, y, decided);
     const drawn = all.filter((point) => point.x !== null && point.y !== null && !(across.log && point.x <= 0) && !(up.log && point.y <= 0));
     const level = all.filter((point) => point.setting.untuned && point.y !== null && point.x === null);
     const settings = d3.sort(drawn, (point) => point.x).map((point) => point.setting);
@@ -99,7 +121,7 @@
     const chosen = drawn.filter((point) => point.setting.chosen && !point.grey);
     const focused = decided && chosen.length > 0;
     const others = focused ? [] : drawn.filter((point) => !point.setting.chosen && !point.grey);
-    const domain = focused ? near(chosen) : undefined;
+    const domain = focused ? near(chosen, up.log) : undefined;
     const beyond = focused ? level.filter((point) => point.y < domain[0] || point.y > domain[1]) : [];
     const inside = level.filter((point) => !beyond.includes(point));
     const colour = (point) => point.setting.method.colour;
@@ -120,7 +142,7 @@
         })),
       })),
       marks: [
-        Plot.text(beyond, { y: (point) => domain[point.y < domain[0] ? 0 : 1], text: (point) => `${point.y < domain[0] ? "↓" : "↑"} ${point.setting.method.name} ${significant(point.y, 3)}`, frameAnchor: "right", textAnchor: "end", dy: -7, fill: "var(--faint)" }),
+        Plot.text(d3.groups(beyond, (point) => point.y < domain[0]), { y: ([below]) => domain[below ? 0 : 1], text: ([below, own]) => outside(below, own, y, width), frameAnchor: "right", textAnchor: "end", dy: -7, fill: "var(--faint)" }),
         Plot.ruleY(inside, { y: "y", stroke: colour, strokeDasharray: "5 4" }),
         Plot.text(inside, { y: "y", text: (point) => point.setting.method.name, frameAnchor: "right", textAnchor: "end", dy: -7, fill: "currentColor" }),
         Plot.line(best, { x: "x", y: "y", stroke: "var(--faint)", strokeWidth: 1 }),
@@ -136,7 +158,7 @@
     plot.settings = settings; // from left to right
     charts.thin(plot, labels, (point) => point.setting.method.name);
     plot.addEventListener("click", () => { if (plot.value) state.set({ pick: plot.value.setting.id }); });
-    const ringed = drawn.find((point) => point.setting === picked());
+    const ringed = (focused ? drawn.filter((point) => point.setting.chosen) : drawn).find((point) => point.setting === picked());
     if (ringed) {
       const [px, py] = [plot.scale("x").apply(ringed.x), plot.scale("y").apply(ringed.y)];
       d3.select(plot).append("circle").attr("cx", px).attr("cy", py).attr("r", 12).attr("class", "picked");
@@ -158,7 +180,7 @@
     const about = [setting.status === "ok" ? null : setting.status, setting.seeds > 1 ? many(setting.seeds, "seed") : null, setting.chosen ? "chosen for its method" : null, card.sentence(setting) || null];
     detail.replaceChildren(
       element("h4", {}, setting.label), element("p", {}, about.filter(Boolean).join(" · ")), facts,
-      command ? element("pre", { tabindex: "0" }, command) : element("p", { class: "notes" }, "No command reruns it: it was imported, or its record can't be run as it is; `harness verify` says why."),
+      command ? element("pre", { tabindex: "0", id: "command" }, command) : element("p", { class: "notes" }, "No command reruns it: it was imported, or its record can't be run as it is; `harness verify` says why."),
       command ? copier(command) : "", against(setting),
     );
   }
@@ -176,7 +198,7 @@
   }
 
   function copier(text) {
-    const button = element("button", { type: "button", onclick: copy }, "Copy the command");
+    const button = element("button", { type: "button", id: "copy-command", onclick: copy }, "Copy the command");
     async function copy() {
       try {
         await navigator.clipboard.writeText(text);

@@ -55,15 +55,20 @@
     panel.replaceChildren(...[element("h2", {}, "Running"), table(running, colours), curves(running, colours)].filter(Boolean));
   }
 
+  // A text that is set again is read out again.
+  function say(text) {
+    if (said.textContent !== text) said.textContent = text;
+  }
+
   async function look() {
     try {
       const news = await (await fetch(live.news, { cache: "no-store" })).json();
       if (waits && news.version !== live.version) location.reload();
-      said.textContent = news.said;
+      say(news.said);
       again.hidden = news.version === live.version;
       show(news);
     } catch {
-      said.textContent = "`harness view` has ended; this page stays as it is.";
+      say("`harness view` has ended; this page stays as it is.");
     }
     setTimeout(look, 1000 * SECONDS);
   }

@@ -43,7 +43,7 @@ const study = (() => {
     seeds: raw.seeds[index],
     chosen: raw.chosen[index] === 1,
     untuned: raw.untuned[index] === 1,
-    tokens: raw.tokens[index],
+    tokens: raw.tokens[index], instruments: raw.instruments[index], devices: raw.devices[index],
     can: Object.fromEntries(Object.entries(raw.capabilities).map(([name, values]) => [name, values[index]])),
     memory: Object.fromEntries(Object.entries(raw.memory).map(([kind, values]) => [kind, values[index]])),
   }));
@@ -65,6 +65,12 @@ const study = (() => {
       const [low, high] = [metric?.low?.[index] ?? null, metric?.high?.[index] ?? null];
       return low === null || high === null ? null : [low, high];
     },
+    // Whether a metric is one quantity in `settings`: memory by one instrument, and a cost on one kind of device.
+    comparable(id, settings) {
+      const kinds = (name) => new Set(settings.flatMap((setting) => setting[name])).size;
+      const metric = metrics.get(id);
+      return (id !== "train_allocated_peak" || kinds("instruments") < 2) && (!metric.of_device || kinds("devices") < 2);
+    },
     // The command that runs a setting again, or null for what another project ran, or what its record may not run.
     command(index) {
       if (!own[index] || refused.has(index)) return null;
@@ -84,20 +90,43 @@ function significant(value, digits = 4) {
   return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
+// As Python and so the tables round: `toFixed`, but of a number just between two to the even one.
+function fixed(value, digits) {
+  const text = value.toFixed(digits);
+  const between = Math.abs(value * 2 ** (digits + 1)) % 2 === 1; // exact: only such binary fractions lie between two
+  return between && Number(text.at(-1)) % 2 ? text.slice(0, -1) + (Number(text.at(-1)) - 1) : text;
+}
+
+const grouped = (text) => text.replace(/^-?\d+/, (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ","));
+
+// As `units.significant` writes numbers in tables: to that many digits, zeros at the end too.
+function tabled(value, digits = 4) {
+  if (value === 0) return fixed(0, digits - 1);
+  const size = Math.floor(Math.log10(Math.abs(value)));
+  if (size < -4) return value.toExponential(digits - 1).replace(/e-(\d)$/, "e-0$1");
+  if (size >= digits) return grouped(String(fixed(value / 10 ** (size + 1 - digits), 0) * 10 ** (size + 1 - digits)));
+  const text = fixed(value, digits - 1 - size);
+  return text.replace(/\D/g, "").replace(/^0+/, "").length > digits ? tabled(Number(text), digits) : text; // 9.9999 is 10.00
+}
+
+// As `units.size` and `units.count`.
 function bytes(value) {
-  for (const [unit, size] of [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]]) {
-    if (Math.abs(value) >= size) return `${(value / size).toLocaleString("en", { maximumFractionDigits: unit === "GiB" ? 2 : 0 })} ${unit}`;
-  }
-  return `${value} B`;
+  for (const [unit, size, digits] of [["GiB", 2 ** 30, 2], ["MiB", 2 ** 20, 0]]) if (value >= size) return `${fixed(value / size, digits)} ${unit}`;
+  return `${fixed(value / 2 ** 10, 0)} KiB`;
+}
+
+function count(value) {
+  for (const [unit, size] of [["P", 1e15], ["T", 1e12], ["B", 1e9], ["M", 1e6], ["K", 1e3]]) if (value >= 0.9995 * size) return tabled(value / size, 3) + unit;
+  return fixed(value, 0);
 }
 
 const WRITTEN = {
   bytes,
-  percent: (value) => `${(100 * value).toFixed(1)}%`,
-  rate: (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 }),
-  count: (value) => (value < 1000 ? String(value) : d3.format(".3~s")(value).replace("G", "B")),
-  seconds: (value) => (value < 120 ? `${significant(value, 3)} s` : value < 7200 ? `${(value / 60).toFixed(1)} min` : `${(value / 3600).toFixed(1)} h`),
-  number: (value) => significant(value),
+  count,
+  percent: (value) => `${fixed(100 * value, 1)}%`,
+  rate: (value) => (value >= 100 ? grouped(fixed(value, 0)) : tabled(value, 3)),
+  seconds: (value) => (value < 120 ? `${significant(value, 3)} s` : value < 7200 ? `${fixed(value / 60, 1)} min` : `${fixed(value / 3600, 1)} h`),
+  number: (value) => tabled(value),
 };
 
 // A metric's value as text, with its 95% interval where there is one.

@@ -5,12 +5,14 @@ const UNITS = {
 };
 const words = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 
-// The first number of a cell such as "1.50 GiB (0.50×)" or "513 / 19 MiB" in base units; NaN if there is none.
+// The first number of a cell such as "1.50 GiB (0.50×)" or "513 / 19 MiB" in base units; NaN if there is none. "< 1%" is
+// just below 1, "> 99%" just above 99.
 function number(text) {
-  const found = /^([+−-]?)([\d,]*\.?\d+(?:e[+-]?\d+)?)(?: \/ [\d.,–]+)* ?([A-Za-z]+)?/.exec(text);
+  const found = /^(?:([<>]) |≤ )?([+−-]?)\$?([\d,]*\.?\d+(?:e[+-]?\d+)?)(?: \/ [\d.,–]+)* ?([A-Za-z]+)?/.exec(text);
   if (!found) return NaN;
-  const value = Number(found[2].replaceAll(",", "")) * (UNITS[found[3]] ?? 1);
-  return found[1] === "−" || found[1] === "-" ? -value : value;
+  const size = Number(found[3].replaceAll(",", "")) * (UNITS[found[4]] ?? 1);
+  const value = found[2] === "−" || found[2] === "-" ? -size : size;
+  return value + ({ "<": -1, ">": 1 }[found[1]] ?? 0) * 1e-9 * size;
 }
 
 function interactive(table, rest) {
