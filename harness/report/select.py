@@ -107,7 +107,7 @@ def select(
     validation loss to be chosen.
 
     Seeds that confirm a choice (`Record.confirmation`) take no part in it. The chosen setting is represented by those
-    of them that finished; if none did, nothing is chosen.
+    of them that finished, if it has any.
     """
     groups: dict[tuple[Place, tuple[Any, ...]], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     settings = setting_texts(records) if settings is None else settings
@@ -128,10 +128,9 @@ def _chosen(place: Place, key: tuple[Any, ...], by_setting: dict[str, list[int]]
     if not fresh:
         return choice
     finished = [i for i in fresh if records[i].status == "ok"]
-    unfinished = dict(Counter(records[i].status for i in fresh if records[i].status != "ok"))
+    unfinished = dict(Counter(str(records[i].status) for i in fresh if records[i].status != "ok"))
     if not finished:
-        nothing = replace(_settled(place, key, None), tries=choice.tries, rates=choice.rates, lost=choice.lost)
-        return replace(nothing, unfinished=unfinished, reason="no fresh seed of its best setting finished")
+        return replace(choice, unfinished=unfinished)
     confirmed = _try(choice.setting, finished, records)
     loss = _mean(confirmed.losses)
     choice = replace(choice, index=confirmed.positions, loss=None if math.isnan(loss) else loss)

@@ -421,7 +421,7 @@ def test_a_variable_of_gpus_is_no_difference_on_a_cpu():
     environment(of(records, "dora"), allocator={"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"})
     told(records, "device")
     for record in records:
-        record.environment["device"] = {"type": "cpu", "name": None}
+        record.environment = record.environment | {"device": {"type": "cpu", "name": None}}
     assert told(records) == []
 
 

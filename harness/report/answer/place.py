@@ -93,13 +93,14 @@ def by_cost(memory: Mapping[str, float | None]) -> list[str]:
 
 def unfinished(choices: Sequence[Choice]) -> Iterator[str]:
     """Clauses on the methods of which no setting finished, and of those of which not every fresh seed did."""
-    lost = {c.label: c.unfinished or c.lost for c in choices if (c.unfinished or c.lost) and not c.index}
+    lost = {c.label: c.lost for c in choices if c.lost and not c.index}
     if lost:
         yield f"no result: {few([f'{label} ({by_status(each)})' for label, each in lost.items()])}"
     for choice in choices:
-        if choice.unfinished and choice.index:
-            seeds = len(choice.index) + sum(choice.unfinished.values())
-            yield f"of {choice.label}'s {seeds} fresh seeds, {by_status(choice.unfinished)}"
+        if choice.unfinished:
+            seeds = len(choice.index) * choice.confirmed + sum(choice.unfinished.values())
+            instead = "" if choice.confirmed else ", so the seeds that chose its setting stand for it"
+            yield f"of {choice.label}'s {seeds} fresh seeds, {by_status(choice.unfinished)}{instead}"
 
 
 def by_status(counts: Mapping[str, int]) -> str:

@@ -83,8 +83,8 @@ def _ranked(records: Sequence[Record], method: str) -> tuple[list[Choice], tuple
         best = select([records[i] for i in index], ("method", "rank"))
         choices = [replace(c, index=tuple(index[i] for i in c.index)) for c in best if len(c.index) > 1]
         if len(choices) > len(most):
-            tried, known = {records[i].cell.rank or 0 for i in index}, {_rank_of(choice) for choice in choices}
-            most, others = choices, tuple(sorted(tried - known))
+            ranks = {records[i].cell.rank or 0 for i in index}
+            most, others = choices, tuple(sorted(ranks - {_rank_of(choice) for choice in choices}))
     return most, others
 
 

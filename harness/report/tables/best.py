@@ -140,8 +140,9 @@ def _tries(choice: Choice) -> str:
 def _seeds(row: Row | None, choice: Choice) -> str:
     if row is None or row.records[0].cell.seed is None:
         return ABSENT
-    seeds = len(row.records) - sum(choice.unfinished.values())
-    return f"{seeds} ({by_status(choice.unfinished)})" if choice.unfinished else str(seeds)
+    if not choice.confirmed or not choice.unfinished:
+        return str(len(row.records))
+    return f"{len(choice.index)} ({by_status(choice.unfinished)})"
 
 
 def _loss(row: Row | None) -> str:
