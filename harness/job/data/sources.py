@@ -404,8 +404,8 @@ def _parted(items: list[tuple[str, Item]], part_of: Mapping[str, str], shares: H
     for text, item in items:
         out[part_of[text]].append(item)
     if not shares.in_order:
-        by_hash = sorted(items, key=lambda pair: _place(pair[0]))
-        out["validation"] = [item for text, item in by_hash if part_of[text] == "validation"]
+        validation = [(text, item) for text, item in items if part_of[text] == "validation"]
+        out["validation"] = [item for _, item in sorted(validation, key=lambda pair: _place(pair[0]))]
     for name in shares.needed:
         if name in out and not out[name]:
             held_out = " and ".join(f"{size:g}" for size in (shares.validation, shares.test) if size)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.record import Record
+from harness.report.answer.place import by_status
 from harness.report.figures import charts
 from harness.report.figures.charts import Confirmed, SweptCurve, SweptPoint
 from harness.report.figures.study_results import StudyResults, loss_unit
@@ -61,7 +62,7 @@ def _point(point: SweptPoint, records: Sequence[Record], at: dict[int, int]) -> 
         "low": short(shown.low) if shown else None,
         "high": short(shown.high) if shown else None,
         "setting": at[id(records[choice.index[0]])] if choice.index else None,
-        "lost": ", ".join(f"{n} {status}" for status, n in choice.lost.items()),
+        "lost": by_status(choice.lost),
         "chosen": int(point.chosen),
         "fresh": _fresh(point.confirmed, records, at),
     }
