@@ -305,7 +305,9 @@ def _ratio(
 
 
 def _percent(log: float) -> str:
-    return f"{100 * math.expm1(log):+.2g}%".replace("-", "−")
+    percent = f"{100 * math.expm1(log):+.2g}"
+    percent = f"{float(percent):+,.0f}" if "e+" in percent else percent
+    return f"{percent}%".replace("-", "−")
 
 
 def _score(

@@ -86,6 +86,14 @@ def test_repeats_that_are_all_equal_allow_nothing():
     assert found["peak train memory"].agreement == "equal"
 
 
+def test_a_wide_limit_is_written_out():
+    """Two seeds that differ tell little: the limit is many times the value."""
+    records = [trained(1, LOSS), trained(2, LOSS * 1.5)]
+    allowed = checks(records, again(records[0]))["validation loss"].allowed
+    assert "e+" not in allowed
+    assert float(allowed.strip("±%").replace(",", "")) > 1_000
+
+
 def test_repeats_say_nothing_of_another_device():
     """Nor does a time there: the seeds say how far the loss may be off, else a spread is assumed."""
     record = repeated(trained(), 1.0, 1.0)
