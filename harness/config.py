@@ -216,8 +216,8 @@ class TrainConfig:
     final_lr: float = setting(0.0, least=0, most=1, words="a share from 0 to 1 of the learning rate")
     """Share of the learning rate at which a cosine or linear schedule ends."""
     weight_decay: float = setting(0.0, least=0)
-    """Weight decay of the method's optimizer, decoupled as in AdamW. It acts on matrices, not on vectors such as norms,
-    biases and IA3's scales."""
+    """Weight decay of the method's optimizer, decoupled as in AdamW. It does not act on norms, biases or scales
+    such as IA3's."""
     betas: list[float] | None = None
     """Both betas of a method that steps by Adam, such as [0.9,0.95] (null: the optimizer's own, [0.9,0.999])."""
     adapter_dropout: float = setting(0.0, least=0, below=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from galore_torch import GaLoreAdamW
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
+from transformers.trainer_pt_utils import get_parameter_names
 
 from harness.errors import UserError
 from harness.job.methods.galore import GroupedGaLoreAdamW, project_stacks
@@ -21,6 +22,12 @@ from harness.job.models.structure import inner, stacks
 
 Make = Callable[[list[Any]], Optimizer]
 Hook = Callable[[nn.Module, Optimizer], None]
+
+# Patterns of the names of weights that are not decayed. Decay pulls a weight to zero, where an adapter's matrices leave
+# the model as it is, but a norm's weight or an adapter's scale sets it to zero. The first five are those of
+# transformers' Trainer; the others are scales of IA3, BOFT, RoAd, PSOFT and DoRA.
+NOT_DECAYED = ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+NOT_DECAYED += ["ia3_l", "boft_s", "road_alpha", "vector_[ab]", "lora_magnitude_vector"]
 
 
 def build(
@@ -43,14 +50,16 @@ def build(
     per_layer: see `in_backward`.
     keeping: how steps of 16-bit weights are kept: harness.job.methods.master_weights.
 
-    Weight decay leaves vectors alone: `_sparing_vectors`.
+    Weight decay leaves norms, biases and adapters' scales alone: NOT_DECAYED.
 
     Raises ValueError if there are stacks of experts, and `optimizer` takes matrices alone.
     """
     if matrices is not None:
         optimizer = _projecting_stacks(optimizer, model)
-    optimizer = _sparing_vectors(optimizer)
-    rest = None if rest is None else _sparing_vectors(rest)
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], NOT_DECAYED))
+    scales = {id(p) for name, p in model.named_parameters() if name not in decayed}
+    optimizer = _sparing(optimizer, scales)
+    rest = None if rest is None else _sparing(rest, scales)
     trainable = {id(p): p for p in model.parameters() if p.requires_grad}
     if any(p.dtype is not torch.float32 for p in trainable.values()):
         optimizer = _in_fp32(optimizer, keeping)
@@ -90,32 +99,23 @@ def _projecting_stacks(make: Make, model: nn.Module) -> Make:
     return made
 
 
-def _sparing_vectors(make: Make) -> Make:
-    """`make`, whose optimizer does not decay vectors: norms, biases, IA3's scales.
-
-    Decay would pull them to zero, and a norm or a scale leaves the model as it is at one. transformers' Trainer
-    excludes norms and biases too. Groups without decay stay whole.
-    """
+def _sparing(make: Make, scales: Container[int]) -> Make:
+    """`make`, whose optimizer does not decay the parameters of these ids. Groups without decay stay whole."""
 
     def made(params: list[Any]) -> Optimizer:
         optimizer = make(params)
         for group in [*optimizer.param_groups]:
-            vectors = [p for p in group["params"] if _is_vector(p)]
-            if not group.get("weight_decay") or not vectors:
+            spared = [p for p in group["params"] if id(p) in scales]
+            if not group.get("weight_decay") or not spared:
                 continue
-            if len(vectors) == len(group["params"]):
+            if len(spared) == len(group["params"]):
                 group["weight_decay"] = 0.0
             else:
-                group["params"] = [p for p in group["params"] if not _is_vector(p)]
-                optimizer.add_param_group({**group, "params": vectors, "weight_decay": 0.0})
+                group["params"] = [p for p in group["params"] if id(p) not in scales]
+                optimizer.add_param_group({**group, "params": spared, "weight_decay": 0.0})
         return optimizer
 
     return made
-
-
-def _is_vector(p: Tensor) -> bool:
-    """Whether at most one dimension of `p` is above 1."""
-    return sum(size > 1 for size in p.shape) <= 1
 
 
 def _in_fp32(make: Make, keeping: Keeping) -> Make:

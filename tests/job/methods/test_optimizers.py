@@ -90,7 +90,7 @@ def test_several_optimizers_step_as_one():
 
 def decayed(made: nn.Module, decay: float, **more) -> tuple[list[str], list[dict]]:
     """The names of the weights that a step without gradients makes smaller, and the optimizer's groups."""
-    made.scale = nn.Parameter(torch.ones(1, 8))
+    made.ia3_l = nn.Parameter(torch.ones(1, 8))
     optimizer = optimizers.build(made, optimizer=lambda p: AdamW(p, lr=0.1, weight_decay=decay), **more)
     before = {name: p.detach().clone() for name, p in made.named_parameters()}
     for p in made.parameters():
@@ -103,18 +103,42 @@ def decayed(made: nn.Module, decay: float, **more) -> tuple[list[str], list[dict
 @pytest.mark.parametrize(
     "more", [{}, {"matrices": {}}, {"matrices": {}, "rest": lambda p: AdamW(p, lr=0.1, weight_decay=0.5)}]
 )
-def test_vectors_are_not_decayed(dtype, more):
+def test_biases_and_scales_are_not_decayed(dtype, more):
     names, _ = decayed(net().to(dtype), 0.5, **more)
     assert names == ["0.weight", "2.weight"]
 
 
-def test_vectors_alone_are_not_decayed_either():
+def test_biases_and_scales_alone_are_not_decayed_either():
     made = net()
     for layer in (made[0], made[2]):
         layer.weight.requires_grad_(False)
     names, groups = decayed(made, 0.5)
     assert names == []
     assert [group["weight_decay"] for group in groups] == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("method", "spared"),
+    [
+        ("full", {"layernorm", "norm"}),
+        ("lora", set()),
+        ("dora", {"lora_magnitude_vector"}),
+        ("ia3", {"ia3_l"}),
+        ("ln_tuning", {"layernorm", "norm"}),
+        ("fourierft", set()),
+        ("boft", {"boft_s"}),
+    ],
+)
+def test_matrices_of_any_rank_are_decayed_and_norms_and_scales_are_not(method, spared):
+    """LoRA's matrices have one row or column at rank 1, as IA3's scales have, and FourierFT's update is a vector."""
+    rank = ["rank=1"] if method in ("lora", "dora") else []
+    bench = prepared(tiny(f"method={method}", "train.weight_decay=0.1", *rank))
+    decays = {id(p): group["weight_decay"] for group in bench.optimizer.param_groups for p in group["params"]}
+    trained = {name: decays[id(p)] for name, p in bench.net.named_parameters() if p.requires_grad}
+    assert set(trained.values()) <= {0.0, 0.1}
+    of_scales = {name for name in trained if any(part in name for part in spared)}
+    assert bool(of_scales) == bool(spared)
+    assert {name for name, decay in trained.items() if not decay} == of_scales
 
 
 def test_groups_without_decay_stay_whole():
