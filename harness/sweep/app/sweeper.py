@@ -223,7 +223,13 @@ class GridSweeper(Sweeper):
         """Raise UserError if the launcher lacks what the cells of `pending` need."""
         options = self._session.options
         if self._launcher.on_this_machine:
-            require_gpus(max(point.cell.settings.train.devices for point in pending))
+            devices = [point.cell.settings.train.devices for point in pending]
+            require_gpus(max(devices))
+            if options.drift is not None and (cells := self._launcher.at_a_time(min(devices))) > 1:
+                raise UserError(
+                    f"--drift requires one cell at a time, got {cells}: a repeat on another GPU, or beside other "
+                    "cells, shows no drift. Set hydra.launcher.cells=1."
+                )
         elif options.fit and options.memory is None and options.card is None:
             raise UserError("--fit requires --device CARD or --budget SIZE for cells that run on other machines.")
         elif options.drift is not None:
