@@ -76,14 +76,8 @@ FIRST = r"In line 1: Each answer of marked\.jsonl must be marked"
     [
         ({"label": True}, r"All answers of marked\.jsonl are marked as good; train\.objective=kto requires good and "),
         ({"label": False}, r"All answers of marked\.jsonl are marked as bad; "),
-        (
-            {"label": None},
-            rf"{FIRST} true or false in its column 'label', got None",
-        ),
-        (
-            {"label": 1},
-            rf"{FIRST} true or false in its column 'label', got 1\.",
-        ),
+        ({"label": None}, rf"{FIRST} true or false in its column 'label', got None"),
+        ({"label": 1}, rf"{FIRST} true or false in its column 'label', got 1\."),
         ({"label": "billing"}, rf"{FIRST} .* got 'billing'\."),
     ],
 )
