@@ -114,7 +114,7 @@ class GridSweeper(Sweeper):
         if not fresh:
             print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
             return
-        print(f"Confirming: {seeds} fresh seeds of each chosen setting.", file=sys.stderr)
+        print(f"Confirming: {units.plural(seeds, 'fresh seed')} of each chosen setting.", file=sys.stderr)
         yield fresh
 
     def _done(self, study: Study, outcomes: list[Outcome | UserError], unfit: int) -> None:
