@@ -1,27 +1,38 @@
-"""Whether two files of data, or the folders of two models, have one name in a study.
+"""Whether two files of data, or the folders of two models, have one name in a study, or the study itself has two.
 
-Comparisons know data and models by their names, so they would take both as one.
+Comparisons know data, models and studies by their names: they would take both files as one, and the study as two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness import data_files
 from harness.grouping import grouped
-from harness.record import Cell, read_study
+from harness.record import Cell, Record
 
 
-def shared_name(folder: Path, cells: Iterable[Cell], data_root: str | None) -> str | None:
-    """A sentence on the first name that stands for two things, in `cells` and the records of the study in `folder`.
+def shared_name(records: Sequence[Record], cells: Iterable[Cell], data_root: str | None) -> str | None:
+    """A sentence on the first name that stands for two things, in `cells` and the `records` of their study.
 
     Files of the same bytes are one, wherever they lie. Imported records name what another machine had, and don't count.
     """
-    recorded = [record for record in read_study(folder)[0] if record.source is None]
+    recorded = [record for record in records if record.source is None]
     files = {r.cell.settings.data.path: r.fingerprints["file"] for r in recorded if "file" in r.fingerprints}
     everything = [*(record.cell for record in recorded), *cells]
     return _two_files(everything, files, data_root) or _two_models(everything)
+
+
+def other_study(records: Sequence[Record], folder: Path, name: str) -> str | None:
+    """A sentence if `records` in the `folder` of the study `name` are of another one: it was copied or renamed."""
+    other = next((record.study for record in records if record.study != name), None)
+    if other is None:
+        return None
+    return (
+        f"records in {folder} are of the study {other}, so tables will show what is added, of the study {name}, apart "
+        "from them; give the folder its name back, or take another study=NAME."
+    )
 
 
 def _two_files(cells: Iterable[Cell], recorded: dict[str | None, str], data_root: str | None) -> str | None:

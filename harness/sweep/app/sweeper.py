@@ -36,7 +36,7 @@ from harness.sweep.launchers.places import require_gpus
 from harness.sweep.launchers.through_hydra import cell_launcher
 from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress, following
-from harness.sweep.shared_name import shared_name
+from harness.sweep.shared_name import other_study, shared_name
 from harness.sweep.store import Study
 
 NO_AXES = [setting.rule.label or key for key, setting in validate.SETTINGS.items() if not setting.rule.axis]
@@ -192,12 +192,15 @@ class GridSweeper(Sweeper):
     def _require_same_data(self, study: Study, points: list[Point], pending: list[Point]) -> None:
         """Raise UserError if recorded cells of the study saw other data than those of `pending` would; else say so.
 
-        So if two files of data, or two models, would be taken as one.
+        So if two files of data, or two models, would be taken as one. A study that was renamed is only told of.
         """
         replaced = {point.cell.id for point in pending if not point.repeat}
         cells, data_root = [point.cell for point in points], points[0].request.data_root
-        if pending and (shared := shared_name(study.folder, cells, data_root)) is not None:
+        records = record.read_study(study.folder)[0] if pending else []
+        if pending and (shared := shared_name(records, cells, data_root)) is not None:
             raise UserError(shared)
+        if words := other_study(records, study.folder, study.name):
+            print(f"warning: {words}", file=sys.stderr)
         changed = changed_since(study.folder, cells, replaced, data_root)
         if changed is None:
             return
