@@ -173,7 +173,7 @@ def test_the_notebook_for_a_gpu_runs_with_a_tiny_model(tmp_path):
         'MODEL, DATA, METHODS = "qwen3_0_6b", "gsm8k", ["lora", "qlora", "dora", "galore"]': (
             'MODEL, DATA, METHODS = "tiny", "facts", ["lora"]'
         ),
-        "BATCH, STEPS, ITEMS = 8, 200, 200": "BATCH, STEPS, ITEMS = 2, 1, 4",
+        "BATCH, STEPS, ITEMS = 4, 200, 200": "BATCH, STEPS, ITEMS = 2, 1, 4",
     }
     assert all(large in rest[0].source for large in sizes)
     for cell in rest:
