@@ -16,6 +16,10 @@ TO_DO = {
 class UserError(Exception):
     """Bad input. The message is one sentence: what is wrong and what to do; it is shown without a traceback."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback."""
+        return [str(self)]
+
 
 def one_of(key: str, value: str, options: Iterable[str], listed: str | None = None) -> None:
     """Raise UserError, with the nearest option, unless `value` is one of `options`.

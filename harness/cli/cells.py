@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness import units
+from harness import record, units
 from harness.cli import reproduce
 from harness.cli.output import begun_study_names, find_cell, print_errors, print_json, require_study_name, study_names
 from harness.cli.parser import (
@@ -24,6 +26,9 @@ from harness.cli.parser import (
 from harness.errors import UserError
 from harness.protocol import LocalPaths
 from harness.record import COMPLETE
+
+if TYPE_CHECKING:
+    from harness.sweep.store import Study
 
 LIKE_BEFORE = "(default: as the cell was scored before)"
 
@@ -256,7 +261,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def rm(options: argparse.Namespace) -> int:
-    """Remove a cell: its record, items and log, and its place in the plan; 1 if the user declines."""
+    """Remove a cell: its record, items and log, and its place among the cells left; 1 if the user declines."""
     found = find_cell(options, options.cell)
     names = {path: _named(path) for path in found.study.files(found.name)}
     if not options.yes:
@@ -274,7 +279,20 @@ def rm(options: argparse.Namespace) -> int:
     else:
         told = ", ".join(names.get(path, path.name) for path in gone)
         print(f"{found} is removed: {told or 'it was planned, not run'}.")
+    if _is_preregistered(found.study, found.name):
+        print(
+            f"{record.PLAN} is never changed and still has this cell: until a sweep runs it, verdicts of the study are "
+            "interim. To compare without it, take another study (study=NAME).",
+            file=sys.stderr,
+        )
     return 0
+
+
+def _is_preregistered(study: Study, name: str) -> bool:
+    """Whether a plan of the study's asks for the cell `name`. Of a damaged plan `verify` tells."""
+    with contextlib.suppress(UserError):
+        return any(name in part.cells for plan in record.read_plans(study.folder) for part in plan.methods)
+    return False
 
 
 def _named(path: Path) -> str:

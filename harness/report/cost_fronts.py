@@ -3,7 +3,8 @@
     for front in cost_fronts(answer): front.sentence
 
 A cost is the time of a cell's whole job × its devices. All cells ran on one kind of device, so the price of an hour
-only scales it: `table --cost`, the Python API and the page each put theirs on the same front.
+only scales it: `table --cost`, the Python API and the page each put theirs on the same front. Cells that ran beside
+others or were resumed have no time of their own, as everywhere in a report, and so no cost.
 
 A setting is on the front if none that is cheaper, or costs the same, scores higher, and none with the same score is
 cheaper. That is about what was measured; whether a score is higher beyond chance is what `beaten_by` says.
@@ -16,21 +17,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
+from harness import units
 from harness.errors import UserError
 from harness.record import Record
 from harness.report.answer import StudyAnswer
 from harness.report.answer.place import place_prefix
 from harness.report.answer.words import ScoreWords
+from harness.report.costs import disturbed_cells
 from harness.report.lint.environment import ran_with
 from harness.report.pairwise import Contest, Standing
 from harness.report.select import Place
 from harness.report.statistics import ALPHA, Interval, seeds_interval
 from harness.report.tables.rows import device_hours
 
+UNTIMED = "other cells ran on the machine at the same time, or they were resumed, so times are not their own"
+
 
 @dataclass(frozen=True)
 class CostedSetting:
-    """A setting with a score, and the device-hours of the job of each of its seeds."""
+    """A setting with a score, and the device-hours of the job of each of its seeds that has a time of its own."""
 
     standing: Standing
     seeds: tuple[float, ...]
@@ -63,10 +68,15 @@ def pareto(points: Sequence[tuple[float, float]], higher_is_better: bool = True)
 
 @dataclass(frozen=True)
 class CostFront:
-    """The settings of a contest that have a cost, cheapest first. places: those of all fronts of the study."""
+    """The settings of a contest that have a cost, cheapest first.
+
+    untimed: labels of those without one, as none of their cells has a time of its own. places: those of all fronts of
+    the study.
+    """
 
     contest: Contest
     settings: Sequence[CostedSetting]
+    untimed: Sequence[str]
     places: Sequence[Place]
 
     @cached_property
@@ -93,11 +103,16 @@ class CostFront:
     @cached_property
     def sentence(self) -> list[str | float]:
         """What is worth its cost, in parts that `text_of` joins: texts, and device-hours to write as amounts."""
+        last = f". Without {units.listed(self.untimed)}: {UNTIMED}." if self.untimed else "."
+        return [*self._worth, last]
+
+    @property
+    def _worth(self) -> list[str | float]:
         words, cheapest = ScoreWords(self.contest), self.cheapest
         prefix = " ".join([*place_prefix(self.contest.place, self.places), ""])
         if cheapest is None:
             return [
-                f"{prefix}No two settings answered the same items of {words.task}: none is known to be worth its cost."
+                f"{prefix}No two settings answered the same items of {words.task}: none is known to be worth its cost"
             ]
         parts: list[str | float] = [
             f"{prefix}The cheapest setting that no other beats significantly on {words.task} is {cheapest.label}: "
@@ -107,18 +122,25 @@ class CostFront:
         best = next((each for each in self.settings if each.standing is self.contest.standings[0]), None)
         if best is not None and best is not cheapest:
             parts += [f"; {best.label} scored {words.highest}, {words.value(best.standing)} at", best.hours]
-        return [*parts, "."]
+        return parts
 
 
 def cost_fronts(answer: StudyAnswer) -> list[CostFront]:
     """Of each place and primary score of `answer` the settings that have a cost; none without scores and times."""
-    places = [contest.place for contest in answer.contests]
-    fronts = (
-        CostFront(contest, _costed(contest, answer.rows.records), places)
-        for contest in answer.contests
-        if contest.primary
-    )
-    return [front for front in fronts if front.settings]
+    return [front for front in _fronts(answer) if front.settings]
+
+
+def why_none(answer: StudyAnswer) -> str | None:
+    """Why an `answer` with scores and times has no front; None if it has one, or lacks those."""
+    fronts = _fronts(answer)
+    untimed = any(front.untimed for front in fronts) and not any(front.settings for front in fronts)
+    return f"No cell has a cost: {UNTIMED}." if untimed else None
+
+
+def _fronts(answer: StudyAnswer) -> list[CostFront]:
+    places, records = [contest.place for contest in answer.contests], answer.rows.records
+    disturbed = disturbed_cells(records)
+    return [_front(contest, records, disturbed, places) for contest in answer.contests if contest.primary]
 
 
 def text_of(sentence: Iterable[str | float], amount: Callable[[float], str]) -> str:
@@ -137,10 +159,14 @@ def require_one_device(records: Sequence[Record], subject: str) -> None:
         raise UserError(f"{subject} requires records of one kind of device, got {', '.join(names)}.")
 
 
-def _costed(contest: Contest, records: Sequence[Record]) -> list[CostedSetting]:
-    settings = []
+def _front(contest: Contest, records: Sequence[Record], disturbed: set[str], places: Sequence[Place]) -> CostFront:
+    """disturbed: names of cells that have no time of their own."""
+    settings, untimed = [], []
     for standing in contest.standings:
-        hours = [spent for i in standing.choice.index if (spent := device_hours(records[i])) is not None]
-        if hours:
-            settings.append(CostedSetting(standing, tuple(hours)))
-    return sorted(settings, key=lambda each: each.hours)
+        hours = {records[i].cell.name: spent for i in standing.choice.index if (spent := device_hours(records[i]))}
+        own = tuple(spent for name, spent in hours.items() if name not in disturbed)
+        if own:
+            settings.append(CostedSetting(standing, own))
+        elif hours:
+            untimed.append(standing.choice.label)
+    return CostFront(contest, sorted(settings, key=lambda each: each.hours), untimed, places)

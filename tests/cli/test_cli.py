@@ -343,6 +343,14 @@ def test_a_named_sweep_can_be_neither_misspelt_nor_replaced(inside, tmp_path, na
     assert_refused(inside("sweep", name).stderr, f"sweeps/{name}.yaml", "another name")
 
 
+@pytest.mark.parametrize("defaults", ["", "defaults: [_self_]\n", "defaults: [override model: tiny]\n"])
+@pytest.mark.parametrize("more", [[], ["seed=1"]])
+def test_a_sweep_of_ones_own_without_the_defaults_is_told_what_it_lacks(inside, tmp_path, defaults, more):
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "mine.yaml").write_text(f"{defaults}rank: 8\n")
+    assert_refused(inside("sweep", "mine", *more).stderr, "must begin its list `defaults` with config")
+
+
 @pytest.mark.parametrize("line", ["run rank=0", "sweep rank=8,abc", "run --cfg job", "run --help"])
 def test_a_process_says_what_its_main_function_says(harness, inside, tmp_path, line):
     process, here = harness(*line.split()), inside(*line.split())

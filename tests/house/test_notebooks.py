@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from plugin_list import some_needs_a_plugin
+from records import make_record, make_score, measured, sound
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUDY = re.compile(r'STUDY = "reference/(\w+)"')
 
 
@@ -88,6 +92,68 @@ def test_a_study_without_questions_is_told_so(study):
     assert "`harness power` without a study goes by assumptions." in said[-1]
 
 
+def opened_on(path, folder):
+    """The notebook at `path` for the study in `folder`."""
+    notebook = opened(path)
+    first = code(notebook)[0]
+    first.source = STUDY.sub(f'STUDY = "{os.path.relpath(folder, ROOT / "results")}"', first.source)
+    return notebook
+
+
+def small_study(folder, *, models=("small",), **fields):
+    """Three methods of each model with 4 answers each: all right, half of them, and one."""
+    for model in models:
+        for method, values in {"lora": (1, 1, 1, 1), "dora": (1, 1, 0, 0), "galore": (0, 0, 0, 1)}.items():
+            turned = values if model == models[0] else values[::-1]
+            record = measured(make_record(method, 8, lr=1e-3, model=model, scores=[make_score(**fields)]))
+            sound(record, folder, tuple(map(float, turned)))
+    return folder
+
+
+@pytest.mark.slow
+def test_two_models_have_rows_of_their_own(tmp_path):
+    folder = small_study(tmp_path / "demo", models=("small", "large"))
+    for path in (NOTEBOOKS[0], NOTEBOOKS[2]):
+        notebook = opened_on(path, folder)
+        run(notebook, path)
+        tables = [text for text in texts(notebook) if "dataframe" in text]
+        assert len(tables) > 1
+        assert all("<th>model</th>" in table for table in tables if "galore" in table)
+    said = texts(notebook)
+    assert {"small", "large"} <= {*said}
+    assert sum("<th>wrong</th>" in text for text in said) == 2
+
+
+@pytest.mark.slow
+def test_the_best_score_is_first_also_where_lower_is_better(tmp_path):
+    folder = small_study(tmp_path / "demo", higher_is_better=False)
+    notebook = opened_on(NOTEBOOKS[0], folder)
+    run(notebook, NOTEBOOKS[0])
+    by_score = [text for text in texts(notebook) if "dataframe" in text][1]
+    assert re.findall("lora|dora|galore", by_score) == ["galore", "dora", "lora"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("status", "sentences"), [("ok", 2), ("failed", 5)])
+def test_a_study_without_scores_or_finished_cells_is_told_so(tmp_path, status, sentences):
+    for method in ("lora", "dora"):
+        record = make_record(method, 8, lr=1e-3, status=status, scores=[])
+        sound(measured(record) if status == "ok" else record, tmp_path / "demo")
+    notebook = opened_on(NOTEBOOKS[0], tmp_path / "demo")
+    run(notebook, NOTEBOOKS[0])
+    assert sum(" has no " in text for text in texts(notebook)[1:]) == sentences
+
+
+@pytest.mark.slow
+def test_an_empty_folder_is_one_sentence_and_no_traceback(tmp_path):
+    notebook = opened_on(NOTEBOOKS[0], tmp_path)
+    with pytest.raises(CellExecutionError):
+        run(notebook, NOTEBOOKS[0])
+    (error,) = code(notebook)[0].outputs
+    (sentence,) = error.traceback
+    assert re.fullmatch(r"There are no records in \S+; run a sweep first\.", sentence)
+
+
 def test_there_are_notebooks():
     named = ["01_choose_a_method", "02_rank_alpha_lr", "03_is_the_difference_real"]
     assert [path.stem for path in NOTEBOOKS] == named
@@ -107,7 +173,7 @@ def test_the_notebook_for_a_gpu_runs_with_a_tiny_model(tmp_path):
         'MODEL, DATA, METHODS = "qwen3_0_6b", "gsm8k", ["lora", "qlora", "dora", "galore"]': (
             'MODEL, DATA, METHODS = "tiny", "facts", ["lora"]'
         ),
-        "BATCH, STEPS, ITEMS = 8, 200, 200": "BATCH, STEPS, ITEMS = 2, 1, 4",
+        "BATCH, STEPS, ITEMS = 4, 200, 200": "BATCH, STEPS, ITEMS = 2, 1, 4",
     }
     assert all(large in rest[0].source for large in sizes)
     for cell in rest:

@@ -68,14 +68,17 @@ def test_each_answer_keeps_its_mark():
     assert {"question": ROWS[7]["prompt"], "answer": ROWS[7]["completion"], "mark": "good"} in items
 
 
+FIRST = r"In line 1: Each answer of marked\.jsonl must be marked"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"label": True}, r"All answers of marked\.jsonl are marked as good; train\.objective=kto requires good and "),
         ({"label": False}, r"All answers of marked\.jsonl are marked as bad; "),
-        ({"label": None}, r"Each answer of marked\.jsonl must be marked true or false in its column 'label', got None"),
-        ({"label": 1}, r"Each answer of marked\.jsonl must be marked true or false in its column 'label', got 1\."),
-        ({"label": "billing"}, r"Each answer of marked\.jsonl must be marked .* got 'billing'\."),
+        ({"label": None}, rf"{FIRST} true or false in its column 'label', got None"),
+        ({"label": 1}, rf"{FIRST} true or false in its column 'label', got 1\."),
+        ({"label": "billing"}, rf"{FIRST} .* got 'billing'\."),
     ],
 )
 def test_marks_that_are_none_are_refused(change, said):

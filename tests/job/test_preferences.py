@@ -154,7 +154,7 @@ def test_records_without_two_different_answers_are_left_out():
 )
 def test_pairs_that_are_none_are_refused(change, said):
     write([row | change for row in ROWS])
-    with pytest.raises(UserError, match=f"^{said}$"):
+    with pytest.raises(UserError, match=f"^In line 1: {said}$"):
         items_of()
 
 

@@ -45,6 +45,25 @@ def test_a_study_without_scores_has_no_costs_to_weigh(study):
         costs(records, folder, price=2.0)
 
 
+def test_cells_without_a_time_of_their_own_have_no_cost(tmp_path):
+    """A resumed cell's time is that of its last process alone; what ran beside others took their time, too."""
+    records = costed_study(tmp_path, seeds=(0, 1))
+    lora, full = ([record for record in records if record.cell.method == method] for method in ("lora", "full"))
+    for record in (lora[0], *full):
+        record.train.resumed_at = [1]
+    (table,) = costs(records, tmp_path, price=2.0)
+    cost = {row[table.columns.index("Method")]: row[table.columns.index("Cost")] for row in table.rows}
+    assert cost["lora"] == "$2.02"  # of the seed that was not interrupted
+    assert "full" not in cost
+    assert ". Without full: other cells ran on the machine at the same time, or they were resumed" in table.answer[0]
+
+    boot = {"boot": "1", "device": {"id": "0"}}
+    for record in records:
+        record.environment = record.environment | boot  # all began at the same time
+    with pytest.raises(UserError, match=r"^No cell has a cost: other cells ran on the machine at the same time"):
+        costs(records, tmp_path, price=2.0)
+
+
 @pytest.mark.slow
 def test_it_needs_a_price(harness):
     run = harness("table", "--study", "quickstart", "--results-dir", str(ROOT / "results/reference"), "--cost")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from records import make_record, make_study
+from records import make_record, make_score, make_study
 
 from harness.config import ROOT
 from harness.record import read_study
@@ -33,6 +33,20 @@ def test_chosen_settings_are_those_of_the_table(records):
         assert row["Peak train memory"].startswith(
             "–" if pd.isna(peak) else (f"{peak / 2**30:.2f} GiB", f"{peak / 2**20:.0f} MiB")
         )
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_standing_counts_from_the_best_whichever_way_is_better(higher):
+    scores = {"lora": 0.3, "dora": 0.2, "galore": 0.1}
+    records = [
+        make_record(method, model=model, scores=[make_score(value, higher_is_better=higher)])
+        for model in ("small", "large")
+        for method, value in scores.items()
+    ]
+    data = chosen_of(answer([*records, make_record("full", scores=[])], None))
+    of_scored = data[data["value"].notna()]
+    assert of_scored["standing"].tolist() == 2 * [*range(1, 4)][:: 1 if higher else -1]
+    assert data[data["value"].isna()]["standing"].isna().all()
 
 
 def test_pairs_are_decided_as_the_letters_are(records):

@@ -307,6 +307,18 @@ def test_tries_by_any_setting_are_counted():
 
 
 @pytest.mark.parametrize(
+    "evaluated",
+    [{"eval": {"limit": 9}}, {"train": {"max_steps": 50, "validation_items": 9}}, {"infer": {"repeats": 9}}],
+)
+def test_another_evaluation_is_no_further_try(evaluated):
+    records = [make_record("lora"), make_record("full"), make_record("full", settings=evaluated)]
+    assert "tries" not in dict(told(records))
+    stopping = [{"early_stopping": 3}, {"early_stopping": 3, "validation_items": 9}]
+    records = [make_record("lora"), *(make_record("full", settings={"train": train}) for train in stopping)]
+    assert dict(told(records))["tries"].endswith("1 for lora; 2 for full.")  # each keeps the weights of another step
+
+
+@pytest.mark.parametrize(
     ("score", "text"),
     [
         ({"n": 100}, "on 100 items, 5-shot"),

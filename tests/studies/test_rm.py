@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from command_line import assert_refused
+from plans import make_plan
 from records import make_record, sound
 
 from harness.__main__ import main
+from harness.record import PLAN, add_plans, read
 from harness.sweep.store import Study
 
 
@@ -30,6 +32,25 @@ def record(folder):
 
 def rm(record, *more):
     return main(["rm", record.stem, "--yes", "--results-dir", str(record.parent.parent), *more])
+
+
+def test_a_cell_that_a_plan_asks_for_stays_in_it_and_that_is_said(record, capsys):
+    """What was written before the first cell is not unwritten by leaving a cell out."""
+    study, cell = record.parent, read(record).cell
+    add_plans(study, [make_plan([make_record("lora", 16)])])
+    plan = (study / PLAN).read_bytes()
+    assert rm(record) == 0
+    assert "until a sweep runs it, verdicts of the study are interim" in capsys.readouterr().err
+    assert (study / PLAN).read_bytes() == plan
+    Study(study.parent, "demo").plan([cell])  # as a sweep that never came to it leaves it
+    assert rm(record) == 0
+    out, err = capsys.readouterr()
+    assert "it was planned, not run" in out
+    assert "still has this cell" in err
+    (study / PLAN).unlink()
+    sound(make_record("lora", 16), study)
+    assert rm(record) == 0
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import forbid_jobs
 from job_helpers import composed
 from records import make_record
 
@@ -13,6 +14,7 @@ from harness import data_files
 from harness.__main__ import main
 from harness.studies import retry
 from harness.sweep.changed_file import changed_file
+from harness.sweep.shared_name import other_study, shared_name
 from harness.sweep.store import Study
 
 ROWS = "".join(json.dumps({"question": f"{i}?", "answer": f"{i}"}) + "\n" for i in range(60))
@@ -75,3 +77,46 @@ def test_retry_does_not_mix_two_files(record):
     with pytest.raises(UserError, match="would mix two data sets"):
         retry._require_same_data(Study(Path("results"), "mine"), [failed], None)
     retry._require_same_data(Study(Path("results"), "mine"), [record], None)
+
+
+def test_two_files_of_one_name_are_not_compared_as_one(record, capsys):
+    """They are two files of one grid, or one is of a recorded cell; a copy of the same bytes is no other file."""
+    for folder, rows in (("a", ROWS), ("b", ROWS[:1200])):
+        Path(folder).mkdir()
+        Path(folder, "mine.jsonl").write_text(rows)
+    others = [part for part in TYPED if not part.startswith("data.path=")]
+    assert main(["sweep", "study=new", *others, "data.path=a/mine.jsonl,b/mine.jsonl"]) == 2
+    err = capsys.readouterr().err
+    assert "data.path=a/mine.jsonl and data.path=b/mine.jsonl would be compared as one" in err
+    assert "rename one, or take a study for each (study=NAME)" in err
+    assert main(["sweep", "study=mine", *others, "data.path=b/mine.jsonl"]) == 2
+    assert "data.path=mine.jsonl and data.path=b/mine.jsonl would be compared as one" in capsys.readouterr().err
+
+    assert shared_name([record], [composed(*others, "data.path=a/mine.jsonl")], None) is None
+    assert shared_name([record], [composed(*others, "data.path=b/mine.jsonl", "data.limit=9")], None) is None
+    Path("mine.jsonl").unlink()  # then its hash is in the record
+    assert shared_name([record], [composed(*others, "data.path=a/mine.jsonl")], None) is None
+
+
+def test_two_models_of_one_name_are_not_compared_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a", "own").mkdir(parents=True)
+    Path("b").mkdir()
+    Path("b", "own").symlink_to(Path("..", "a", "own"))
+    first, same, other = (composed("model=tiny", f"model.path={path}") for path in ("a/own", "b/own", "c/own"))
+    assert shared_name([], [first, same], None) is None
+    sentence = shared_name([], [first, same, other], None)
+    assert sentence.startswith("model.path=a/own and model.path=c/own would be compared as one, as both are named own;")
+    assert "set model.name for one, or take a study for each" in sentence
+    named = composed("model=tiny", "model.path=c/own", "model.name=other")
+    assert shared_name([], [first, named], None) is None
+
+
+def test_a_study_that_was_renamed_is_told_to_fall_apart(record, capsys, monkeypatch):
+    """Its records keep the study's name, by which tables tell studies apart."""
+    forbid_jobs(monkeypatch)
+    Path("results", "mine").rename(Path("results", "later"))
+    with pytest.raises(AssertionError, match="a job was started"):
+        main(["sweep", "study=later", *TYPED, "seed=0,1"])
+    assert "warning: records in results/later are of the study mine, so tables will show" in capsys.readouterr().err
+    assert other_study([record], Path("results", "mine"), "mine") is None

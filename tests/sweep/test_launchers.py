@@ -13,6 +13,7 @@ from pathlib import Path
 
 import launched
 import pytest
+from command_line import called, forbid_jobs
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -200,3 +201,14 @@ def test_more_cells_than_can_be_is_one_sentence(harness):
     run = harness("sweep", "quickstart", "hydra/launcher=local_parallel", "hydra.launcher.cells=0")
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == "error: hydra.launcher.cells must be a positive number, got 0.\n"
+
+
+def test_drift_is_refused_where_cells_share_a_machine(tmp_path, monkeypatch, no_gpu):
+    """Its repeats would run beside other cells, and the first of them while its own cell runs."""
+    forbid_jobs(monkeypatch)
+    parallel = ("sweep", "method=lora,full", "model=tiny", "--drift=2", "hydra/launcher=local_parallel")
+    refused = called(tmp_path, *parallel, "hydra.launcher.cells=2")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith("error: --drift requires one cell at a time, got 2: ")
+    with pytest.raises(AssertionError, match="a job was started"):
+        called(tmp_path, *parallel)

@@ -19,6 +19,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.job.data import options
 from harness.job.data.formats import CHATS, PAIRS
+from harness.job.data.places import Place, by_record, read_each
 from harness.job.data.preferences import CHOSEN, MARK, REJECTED, check_marks, mark_of, paired
 from harness.job.data.turns import CALLS, CHAT, Turn, answers, is_missing, text_of, turns_of, with_beside, words_of
 
@@ -62,36 +63,39 @@ def mapped_rows(
     key: str | None,
     what: str,
     asking: bool = False,
+    place: Place = by_record,
 ) -> MappedRows:
     """The items of `rows` that have an answer, each with the text that decides whether it is held out.
 
     columns: the column of each field; `there` are the columns that exist. key: the column to hold out by (null: all
     fields except answers and options; of a conversation the turns before its last answer). what: the data's name
-    for messages. asking: whether items that ask nothing are left out too. Raises UserError if a column is missing, if
-    no item has an answer (two, where one is rejected), if an answer is no option or has no mark where each has one, or
-    if all marks are the same.
+    for messages. asking: whether items that ask nothing are left out too. place: of a row by its position, for
+    messages. Raises UserError if a column is missing, if no item has an answer (two, where one is rejected), if an
+    answer is no option or has no mark where each has one, or if all marks are the same.
     """
     empty = UserError(f"{what} has no records.")
     if not there:
         raise empty
     _require_columns([*columns.values(), *([key] if key else [])], there, what)
     item_of = _reader(columns, what)
-    items, count, silent = [], 0, 0
-    for row in rows:
+    items, positions, count, silent = [], [], 0, 0
+    for row, item in read_each(lambda row: (row, item_of(row)), rows, place):
         count += 1
-        if (item := item_of(row)) is None:
+        if item is None:
             continue
         if asking and not _asks(item):
             silent += 1
             continue
         items.append((str(row[key]) if key else _key(item), item))
+        positions.append(count - 1)
     if not count:
         raise empty
     if not items:
         lack = "a question" if silent else _lack(columns)
         raise UserError(f"None of the {count} records of {what} has {lack}.")
     if OPTIONS in columns:
-        meant = options.meant([(item["answer"], item[OPTIONS]) for _, item in items], what)
+        answers_of = [(item["answer"], item[OPTIONS]) for _, item in items]
+        meant = options.meant(answers_of, what, lambda index: place(positions[index]))
         items = [(text, item | {"answer": answer}) for (text, item), answer in zip(items, meant, strict=True)]
     if MARK in columns:
         check_marks((item[MARK] for _, item in items), what)

@@ -16,6 +16,7 @@ from typing import Any
 from harness import data_files
 from harness.data_files import PACKED, TEXTS, WIDE, IndexEntry, suffix_of
 from harness.errors import UserError
+from harness.job.data.places import by_record, naming
 
 Row = dict[str, Any]
 DELIMITERS = ",;\t|"
@@ -46,11 +47,25 @@ INDEXED = {  # LLaMA-Factory's names of columns, by those of the formats that it
 
 @dataclass
 class FileRows:
-    """The rows that were read. notes: how, where that was found out. unread: files of a folder that were left out."""
+    """The rows that were read.
+
+    notes: how, where that was found out. unread: files of a folder that were left out. lines: of each row the line on
+    which it ends (null: the file has no lines). parts: of a folder the rows of each of its files, by name.
+    """
 
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    lines: list[int] | None = None
+    parts: dict[str, FileRows] = field(default_factory=dict)
+
+    def place(self, position: int) -> str:
+        """The place of the row at `position`, such as "line 7" or "part.jsonl, line 7"."""
+        for name, part in self.parts.items():
+            if position < len(part.rows):
+                return f"{name}, {part.place(position)}"
+            position -= len(part.rows)
+        return by_record(position) if self.lines is None else f"line {self.lines[position]}"
 
 
 def read(path: str) -> FileRows:
@@ -83,7 +98,7 @@ def _of_folder(folder: Path, path: str) -> FileRows:
         if file not in readable:
             whole.unread.append(name)
             continue
-        part = _of_file(file, f"{path}/{name}")
+        part = whole.parts[name] = _of_file(file, f"{path}/{name}")
         whole.rows += part.rows
         whole.notes += [note for note in part.notes if note not in whole.notes]
     if not readable:
@@ -117,8 +132,12 @@ def _of_file(file: Path, path: str) -> FileRows:
         raise UserError(f"data.path={path} can't be read as {suffix[1:]}: it is nested too deeply.") from None
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's and json's are ValueErrors
         raise UserError(f"data.path={path} can't be read as {suffix[1:]}: {str(error).splitlines()[0]}") from error
-    if not isinstance(content.rows, list) or not all(isinstance(row, dict) for row in content.rows):
+    if not isinstance(content.rows, list):
         raise UserError(f"data.path={path} must hold a list of records, each an object of columns.")
+    for position, row in enumerate(content.rows):
+        if not isinstance(row, dict):
+            error = UserError(f"data.path={path} must hold a list of records, each an object of columns.")
+            raise naming(error, content.place(position))
     return content
 
 
@@ -146,16 +165,19 @@ def _text(file: Path) -> str:
 
 
 def _json_lines(file: Path) -> FileRows:
-    rows = []
+    rows, numbers = [], []
     lines = _bytes(file).decode("utf-8-sig").split("\n")  # text may hold U+2028
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            rows += [json.loads(line)] if line.strip() else []
+            rows.append(json.loads(line))
+            numbers.append(number)
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}, column {error.colno}: {error.msg}.") from None
         except RecursionError:
             raise ValueError(f"line {number} is nested too deeply.") from None
-    return FileRows(rows)
+    return FileRows(rows, lines=numbers)
 
 
 def _table(file: Path, usual: str) -> FileRows:
@@ -171,9 +193,10 @@ def _table(file: Path, usual: str) -> FileRows:
     delimiter = _delimiter(text, usual)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     _require_different(reader.fieldnames or ())
-    rows = [*_whole(reader)]
+    numbered = [*_whole(reader)]
     notes = [] if encoding == "utf-8-sig" else [encoding]
-    return FileRows(rows, notes + ([] if delimiter == usual else [f"delimiter {delimiter!r}"]))
+    notes += [] if delimiter == usual else [f"delimiter {delimiter!r}"]
+    return FileRows([row for row, _ in numbered], notes, lines=[number for _, number in numbered])
 
 
 def _require_different(names: Sequence[str]) -> None:
@@ -183,12 +206,13 @@ def _require_different(names: Sequence[str]) -> None:
             raise ValueError(f"{number} columns are called {name!r}; give each a name of its own.")
 
 
-def _whole(reader: csv.DictReader[str]) -> Iterator[Row]:
-    """The rows of a table. Raises ValueError for one that has more fields than the header."""
+def _whole(reader: csv.DictReader[str]) -> Iterator[tuple[Row, int]]:
+    """The rows of a table, each with the line on which it ends. Raises ValueError for one that has more fields than
+    the header."""
     for row in reader:
         if None in row:
             raise ValueError(f"line {reader.line_num} has more fields than the header.")
-        yield dict(row)
+        yield dict(row), reader.line_num
 
 
 def _delimiter(text: str, usual: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.errors import UserError
+from harness.job.data.places import Place, by_record, read_each
 from harness.job.data.preferences import CHOSEN, MARK, PROMPT, REJECTED
 from harness.job.data.turns import CHAT, SYSTEM, TOOLS, Turn, text_of, turns_of, unread
 
@@ -47,11 +48,11 @@ class FileFormat:
     row: Callable[[Row], Row] | None = None
     extras: tuple[str, ...] = ()
 
-    def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows with `columns`, beside the file's own columns."""
+    def rows(self, rows: Sequence[Row], place: Place = by_record) -> list[Row]:
+        """Rows with `columns`, beside the file's own columns. place: of a row in the file, which a refusal names."""
         if self.row is None:
             return [*rows]
-        return [row | self.row(row) for row in rows]
+        return [row | own for row, own in zip(rows, read_each(self.row, rows, place), strict=True)]
 
 
 def recognised(rows: Sequence[Row], columns: Mapping[str, str | None], what: str) -> FileFormat:
@@ -170,7 +171,10 @@ def _question_and_answer(question: str, answer: str, rows: Sequence[Row]) -> Fil
     if not isinstance(rows[0].get(question), list):
         return FileFormat(name, {"question": question, "answer": answer}, (question, answer))
     return FileFormat(  # TRL's conversations of two columns
-        name, {CHAT: CHAT}, (question, answer), lambda row: {CHAT: [*row[question], *row[answer]]}
+        name,
+        {CHAT: CHAT},
+        (question, answer),
+        lambda row: {CHAT: [*(row.get(question) or []), *(row.get(answer) or [])]},
     )
 
 
@@ -224,8 +228,9 @@ def _pair(there: Mapping[str, None], rows: Sequence[Row], what: str) -> FileForm
         source = (chat, CHOSEN, REJECTED, *beside)
 
         def pair(row: Row) -> Row:
-            both = {name: row[name] if isinstance(row[name], list) else [row[name]] for name in (CHOSEN, REJECTED)}
-            return {PROMPT: turns_of(row.get(chat), what)} | both
+            both = {name: row.get(name) for name in (CHOSEN, REJECTED)}
+            turns = {name: both[name] if isinstance(both[name], list | None) else [both[name]] for name in both}
+            return {PROMPT: turns_of(row.get(chat), what)} | turns
 
         return FileFormat("ShareGPT's pairs", columns | beside, source, pair)
     if "instruction" in there:
@@ -237,8 +242,9 @@ def _pair(there: Mapping[str, None], rows: Sequence[Row], what: str) -> FileForm
 
 
 def _openai_pair(row: Row) -> Row:
-    prompt = row["input"] if isinstance(row["input"], dict) else {"messages": row["input"]}
-    answers = {CHOSEN: row["preferred_output"], REJECTED: row["non_preferred_output"]}
+    before = row.get("input")
+    prompt = before if isinstance(before, dict) else {"messages": before}
+    answers = {CHOSEN: row.get("preferred_output"), REJECTED: row.get("non_preferred_output")}
     return {PROMPT: prompt.get("messages"), TOOLS: prompt.get("tools")} | answers
 
 

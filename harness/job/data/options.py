@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.errors import UserError
+from harness.job.data.places import Place, by_record, naming
 
 LETTER = re.compile(r"\(?([A-Za-z])[.)]?")
 
@@ -36,8 +37,10 @@ def listed(value: Any, what: str) -> list[str]:
     return texts
 
 
-def meant(records: Sequence[tuple[str, list[str]]], what: str) -> list[str]:
-    """The text of the option that the answer of each record means. records: answers and their options.
+def meant(records: Sequence[tuple[str, list[str]]], what: str, place: Place = by_record) -> list[str]:
+    """The text of the option that the answer of each record means.
+
+    records: answers and their options. place: of a record by its position, for messages.
 
     Raises UserError if an answer is no option, or if the answers can be read in two ways.
     """
@@ -45,11 +48,13 @@ def meant(records: Sequence[tuple[str, list[str]]], what: str) -> list[str]:
     complete = {name: indices for name, reading in readings.items() if (indices := _complete(reading)) is not None}
     if not complete:
         nearest = min(readings.values(), key=lambda reading: reading.count(None))
-        answer, options = records[nearest.index(None)]
-        raise UserError(
+        missing = nearest.index(None)
+        answer, options = records[missing]
+        error = UserError(
             f"The answers of {what} must be the text, the letter or the number of an option, got {_shown(answer)} for "
             f"the options {_shown(options)}."
         )
+        raise naming(error, place(missing))
     name, first = next(iter(complete.items()))
     for other, indices in complete.items():
         if indices != first:

@@ -34,6 +34,7 @@ from harness.job.data.documents import TEXT
 from harness.job.data.files import FileRows, read
 from harness.job.data.labels import are_labels, label_of
 from harness.job.data.normalising import normalised
+from harness.job.data.places import read_each
 from harness.job.data.preferences import GOOD, MARK, REJECTED
 from harness.job.data.turns import CALLS, CHAT, SYSTEM, TOOLS, text_of
 from harness.job.data.turns import answers as is_answer
@@ -290,7 +291,7 @@ def _of_texts(path: str, columns: Mapping[str, str | None]) -> tuple[list[Item],
             f"{path} has no column {column!r}; it has: {', '.join(there) or 'none'}; write data.columns.text=COLUMN."
         )
     media.refuse(content.rows, [column], path)
-    texts = [text_of(row.get(column)) for row in content.rows]
+    texts = [*read_each(lambda row: text_of(row.get(column)), content.rows, content.place)]
     documents = [{TEXT: text} for text in texts if text.strip()]
     own = OwnData(
         name=path,
@@ -312,9 +313,9 @@ def _of_file(path: str, columns: Mapping[str, str | None], held_out_by: str | No
     form = formats.recognised(rows, columns, path)
     media.refuse(rows, form.source_columns, path)
     unused = formats.unused(rows, form, held_out_by)
-    rows = form.rows(rows)
+    rows = form.rows(rows, content.place)
     there = list(dict.fromkeys(name for row in rows for name in row))
-    mapped = mapped_rows(rows, there, form.columns, held_out_by, path, asking=True)
+    mapped = mapped_rows(rows, there, form.columns, held_out_by, path, asking=True, place=content.place)
     items = [item for _, item in mapped.items]
     own = OwnData(
         name=path,

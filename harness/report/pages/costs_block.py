@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.errors import UserError
-from harness.report.cost_fronts import CostFront, cost_fronts, require_one_device
+from harness.report.cost_fronts import CostFront, cost_fronts, require_one_device, why_none
 from harness.report.figures.study_results import StudyResults
 from harness.report.headline import LEARNED
 from harness.report.pages.settings_block import short
@@ -30,7 +30,7 @@ def costs_block(study: StudyResults, price: float | None) -> dict[str, Any]:
         return {"price": price, "refused": str(error), "fronts": []}
     at = {id(record): i for i, row in enumerate(study.rows) for record in row.records}
     fronts = sorted(cost_fronts(study.answer), key=_is_aside)
-    return {"price": price, "refused": None, "fronts": [_front(study, front, at) for front in fronts]}
+    return {"price": price, "refused": why_none(study.answer), "fronts": [_front(study, front, at) for front in fronts]}
 
 
 def _is_aside(front: CostFront) -> bool:

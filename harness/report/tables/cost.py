@@ -6,7 +6,7 @@ from harness import units
 from harness.errors import UserError
 from harness.report.answer import StudyAnswer
 from harness.report.answer.words import ScoreWords
-from harness.report.cost_fronts import cost_fronts, text_of
+from harness.report.cost_fronts import cost_fronts, text_of, why_none
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import Table, title
 
@@ -21,7 +21,7 @@ def cost_of(answer: StudyAnswer, price: float) -> Table:
     """
     fronts = cost_fronts(answer)
     if not fronts:
-        raise UserError("--cost requires finished cells with scores and times.")
+        raise UserError(why_none(answer) or "--cost requires finished cells with scores and times.")
     places = fronts[0].places
     several = [i for i in range(len(PLACE)) if len({place[i] for place in places}) > 1]
 

@@ -46,6 +46,8 @@ def chosen_of(answer: StudyAnswer) -> pd.DataFrame:
     score                               its name, TASK/METRIC/FILTER
     value, low, high                    its mean and 95% interval, as its task defines it (a fraction of 1 for an
                                         accuracy)
+    standing                            its position by this mean, of a model and data set: 1 is the best, also where a
+                                        lower value is better
     letters                             text: methods that share one can't be told apart; null without a test
     best_probability                    how likely the method is the best one, a fraction of 1
     expected_rank                       its expected rank; 1 is the best
@@ -92,17 +94,21 @@ def _relative(value: str, ratio: str, found: Relative) -> dict[str, float | None
 def _headline(choice: Choice, contest: Contest | None) -> dict[str, Any]:
     standing = next((s for s in contest.standings if s.choice == choice), None) if contest else None
     if contest is None or standing is None:
-        return dict.fromkeys(("score", "value", "low", "high", "letters", "best_probability", "expected_rank"))
+        return dict.fromkeys(HEADLINE)
     interval, rank = standing.interval, standing.rank
     return {
         "score": contest.score,
         "value": standing.value,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
+        "standing": contest.standings.index(standing) + 1,
         "letters": standing.letters,
         "best_probability": rank.best if rank else None,
         "expected_rank": rank.expected if rank else None,
     }
+
+
+HEADLINE = ("score", "value", "low", "high", "standing", "letters", "best_probability", "expected_rank")
 
 
 def _scores(choices: Sequence[Choice], held: Sequence[Contest]) -> dict[str, list[Any]]:

@@ -78,6 +78,7 @@ BESIDE = {
 }
 
 # What OmegaConf says of a value of another type, and the type in the words of the command line.
+WITHOUT_DEFAULTS = "A sweep's file must begin its list `defaults` with config, which has all settings."
 KINDS = {"converted to Integer": "a whole number", "converted to Float": "a number", "valid bool": "true or false"}
 
 # One value that has letters beyond ASCII.
@@ -99,7 +100,9 @@ def sentence(error: Exception) -> str:
     first, cause = first_line(error), first_line(error.__cause__ or error)
     if isinstance(error, OverrideParseException):
         return _no_override(error.override)
-    if match := re.match(r"Could not override '(.+)'", first):
+    if match := re.match(r"(?:In '.+': )?Could not override '(.+)'", first):
+        if match[1] in _types(FullConfig):
+            return WITHOUT_DEFAULTS
         return _no_setting(match[1])
     if match := re.match(r"Could not append to config. An item is already at '(.+)'", first):
         return f"{match[1]} is there already; to change it, write {match[1]}=VALUE, without +."
@@ -197,6 +200,8 @@ def require_settings(config: DictConfig) -> None:
     Hydra adds whatever has a + before it. Only some nodes are open: the arguments of what a slot names, for example.
     """
     settings: Any = OmegaConf.to_container(config, resolve=False)
+    if "method" not in settings:
+        raise UserError(WITHOUT_DEFAULTS)
     for key in _unknown(settings, FullConfig):
         raise UserError(_no_setting(key))
     method = settings["method"]

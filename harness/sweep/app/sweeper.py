@@ -36,6 +36,7 @@ from harness.sweep.launchers.places import require_gpus
 from harness.sweep.launchers.through_hydra import cell_launcher
 from harness.sweep.lease import Held
 from harness.sweep.progress import SweepProgress, following
+from harness.sweep.shared_name import other_study, shared_name
 from harness.sweep.store import Study
 
 NO_AXES = [setting.rule.label or key for key, setting in validate.SETTINGS.items() if not setting.rule.axis]
@@ -113,7 +114,7 @@ class GridSweeper(Sweeper):
         if not fresh:
             print("Nothing to confirm: no setting of this sweep was chosen.", file=sys.stderr)
             return
-        print(f"Confirming: {seeds} fresh seeds of each chosen setting.", file=sys.stderr)
+        print(f"Confirming: {units.plural(seeds, 'fresh seed')} of each chosen setting.", file=sys.stderr)
         yield fresh
 
     def _done(self, study: Study, outcomes: list[Outcome | UserError], unfit: int) -> None:
@@ -189,10 +190,18 @@ class GridSweeper(Sweeper):
         return pending
 
     def _require_same_data(self, study: Study, points: list[Point], pending: list[Point]) -> None:
-        """Raise UserError if recorded cells of the study saw other data than those of `pending` would; else say so."""
+        """Raise UserError if recorded cells of the study saw other data than those of `pending` would; else say so.
+
+        So if two files of data, or two models, would be taken as one. A study that was renamed is only told of.
+        """
         replaced = {point.cell.id for point in pending if not point.repeat}
-        cells = (point.cell for point in points)
-        changed = changed_since(study.folder, cells, replaced, points[0].request.data_root)
+        cells, data_root = [point.cell for point in points], points[0].request.data_root
+        records = record.read_study(study.folder)[0] if pending else []
+        if pending and (shared := shared_name(records, cells, data_root)) is not None:
+            raise UserError(shared)
+        if words := other_study(records, study.folder, study.name):
+            print(f"warning: {words}", file=sys.stderr)
+        changed = changed_since(study.folder, cells, replaced, data_root)
         if changed is None:
             return
         anew = f"study=NAME trains all cells on the new data; `{study.command('rm')}` removes what was recorded"
@@ -217,7 +226,13 @@ class GridSweeper(Sweeper):
         """Raise UserError if the launcher lacks what the cells of `pending` need."""
         options = self._session.options
         if self._launcher.on_this_machine:
-            require_gpus(max(point.cell.settings.train.devices for point in pending))
+            devices = [point.cell.settings.train.devices for point in pending]
+            require_gpus(max(devices))
+            if options.drift is not None and (cells := self._launcher.at_a_time(min(devices))) > 1:
+                raise UserError(
+                    f"--drift requires one cell at a time, got {cells}: a repeat on another GPU, or beside other "
+                    "cells, shows no drift. Set hydra.launcher.cells=1."
+                )
         elif options.fit and options.memory is None and options.card is None:
             raise UserError("--fit requires --device CARD or --budget SIZE for cells that run on other machines.")
         elif options.drift is not None:

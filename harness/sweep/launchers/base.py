@@ -45,6 +45,10 @@ class CellLauncher(abc.ABC):
                     "number."
                 )
 
+    def at_a_time(self, devices: int) -> int:
+        """How many cells of `devices` GPUs each run at the same time on this machine."""
+        return 1
+
     @abc.abstractmethod
     def run(self, points: Sequence[Point]) -> Iterable[Answer]:
         """What became of `points`, in their order. Raises UserError, now or as they run, if it can't run them."""

@@ -51,6 +51,9 @@ class LocalParallel(CellLauncher, Launcher):
         self._loader, self._task, self._config = hydra_context.config_loader, task_function, config
         places(self._cells)
 
+    def at_a_time(self, devices: int) -> int:
+        return len(places(self._cells, devices))
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run points for another sweeper, such as Optuna's, which has not composed them."""
         setup_globals()

@@ -55,7 +55,7 @@ def test_another_folder_adds_choices_and_sweeps(run, tmp_path):
 def test_a_sweep_fits_repeats_and_confirms(run, tmp_path):
     first, small = run()
     assert "Left out: method=galore_layer can't" in first.stderr
-    assert "Confirming: 1 fresh seeds" in first.stderr
+    assert "Confirming: 1 fresh seed of" in first.stderr
     fitted, _ = read_study(tmp_path / "results" / "fitted")
     assert sum(record.confirmation for record in fitted) == 1
     assert any(record.repeats for record in fitted)

@@ -89,6 +89,80 @@ def test_a_row_with_more_fields_than_the_header_is_refused():
         files.read("a.csv")
 
 
+ASKED = [{"role": "user", "content": "a"}]
+PREFERRED = [{"role": "assistant", "content": "b"}]
+TALK = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "said"),
+    [
+        ("a.jsonl", f"{TALK}\n\n{TALK.replace('user', 'me')}\n", "data=local", r"^In line 3: .* got the role 'me'\."),
+        ("a.json", f"[{TALK}, {TALK.replace('user', 'me')}]", "data=local", r"^In record 2: .* got the role 'me'\."),
+        ("a.jsonl", '{"question": "a", "answer": "b"}\n\n[1]\n', "data=local", r"^In line 3: .* object of columns\."),
+        (
+            "a.csv",
+            'prompt,completion,label\n"a\nb",c,true\n,,\nd,e,perhaps\n',
+            "data=local_marked train.objective=kto",
+            r"^In line 5: .* got 'perhaps'\.",
+        ),
+        (
+            "a.jsonl",
+            '{"question": "a", "answer": ""}\n{"question": "a", "answer": "x", "options": ["x", "y"]}\n'
+            '{"question": "b", "answer": "z", "options": ["x", "y"]}\n',
+            "data=local data.columns.options=options",
+            r'^In line 3: .* got "z" for the options \["x", "y"\]\.',
+        ),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "output": "b", "history": []}\n{"instruction": "a", "output": "b", "history": [1]}\n',
+            "data=local",
+            r"^In line 2: .* got 1\.",
+        ),
+    ],
+)
+def test_a_row_that_is_refused_is_named_by_its_place_in_the_file(name, content, settings, said):
+    Path(name).write_text(content)
+    data = composed("model=tiny", *settings.split(), f"data.path={name}").settings.data
+    with pytest.raises(UserError, match=said):
+        sources.own_data(data, None)
+
+
+def test_a_row_of_a_folder_is_named_by_its_file_and_its_place_there():
+    Path("data").mkdir()
+    Path("data/a.jsonl").write_text(f"{TALK}\n{TALK}\n")
+    Path("data/b.jsonl").write_text(f"\n{TALK}\n{TALK.replace('user', 'me')}\n")
+    data = composed("model=tiny", "data=local", "data.path=data").settings.data
+    with pytest.raises(UserError, match=r"^In b\.jsonl, line 3: .* got the role 'me'\.$"):
+        sources.own_data(data, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "without"),
+    [
+        ({"prompt": ASKED}, "completion"),
+        ({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"}}, "rejected"),
+        (
+            {"input": {"messages": [{"role": "user", "content": "a"}]}, "preferred_output": PREFERRED},
+            "non_preferred_output",
+        ),
+    ],
+)
+def test_a_record_without_an_answer_in_a_format_of_others_is_left_out(row, without):
+    """Not a KeyError, of which the job would only say the column's name."""
+    answer = [{"role": "assistant", "content": "c"}] if without != "rejected" else {"from": "gpt", "value": "c"}
+    whole = (
+        row
+        | {without: answer}
+        | ({"preferred_output": [{"role": "assistant", "content": "b"}]} if "input" in row else {})
+    )
+    Path("a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in (whole, row)))
+    kind = "local" if without == "completion" else "local_preference"
+    data = composed("model=tiny", f"data={kind}", "data.path=a.jsonl").settings.data
+    own = sources.own_data(data, None)
+    assert (own.records, own.without_answer) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [("a.jsonl", "can't be read as jsonl: line 2 is nested"), ("a.json", "can't be read as json: it is nested")],
