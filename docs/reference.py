@@ -74,7 +74,7 @@ any number; names of layers | every other function, argument or text |
 | Model | safetensors; a hub id, or a folder | code of its own (`trust_remote_code`), pickled weights, kernels of \
 others, addresses |
 | Tasks | names in lm-eval's index | files and patterns; tasks that run code which a model writes |
-| Data | files by paths that begin at `data_root` or the working folder | absolute paths, paths with `..`, addresses |
+| Data | files by paths that begin at `data_root` or the working folder | absolute paths, addresses |
 | Saved weights | the record's own folder: safetensors, configs and tokenizers, with the hashes of the record | \
 other files, links, configs that name code |
 | `commands.txt` | comments after `merge`; else offered to be pasted if it is `harness sweep` with known settings | \

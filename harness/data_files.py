@@ -68,7 +68,10 @@ def _below(index: Path, name: str, file_name: Any) -> Path:
     """The file that an entry names. Raises UserError unless it lies below the index's folder, as no other is meant."""
     file = index.parent / str(file_name)
     if not file.resolve().is_relative_to(index.parent.resolve()):
-        raise UserError(f"file_name of {name} in {index} must lie below the folder of the index, got {file_name}.")
+        link = ", a link to elsewhere; name the file itself by data.path" if file.is_symlink() else ""
+        raise UserError(
+            f"file_name of {name} in {index} must lie below the folder of the index, got {file_name}{link}."
+        )
     return file
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 PACKAGES = (
     *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "galore-torch"),
-    *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core", "finetune-harness"),
+    *("lm_eval", "datasets", "tokenizers", "numpy", "hydra-core"),
 )
+OWN_PACKAGE = "finetune-harness"
 # What changes how memory is handed out, how many threads compute and how they wait, and whose attention kernels run.
 ALLOCATOR = re.compile(
     r"PYTORCH_(\w+_)?ALLOC_CONF|MALLOC_\w+|LD_PRELOAD|(OMP|GOMP|KMP)_\w+|MKL_NUM_THREADS|TORCH_CUDNN_SDPA_\w+"
@@ -30,11 +31,13 @@ def describe() -> dict[str, Any]:
     boot: a hash of the kernel's random id of this boot, the same in all containers of a machine; null off Linux. It
         tells whether two cells ran on one machine, and not on which.
     """
+    git = _git()
+    packages = PACKAGES if git else (*PACKAGES, OWN_PACKAGE)  # a commit says more than a version
     return {
-        "versions": {"python": platform.python_version()} | {p: version_of(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | {p: version_of(p) for p in packages},
         "platform": f"{platform.system()} {platform.machine()}",
         "boot": _boot(),
-        "git": _git(),
+        "git": git,
         "cpu": processor(),
         "allocator": _allocator(),
     }

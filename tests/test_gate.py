@@ -65,8 +65,6 @@ def optimized(cell, **arguments):
         ({"method__load": {"_target_": "pandas.read_pickle"}}, "method.load._target_"),
         ({"data__load": {"_target_": "harness.job.data.sources.from_file", "path": "x.jsonl"}}, "data.load.path"),
         ({"data__path": "/etc/passwd"}, "data.path=/etc/passwd"),
-        ({"data__path": "../private/x.jsonl"}, "data.path=../private/x.jsonl"),
-        ({"data__path": "own/../../x.jsonl"}, "data.path=own/../../x.jsonl"),
         ({"data__path": "https://host/x.jsonl"}, "data.path=https://host/x.jsonl"),
         ({"data__options": {"file": "../x"}}, "data.options.file=../x may be a file"),
     ],
@@ -132,6 +130,10 @@ def test_a_config_file_that_is_no_yaml_names_nothing(cell, tmp_path, monkeypatch
     (folder / "torn.yaml").write_text("a: [")
     monkeypatch.chdir(tmp_path)
     assert gate.objection(record_of(cell)) is None
+
+
+def test_a_path_that_no_file_system_takes_is_no_crash(cell):
+    assert gate.objection(record_of(cell, model__path="a" * 5000)) is None
 
 
 def test_settings_that_are_not_those_of_the_id_are_not_run(cell):

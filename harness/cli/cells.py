@@ -12,6 +12,7 @@ from harness import record, units
 from harness.cli import reproduce
 from harness.cli.output import begun_study_names, find_cell, print_errors, print_json, require_study_name, study_names
 from harness.cli.parser import (
+    TASKS_OWN,
     CommandLine,
     add_cells,
     add_data_root,
@@ -22,6 +23,7 @@ from harness.cli.parser import (
     add_wide,
     comma_separated,
     positive,
+    shots,
 )
 from harness.errors import UserError
 from harness.protocol import LocalPaths
@@ -79,7 +81,12 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument("cells", nargs="+", metavar="STUDY|CELL", help="all cells of a study, or one cell")
     parser.add_argument("--tasks", required=True, type=comma_separated, metavar="NAMES", help="lm-eval tasks")
     parser.add_argument("--limit", type=positive, metavar="N", help="seeded sample of N items a task (default: all)")
-    parser.add_argument("--num-fewshot", type=int, metavar="N", help=f"examples before a question {LIKE_BEFORE}")
+    parser.add_argument(
+        "--num-fewshot",
+        type=shots,
+        metavar="N",
+        help=f"examples before a question, `task`: the task's own {LIKE_BEFORE}",
+    )
     parser.add_argument("--batch-size", type=positive, metavar="N", help=LIKE_BEFORE)
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--chat-template", action=switch, help=f"put questions in a chat template {LIKE_BEFORE}")
@@ -208,6 +215,8 @@ def score(options: argparse.Namespace) -> int:
     """Score recorded cells and their untuned base on further tasks; 1 if one was refused."""
     names = ("limit", "num_fewshot", "batch_size", "chat_template", "fewshot_as_multiturn", "system_instruction")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.num_fewshot == TASKS_OWN:
+        settings["num_fewshot"] = None
     settings |= {"unsafe_code": options.unsafe_code}
 
     from harness.studies import rescore

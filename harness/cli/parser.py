@@ -15,6 +15,8 @@ from harness.errors import UserError
 
 FIRST = ("run", "sweep", "plan", "status", "table", "report", "view", "doctor", "export-model")
 """The commands that a newcomer needs, which the help shows first."""
+TASKS_OWN = "task"
+"""In place of a number of examples: the one that the task's file has."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,6 +125,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
     return int(text)
+
+
+def shots(text: str) -> int | str:
+    """Examples before a question: a number, or TASKS_OWN."""
+    if text != TASKS_OWN and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number or `{TASKS_OWN}`, got {text}")
+    return text if text == TASKS_OWN else int(text)
 
 
 def add_study(parser: Parser, summary: str = "study below the results folder (default: all)") -> None:

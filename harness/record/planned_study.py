@@ -106,7 +106,7 @@ class PlannedStudy:
         if not plans:
             return Unplanned(f"{cell.name} was scored again after its plan, otherwise than planned")
         for plan in plans:
-            # No time is less a minute: the first of all has none before it.
+            # Differences are compared, as a time less a minute may be before year 1, which Python has not.
             if datetime.fromisoformat(record.started) - datetime.fromisoformat(plan.created) >= -CLOCKS:
                 return plan
         return Unplanned(f"{cell.name} began before its plan was written", contradicts=True)

@@ -163,11 +163,11 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
     """A text that distinguishes each record's cell within its method, such as `r=16 α=32 lr=2e-4 train.max_steps=100`.
 
     Axes and knobs come first, then every resolved setting that differs between cells with the same study, model, data,
-    method, axes and knobs. The seed of the training is left out, and what takes it in every one of these cells, such as
-    the seed of SHiRA's masks; other seeds, as that of generated data, are settings. A setting that a record lacks is
-    one that is off, so a new setting with a neutral default does not split old and new cells. What a method's file
-    takes from another setting (`method.load.dtype` from `model.dtype`) is left out beside it. The text is empty if
-    there is nothing to distinguish.
+    method, axes and knobs. The seed of the training is left out, and a seed of the method that is the same in every
+    one of these cells, such as that of SHiRA's masks; other seeds, as that of generated data, are settings. A setting
+    that a record lacks is one that is off, so a neutral default of a new setting splits no cells from before. What a
+    method's file takes from another setting (`method.load.dtype` from `model.dtype`) is left out beside it. The text
+    is empty if there is nothing to distinguish.
     """
     axes = [_axes(record) for record in records]
     alike = grouped(
@@ -183,7 +183,8 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
         keys = sorted({key for i in members for key in leaves[i]})
         columns = {key: [_or_off(key, leaves[i].get(key)) for i in members] for key in keys}
         seeds = [_text(records[i].cell.settings.seed) for i in members]
-        repeats = {key for key in keys if key.endswith("seed") and [leaves[i].get(key) for i in members] == seeds}
+        seed_keys = [key for key in keys if key.startswith("method.") and key.endswith("seed")]
+        repeats = {key for key in seed_keys if [leaves[i].get(key) for i in members] == seeds}
         varying = [key for key in keys if len(set(columns[key])) > 1 and key not in repeats]
         own = {key: (key.rpartition(".")[2], *columns[key]) for key in varying}
         others = [of for key, of in own.items() if not key.startswith("method.")]

@@ -26,10 +26,9 @@ from harness.terminal.streams import printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-OWN_PACKAGE = "finetune-harness"
 DEFAULT_MODEL = "smollm2_135m"
 CACHE_BYTES = 600e6  # of the default model, dequantised
-PACKAGES = (OWN_PACKAGE, *env.PACKAGES, "nvidia-ml-py")
+PACKAGES = (env.OWN_PACKAGE, *env.PACKAGES, "nvidia-ml-py")
 LAUNCHERS = {
     "joblib": "cells side by side on this machine",
     "submitit": "cells as jobs of a Slurm cluster",
@@ -202,8 +201,8 @@ def _conflicts(facts: dict[str, Any]) -> list[Row]:
         needed = str(requirement).partition(";")[0].strip()
         remedy = REMEDIES.get(requirement.name, f'pip install "{needed}"')
         rows.append((f"{package} needs {needed}, {here or 'none'} is here:", remedy))
-    if facts["versions"][OWN_PACKAGE] is None:
-        rows.append((f"{OWN_PACKAGE} is not installed:", "pip install -e . (in its folder)"))
+    if facts["versions"][env.OWN_PACKAGE] is None:
+        rows.append((f"{env.OWN_PACKAGE} is not installed:", "pip install -e . (in its folder)"))
     return rows or [("none",)]
 
 

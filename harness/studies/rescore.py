@@ -111,6 +111,8 @@ def eval_settings(recorded: Record, overrides: dict[str, Any], tasks: list[str])
     Raises UserError for settings that exclude each other.
     """
     changed = {"limit": None, "unsafe_code": False} | overrides | {"tasks": tasks}
+    if overrides.get("chat_template") is False:  # no turns without a template
+        changed.setdefault("fewshot_as_multiturn", False)
     settings = dataclasses.replace(recorded.cell.settings.eval, **changed)
     if settings.fewshot_as_multiturn and not settings.chat_template:
         raise UserError("--fewshot-as-multiturn requires --chat-template.")

@@ -140,6 +140,7 @@ def test_a_slip_gets_its_remedy(capsys, line, culprits):
         ("run train.save_every=0", "train.save_every must be 1 or more, or null, got 0."),
         ("run eval.tasks=wordmath", "eval.tasks must be a list, got wordmath; write eval.tasks=[wordmath]."),
         ("run eval.limit=0", "eval.limit must be 1 or more, got 0."),
+        ("score demo --tasks mmlu --num-fewshot few", "must be a number or `task`, got few"),
         ("run eval.num_fewshot=-1", "eval.num_fewshot must be 0 or more, got -1."),
         ("run eval.batch_size=0", "eval.batch_size must be a positive number or auto, got 0."),
         ("run eval.engine=tgi", "eval.engine=tgi is unknown. There is: auto, vllm."),

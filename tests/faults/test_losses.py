@@ -21,6 +21,7 @@ from real_sweeps import finish, training, wait_for
 
 from harness.record import read_study
 from harness.report.lint import findings
+from harness.sweep.launchers import lost_workers
 
 HERE = Path(__file__).parent
 
@@ -186,6 +187,22 @@ def test_ray_gives_a_lost_cell_to_another_worker(ray_cluster, tmp_path):
 @needs_ray
 def test_a_cell_that_ray_does_not_try_again_is_lost_and_the_others_go_on(ray_cluster, tmp_path):
     holds(tmp_path, *on_ray(ray_cluster), "hydra.launcher.ray.remote.max_retries=0")
+
+
+@needs_ray
+def test_an_error_in_a_task_of_ray_is_named():
+    """Its own text begins with the worker's address."""
+    from ray.exceptions import RayTaskError
+
+    error = RayTaskError(
+        "f", "Traceback …", ModuleNotFoundError("No module named 'harness'"), "ray::f()", 1, "10.0.0.2"
+    )
+
+    def get(task):
+        raise error
+
+    lost = lost_workers._answers_of_ray(get)(None)
+    assert lost.return_value.why == "ended by an error: ModuleNotFoundError: No module named 'harness'"
 
 
 @needs_ray

@@ -41,6 +41,12 @@ def test_a_seed_of_the_evaluation_is_a_setting():
     assert list(frame([make_record("lora", 16, seed=seed) for seed in (0, 1)])["setting"]) == ["r=16", "r=16"]
 
 
+def test_a_seed_of_the_evaluation_that_goes_with_the_seed_is_a_setting_all_the_same():
+    """Else one cell more would make settings of what were repeats."""
+    both = [make_record("lora", 16, seed=seed, settings={"eval": {"seed": seed}}) for seed in (0, 1)]
+    assert list(frame(both)["setting"]) == ["r=16 eval.seed=0", "r=16 eval.seed=1"]
+
+
 def test_a_seed_of_generated_data_is_a_setting():
     """Cells of the same seed on other problems are no repeats of each other, of which the last alone would count."""
     cells = [make_record("lora", 16, settings={"data": {"load": {"seed": seed}}}) for seed in (0, 1, 2)]

@@ -208,7 +208,10 @@ def check_prompt(prompt: str, items: list[Item]) -> None:
     except ValueError as error:
         raise UserError(f"data.prompt must have fields as {{question}}, got {prompt!r} ({error}).") from None
     if not plain:  # a width of some digits makes gigabytes
-        raise UserError(f"Fields of data.prompt must be names alone, as {{question}}, got {prompt!r}.")
+        raise UserError(
+            f"Fields of data.prompt must be names alone, as {{question}}, got {prompt!r}; a brace that is no field is "
+            "written twice, as {{{{ or }}}}."
+        )
     if missing := sorted(set(_fields(prompt)) - items[0].keys()):
         raise UserError(
             f"The field {{{missing[0]}}} of data.prompt must be mapped to a column; mapped are: {', '.join(items[0])}."

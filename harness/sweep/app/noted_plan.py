@@ -78,7 +78,7 @@ def _plan(
 ) -> StudyPlan:
     return StudyPlan(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        harness=env.made_with().get("harness commit") or env.version_of("finetune-harness") or "unknown",
+        harness=env.made_with().get("harness commit") or env.version_of(env.OWN_PACKAGE) or "unknown",
         command=redact(command),
         seeds=sorted({point.cell.seed for point in points if point.cell.seed is not None}),
         confirm=confirm,

@@ -89,11 +89,13 @@ def _answers_of_submitit(results: Callable[..., list[Any]]) -> Callable[..., lis
 
 def _answers_of_ray(get: Callable[..., Any]) -> Callable[..., Any]:
     """`ray.get`, by which a task answers too that Ray does not try again."""
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
 
     def answer(task: Any) -> Any:
         try:
             return get(task)
+        except RayTaskError as error:  # its own text begins with the worker's address, and is a traceback
+            return _lost(f"ended by an error: {type(error.cause).__name__}: {first_line(error.cause)}")
         except RayError as error:
             return _lost(f"did not answer: {first_line(error)}")
 

@@ -238,8 +238,11 @@ def test_an_index_names_no_file_outside_its_folder(file_name):
     Path("secret.json").write_text(json.dumps(ROWS))
     Path("index/link.json").symlink_to(Path("secret.json").absolute())
     Path("index/dataset_info.json").write_text(json.dumps({"mine": {"file_name": file_name}}))
-    with pytest.raises(UserError, match=r"file_name of mine in .* must lie below the folder of the index, got"):
+    with pytest.raises(
+        UserError, match=r"file_name of mine in .* must lie below the folder of the index, got"
+    ) as error:
         files.read("index")
+    assert ("a link to elsewhere" in str(error.value)) == (file_name == "link.json")
     with pytest.raises(UserError, match="must lie below"):
         data_files.digest("index", None)
 

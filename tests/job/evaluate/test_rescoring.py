@@ -284,8 +284,10 @@ def test_a_cell_is_asked_as_before_but_for_what_the_command_says():
     assert sweep.eval_settings(found, {}, ["mmlu"]) == expected
     plain = {"chat_template": False, "fewshot_as_multiturn": False, "num_fewshot": 0, "limit": 7}
     assert sweep.eval_settings(found, plain, ["mmlu"]) == replace(expected, **plain)
+    without = sweep.eval_settings(found, {"chat_template": False}, ["mmlu"])
+    assert without == replace(expected, chat_template=False, fewshot_as_multiturn=False)
     with pytest.raises(UserError, match="requires --chat-template"):
-        sweep.eval_settings(found, {"chat_template": False}, ["mmlu"])
+        sweep.eval_settings(found, {"chat_template": False, "fewshot_as_multiturn": True}, ["mmlu"])
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,14 @@ def test_calculations_are_worked_out_again(answer, right):
     assert [step.right for step in arithmetic.steps(answer)] == right
 
 
+def test_a_number_is_not_cut_where_a_long_answer_is():
+    start = "3 * 4 = 1"
+    answer = "a " * ((arithmetic.LONGEST_ANSWER - len(start)) // 2)
+    answer += " " * (arithmetic.LONGEST_ANSWER - len(answer) - len(start)) + start
+    assert len(answer) == arithmetic.LONGEST_ANSWER
+    assert arithmetic.steps(answer + "2 pens") == []
+
+
 @pytest.mark.parametrize(
     "answer", ["<<1e10000000=1>>", "<<1_0=10>>", "1+" * 4000, "1 +  " * 4000, "1 + 1=2\n" * 4000, "1" + " " * 9000]
 )

@@ -39,7 +39,8 @@ class Step:
 
 def steps(answer: str) -> list[Step]:
     """The calculations in `answer`, except those with letters or units."""
-    answer = answer[:LONGEST_ANSWER]
+    if len(answer) > LONGEST_ANSWER:
+        answer = answer[:LONGEST_ANSWER].rsplit(maxsplit=1)[0]  # half a number would be a wrong step
     written = [found.groups() for found in ANNOTATION.finditer(answer)]
     plain = ANNOTATION.sub("", answer)
     begins = ((match, match.start(1)) for match in STEP.finditer(plain))
