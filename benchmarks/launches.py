@@ -65,9 +65,9 @@ class Launches(roofline.Roofline):
         self.products: set[str] = set()
         Launches.last = self
 
-    def add(self, operation: Any, given: Any, out: Any, flops: int) -> None:
+    def add(self, operation: Any, arguments: Any, out: Any, flops: int) -> None:
         launches, seconds = self._part["launches"], self._seconds()
-        super().add(operation, given, out, flops)
+        super().add(operation, arguments, out, flops)
         if self._part["launches"] > launches:
             name = operation._schema.name.partition("::")[2]
             self.names[name] += 1

@@ -141,7 +141,7 @@ def documents() -> list[tuple[Path, str, str]]:
 def picture(name: str) -> str:
     """One of PICTURES as SVG."""
     figure, study = PICTURES[name]
-    drawn = FIGURES[figure].of(results(study))
+    drawn = FIGURES[figure].drawing(results(study))
     if drawn is None:
         raise ValueError(f"There is nothing to draw of {name}.")
     return drawn.svg()

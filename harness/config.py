@@ -378,7 +378,7 @@ def register_resolvers() -> None:
     method.adamw).
     """
     OmegaConf.register_new_resolver("mul", _multiply, replace=True)
-    OmegaConf.register_new_resolver("unless", lambda given, value: value if given is None else None, replace=True)
+    OmegaConf.register_new_resolver("unless", lambda override, value: value if override is None else None, replace=True)
     OmegaConf.register_new_resolver("adamw", lambda kind: ADAMW.get(kind, kind), replace=True)
     OmegaConf.register_new_resolver("share", _share, replace=True)
     OmegaConf.register_new_resolver("below", lambda folder, path: str(folder / Path(path).expanduser()), replace=True)

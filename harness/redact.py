@@ -109,8 +109,8 @@ def _secrets() -> list[str]:
     """Values of the environment's secrets, the longest first: one may be a part of another."""
     secret = {name: value for name, value in os.environ.items() if name in named or _holds_secret(name)}
     # A folder is none, as of ORIGINAL_PWD: it begins most paths.
-    found = {value for value in secret.values() if len(value) >= LEAST and not os.path.isdir(value)}
-    return sorted(found, key=len, reverse=True)
+    secrets = {value for value in secret.values() if len(value) >= LEAST and not os.path.isdir(value)}
+    return sorted(secrets, key=len, reverse=True)
 
 
 @functools.cache  # asked of all variables for every text

@@ -398,15 +398,15 @@ def plain(settings: Any) -> dict[str, Any]:
 
     So a setting that is added later, with a default that means "as before", changes no cell's id.
     """
-    found = {}
+    non_neutral = {}
     kind: Any = type(settings)
     for name, neutral, group in _neutral(kind):
         value = getattr(settings, name)
         if group:
             value = plain(value)
         if value != neutral:
-            found[name] = value
-    return found
+            non_neutral[name] = value
+    return non_neutral
 
 
 @functools.cache  # studies have thousands of records
@@ -415,12 +415,12 @@ def _neutral(kind: Any) -> list[tuple[str, Any, bool]]:
 
     That of a group is no setting.
     """
-    found = []
+    fields = []
     for part in dataclasses.fields(kind):
         value = part.default if part.default_factory is dataclasses.MISSING else part.default_factory()
         group = dataclasses.is_dataclass(value)
-        found.append((part.name, {} if group else value, group))
-    return found
+        fields.append((part.name, {} if group else value, group))
+    return fields
 
 
 def cell_id(settings: Settings) -> str:

@@ -253,9 +253,9 @@ def _check_method(config: DictConfig) -> None:
     """Refuse what the method's file says it can't do, and an AdamW that it has no use for."""
     for setting, reason in config.method.incompatible.items():
         key, comparison, value = re.split(r"(!?=)", setting, maxsplit=1)
-        found = typed(OmegaConf.select(config, key))
-        if (found == value) == (comparison == "="):
-            raise UserError(f"method={config.method.name} can't be combined with {key}={found}: {reason}")
+        actual = typed(OmegaConf.select(config, key))
+        if (actual == value) == (comparison == "="):
+            raise UserError(f"method={config.method.name} can't be combined with {key}={actual}: {reason}")
     _check_adamw(config)
 
 

@@ -39,7 +39,7 @@ class Training:
 
     def __init__(self, cell: Cell):
         settings = cell.settings
-        self.inputs = prepared_inputs.of(settings, None)
+        self.inputs = prepared_inputs.inputs_of(settings, None)
         self.norm = settings.train.max_grad_norm
         bf16 = device.compute_dtype(settings.train.validated().precision) is torch.bfloat16
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
@@ -129,7 +129,7 @@ def trainer(cell: dict[str, Any], trl: bool = False) -> dict[str, Any]:
 
     asked = decode(Cell, cell)
     settings, on_cuda = asked.settings.train, torch.cuda.is_available()
-    prepared = prepared_inputs.of(asked.settings, None)
+    prepared = prepared_inputs.inputs_of(asked.settings, None)
     set_seed(asked.seed or 0)
     on = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     net = adapting.adapt(loading.load(asked, on), asked)

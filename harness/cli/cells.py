@@ -158,9 +158,9 @@ def status(options: argparse.Namespace) -> int:
         studies = read()
         print_json([study.to_json() for study in studies])
     else:
-        studies, shown = read(), terminal.console(wide=options.wide)
+        studies, console = read(), terminal.console(wide=options.wide)
         for study in studies:
-            terminal.show(shown, view(study, shown.width))
+            terminal.show(console, view(study, console.width))
     problems = [problem for study in studies for problem in study.problems]
     print_errors(problems)
     return int(bool(problems))
@@ -173,17 +173,17 @@ def logs(options: argparse.Namespace) -> int:
 
     from harness.studies import logs
 
-    found = find_cell(options, options.cell)
-    if not found.log.is_file():
-        raise UserError(f"{found} has no log: it has not run, or not on this machine.")
+    cell = find_cell(options, options.cell)
+    if not cell.log.is_file():
+        raise UserError(f"{cell} has no log: it has not run, or not on this machine.")
     if options.format == "json":
-        text = found.log.read_text(encoding="utf-8", errors="replace")
-        print_json({"study": found.study.name, "cell": found.name, "log": text})
+        text = cell.log.read_text(encoding="utf-8", errors="replace")
+        print_json({"study": cell.study.name, "cell": cell.name, "log": text})
     elif options.follow:
-        for line in logs.follow(found):
+        for line in logs.follow(cell):
             print(logs.shown(line), flush=True)
     else:
-        for line in found.log.read_text(encoding="utf-8", errors="replace").split("\n"):
+        for line in cell.log.read_text(encoding="utf-8", errors="replace").split("\n"):
             print(logs.shown(line))
     return 0
 
@@ -202,12 +202,12 @@ def retry(options: argparse.Namespace) -> int:
     requested = {study: broken for study in studies if (broken := failed(study))}
     if not requested:
         print("No cell failed.", file=sys.stderr)
-    done = []
+    records = []
     for study, broken in requested.items():
-        done += run_again(study, broken, options.data_root, changed, local)
+        records += run_again(study, broken, options.data_root, changed, local)
     if options.format == "json":
-        print_json([{"study": r.study, "cell": r.cell.name, "status": r.status, "seconds": r.seconds} for r in done])
-    ended = [record for record in done if record.status in COMPLETE]
+        print_json([{"study": r.study, "cell": r.cell.name, "status": r.status, "seconds": r.seconds} for r in records])
+    ended = [record for record in records if record.status in COMPLETE]
     return int(len(ended) < sum(map(len, requested.values())))
 
 
@@ -226,9 +226,9 @@ def score(options: argparse.Namespace) -> int:
         print(f"Scored already (--replace scores again): {', '.join(planned.known)}.", file=sys.stderr)
     text, local = options.format == "text", LocalPaths.absolute(options.vllm_python, options.include_path)
     tell = print if text else lambda line: None
-    done = rescore.score(planned, settings, options.data_root, tell, local)
+    records = rescore.score(planned, settings, options.data_root, tell, local)
     if not text:
-        print_json([{"study": study.name, "cell": r.cell.name, "tasks": r.rescored[-1].tasks} for study, r in done])
+        print_json([{"study": study.name, "cell": r.cell.name, "tasks": r.rescored[-1].tasks} for study, r in records])
     print_errors(planned.refused)
     return int(bool(planned.refused))
 
@@ -254,41 +254,41 @@ def verify(options: argparse.Namespace) -> int:
     from harness.studies import verify
 
     names = study_names(options)
-    found = {name: verify.study(options.results_dir, name) for name in names}
+    checks = {name: verify.study(options.results_dir, name) for name in names}
     refused = {name: verify.refusals(options.results_dir, name) for name in names}
     notes = {name: verify.plan_notes(options.results_dir, name) for name in names}
     if options.format == "json":
-        facts = {name: {"records": n, "problems": bad} for name, (n, bad) in found.items()}
-        print_json({name: told | {"refused": refused[name], "plan": notes[name]} for name, told in facts.items()})
+        facts = {name: {"records": n, "problems": bad} for name, (n, bad) in checks.items()}
+        print_json({name: summary | {"refused": refused[name], "plan": notes[name]} for name, summary in facts.items()})
     else:
-        for name, (n, bad) in found.items():
+        for name, (n, bad) in checks.items():
             print(f"{name}: {units.plural(n, 'record')}, {units.plural(len(bad), 'problem') if bad else 'no problems'}")
             for sentence in (*refused[name], *notes[name]):
                 print(f"- {sentence}")
-    print_errors([problem for _, bad in found.values() for problem in bad])
-    return int(any(bad for _, bad in found.values()))
+    print_errors([problem for _, bad in checks.values() for problem in bad])
+    return int(any(bad for _, bad in checks.values()))
 
 
 def rm(options: argparse.Namespace) -> int:
     """Remove a cell: its record, items and log, and its place among the cells left; 1 if the user declines."""
-    found = find_cell(options, options.cell)
-    names = {path: _named(path) for path in found.study.files(found.name)}
+    cell = find_cell(options, options.cell)
+    names = {path: _named(path) for path in cell.study.files(cell.name)}
     if not options.yes:
         if not sys.stdin.isatty():
-            raise UserError(f"{found} is not removed: without a terminal to ask at, `rm` requires --yes.")
-        question = f"Remove {found} ({', '.join(names.values()) or 'planned, not run'})? [y/N] "
+            raise UserError(f"{cell} is not removed: without a terminal to ask at, `rm` requires --yes.")
+        question = f"Remove {cell} ({', '.join(names.values()) or 'planned, not run'})? [y/N] "
         print(question, end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return 1
-    if found.study.is_running(found.name):
-        raise UserError(f"{found} is running; stop its sweep first.")
-    gone = found.study.remove(found.name)
+    if cell.study.is_running(cell.name):
+        raise UserError(f"{cell} is running; stop its sweep first.")
+    gone = cell.study.remove(cell.name)
     if options.format == "json":
-        print_json({"study": found.study.name, "cell": found.name, "removed": [path.name for path in gone]})
+        print_json({"study": cell.study.name, "cell": cell.name, "removed": [path.name for path in gone]})
     else:
-        told = ", ".join(names.get(path, path.name) for path in gone)
-        print(f"{found} is removed: {told or 'it was planned, not run'}.")
-    if _is_preregistered(found.study, found.name):
+        listing = ", ".join(names.get(path, path.name) for path in gone)
+        print(f"{cell} is removed: {listing or 'it was planned, not run'}.")
+    if _is_preregistered(cell.study, cell.name):
         print(
             f"{record.PLAN} is never changed and still has this cell: until a sweep runs it, verdicts of the study are "
             "interim. To compare without it, take another study (study=NAME).",

@@ -76,8 +76,8 @@ def render(tables: Sequence[Table], options: argparse.Namespace) -> None:
     if options.out is not None:
         write("\n".join(terminal.lines(*screen.view(tables, terminal.UNLIMITED))) + "\n", options.out)
         return
-    shown = terminal.console(wide=options.wide)
-    terminal.show(shown, screen.view(tables, shown.width))
+    console = terminal.console(wide=options.wide)
+    terminal.show(console, screen.view(tables, console.width))
 
 
 def print_json(value: Any) -> None:

@@ -43,6 +43,6 @@ def reproduce(options: argparse.Namespace) -> int:
 
     from harness.report.reproduction import PublishedStudy, recheck, reproduction_table
 
-    found = recheck(PublishedStudy(records, folder), pairs, study.folder)
-    render([reproduction_table(name, found, pairs)], options)
-    return int(bool(problems) or any(check.agreement == "disagrees" for check in found))
+    rechecks = recheck(PublishedStudy(records, folder), pairs, study.folder)
+    render([reproduction_table(name, rechecks, pairs)], options)
+    return int(bool(problems) or any(check.agreement == "disagrees" for check in rechecks))

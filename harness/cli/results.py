@@ -138,7 +138,7 @@ def report(options: argparse.Namespace) -> int:
 
     folder = options.results_dir / name
     where = ["--study", name, *results_option(options.results_dir)]
-    typed = shlex.join(["harness", "report", *options.arguments])
+    command = shlex.join(["harness", "report", *options.arguments])
     with _all_is_kept():
         records, problems = read_study(folder)
         print_errors(problems)
@@ -146,7 +146,7 @@ def report(options: argparse.Namespace) -> int:
             raise UserError(f"There are no records to report on in {folder}; run a sweep first.")
         price = view.card_price(records)
         text = page.render(
-            records, folder, problems, shlex.join(where), typed, env.made_with(), price=price, runnable=gate.runnable
+            records, folder, problems, shlex.join(where), command, env.made_with(), price=price, runnable=gate.runnable
         )
         write(text, options.out)
     return int(bool(problems))
@@ -162,9 +162,12 @@ def figures(options: argparse.Namespace) -> int:
         records, bad = read_study(folder)
         problems += bad
         out = options.out / name if options.out else folder / "figures"
-        drawn = save(records, folder, out) if records else []
-        without = [figure for figure in FIGURES if figure not in drawn]
-        print(f"{out}: {', '.join(drawn) or 'nothing'}" + (f"; no records for {', '.join(without)}" if without else ""))
+        figure_names = save(records, folder, out) if records else []
+        without = [figure for figure in FIGURES if figure not in figure_names]
+        print(
+            f"{out}: {', '.join(figure_names) or 'nothing'}"
+            + (f"; no records for {', '.join(without)}" if without else "")
+        )
     print_errors(problems)
     return int(bool(problems))
 
@@ -178,14 +181,14 @@ def power(options: argparse.Namespace) -> int:
 
     from harness.report.power import Assumptions, assumptions, describe
 
-    given = Assumptions()
+    noise_model = Assumptions()
     said: list[str] = []
     problems: list[str] = []
     if options.study:
         (name,) = study_names(options)
         records, problems = read_study(options.results_dir / name)
-        given, said = assumptions(records, options.results_dir / name)
-    sys.stdout.write(describe(options.effect, options.seeds, given, said))
+        noise_model, said = assumptions(records, options.results_dir / name)
+    sys.stdout.write(describe(options.effect, options.seeds, noise_model, said))
     print_errors(problems)
     return int(bool(problems))
 
@@ -225,11 +228,11 @@ def forgetting(options: argparse.Namespace) -> int:
         from harness.report.figures.forgetting import lost_won
 
         (comparison,) = comparisons.values()
-        drawn = lost_won(comparison)
-        if drawn is None:
+        figure = lost_won(comparison)
+        if figure is None:
             raise UserError("There is nothing to draw: no cell could be compared with its base.")
         options.figure.parent.mkdir(parents=True, exist_ok=True)
-        options.figure.write_bytes(drawn.png() if options.figure.suffix == ".png" else drawn.svg().encode())
+        options.figure.write_bytes(figure.png() if options.figure.suffix == ".png" else figure.svg().encode())
     return int(bool(problems))
 
 
@@ -243,14 +246,14 @@ def lint(options: argparse.Namespace) -> int:
     for name in study_names(options):
         records, bad = read_study(options.results_dir / name)
         problems += bad
-        found = findings(records)
-        total += len(found)
+        study_findings = findings(records)
+        total += len(study_findings)
         if not records and not bad:
             raise UserError(f"There are no records to look at in {options.results_dir / name}; run a sweep first.")
         if records:
-            count = units.plural(len(found), "finding") if found else "no findings"
+            count = units.plural(len(study_findings), "finding") if study_findings else "no findings"
             print(f"{name}: {count} on {units.plural(len(records), 'cell')}")
-        for finding in found:
+        for finding in study_findings:
             print(f"- {finding.sentence}")
         for drift in drifts(records):
             print(drift_text(drift))
@@ -263,10 +266,10 @@ def diff(options: argparse.Namespace) -> int:
     from harness.report.diff import difference, text
 
     cells = [find_cell(options, options.a), find_cell(options, options.b)]
-    for found in cells:
-        if not found.record.is_file():
-            raise UserError(f"{found} has no record yet; there is nothing to compare.")
-    a, b = (read(found.record) for found in cells)
+    for cell in cells:
+        if not cell.record.is_file():
+            raise UserError(f"{cell} has no record yet; there is nothing to compare.")
+    a, b = (read(cell.record) for cell in cells)
     differs = difference(a, b, (str(cells[0]), str(cells[1])))
     if options.format == "json":
         print_json(dataclasses.asdict(differs))

@@ -111,8 +111,8 @@ def sweep(options: argparse.Namespace) -> int:
     from harness.sweep import app
 
     names = ("fit", "device", "order", "drift", "skip_impossible", "confirm")
-    given = {name: getattr(options, name) for name in names}
-    session = app.main(*_requested("sweep", options, choose=chosen, rules=judging_rules(), **given))
+    app_options = {name: getattr(options, name) for name in names}
+    session = app.main(*_requested("sweep", options, choose=chosen, rules=judging_rules(), **app_options))
     if options.confirm and session.study is None:
         raise UserError("--confirm requires hydra/sweeper=grid, which runs every seed of a setting.")
     if session.study is not None:
@@ -125,8 +125,8 @@ def _print_answer(folder: Path) -> None:
     from harness import terminal
     from harness.report.tables import screen
 
-    shown = terminal.console()
-    terminal.show(shown, screen.answer(_answer_aside(folder), shown.width))
+    console = terminal.console()
+    terminal.show(console, screen.answer(_answer_aside(folder), console.width))
 
 
 def _answer_aside(folder: Path) -> Sequence[str]:
@@ -158,8 +158,8 @@ def plan(options: argparse.Namespace) -> int:
     from harness.sweep import app
 
     names = ("device", "throughput", "price", "advise")
-    given = {name: getattr(options, name) for name in names}
-    return app.main(*_requested("plan", options, plan=True, **given)).exit_status
+    app_options = {name: getattr(options, name) for name in names}
+    return app.main(*_requested("plan", options, plan=True, **app_options)).exit_status
 
 
 def calibrate(options: argparse.Namespace) -> int:
@@ -230,17 +230,17 @@ def _add_device(parser: Parser) -> None:
 
 def _add_hydra(parser: Parser) -> None:
     group = parser.add_argument_group("Hydra's options")
-    kept: dict[str, Any] = {"dest": "hydra", "default": [], "action": PassOn}
+    common: dict[str, Any] = {"dest": "hydra", "default": [], "action": PassOn}
     group.add_argument(
-        "--cfg", "-c", choices=["job", "hydra", "all"], help="print the resolved config, and stop", **kept
+        "--cfg", "-c", choices=["job", "hydra", "all"], help="print the resolved config, and stop", **common
     )
-    group.add_argument("--resolve", nargs=0, help="with --cfg: resolve interpolations", **kept)
-    group.add_argument("--package", "-p", metavar="KEY", help="with --cfg: print this part only", **kept)
+    group.add_argument("--resolve", nargs=0, help="with --cfg: resolve interpolations", **common)
+    group.add_argument("--package", "-p", metavar="KEY", help="with --cfg: print this part only", **common)
     group.add_argument(
-        "--info", "-i", nargs="?", metavar="KIND", help="print how the config is composed, and stop", **kept
+        "--info", "-i", nargs="?", metavar="KIND", help="print how the config is composed, and stop", **common
     )
-    group.add_argument("--hydra-help", nargs=0, help="print Hydra's own help, and stop", **kept)
-    group.add_argument("--config-name", "-cn", metavar="NAME", help="another config than conf/config.yaml", **kept)
+    group.add_argument("--hydra-help", nargs=0, help="print Hydra's own help, and stop", **common)
+    group.add_argument("--config-name", "-cn", metavar="NAME", help="another config than conf/config.yaml", **common)
     group.add_argument("--config-dir", "-cd", metavar="DIR", help="another folder of config groups and named sweeps")
 
 

@@ -26,9 +26,9 @@ def doctor(options: argparse.Namespace) -> int:
     from harness.studies import doctor as machine
 
     facts = machine.examine(options.results_dir, options.data_root)
-    shown = terminal.console()
-    if shown.is_terminal:
-        terminal.show(shown, machine.view(facts))
+    console = terminal.console()
+    if console.is_terminal:
+        terminal.show(console, machine.view(facts))
     else:
         print("\n".join(machine.lines(facts)))
     return int(machine.obstacle(facts) is not None)

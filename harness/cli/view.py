@@ -38,8 +38,8 @@ def view(options: argparse.Namespace) -> int:
         raise UserError(f"--port must lie between 0 and 65535, got {options.port}.")
     names = _names(options)
     with viewer(options) as server:
-        asked = server.address("study", names[0]) if options.study else server.address()
-        print(f"http://127.0.0.1:{server.port}{asked}\nCtrl-C ends it.", flush=True)
+        path = server.address("study", names[0]) if options.study else server.address()
+        print(f"http://127.0.0.1:{server.port}{path}\nCtrl-C ends it.", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
@@ -93,10 +93,10 @@ def viewer(options: argparse.Namespace) -> Viewer:
         if not records:
             return page.waiting(name, live)
         where = ["--study", name, *results_option(results)]
-        typed = shlex.join(["harness", "report", *where, "--out", "report.html"])
+        command = shlex.join(["harness", "report", *where, "--out", "report.html"])
         versions, price = env.made_with(), card_price(records)
         folder = results / name
-        return page.render(records, folder, problems, shlex.join(where), typed, versions, live, price, gate.runnable)
+        return page.render(records, folder, problems, shlex.join(where), command, versions, live, price, gate.runnable)
 
     def news(name: str) -> StudyNews:
         status = study_status(results, name, cache)

@@ -36,12 +36,12 @@ class LocalCell:
     def __init__(self, request: RunCell, report: Report, weights: Path, rank: distributed.LaunchedRank | None):
         self.request, self.cell, self.settings, self.weights = request, request.cell, request.cell.settings, weights
         preflight.check_cell(self.cell, request.local)
-        self.inputs = prepared_inputs.of(self.settings, request.data_root, request.local.include_path)
+        self.inputs = prepared_inputs.inputs_of(self.settings, request.data_root, request.local.include_path)
         checks.check_length(self.settings.model, self.inputs.longest)
         self.train = self.settings.train.validated()
         self.tuned, self.objective = self.settings.method.tuned, objectives.of(self.train)
-        asked = request.smaller.batch_size if request.smaller else self.train.micro_batch
-        self.batch_size = asked // self.train.total_devices
+        micro_batch = request.smaller.batch_size if request.smaller else self.train.micro_batch
+        self.batch_size = micro_batch // self.train.total_devices
         self.bf16 = device.compute_dtype(self.train.precision) is torch.bfloat16
         self.sharded = rank is not None and self.train.sharded
         self.accelerator = _alone(self.bf16) if rank is None else rank.accelerator(self.sharded, self.bf16)

@@ -56,9 +56,9 @@ def examine(
 def _compute() -> dict[str, Any]:
     """The device as in a record, with its free memory in bytes, and the number formats that work on it."""
     on = device.here()
-    found = device.describe(on)
-    found["device"]["free_bytes"] = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else None
-    return found | {
+    facts = device.describe(on)
+    facts["device"]["free_bytes"] = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else None
+    return facts | {
         "simd": torch.backends.cpu.get_cpu_capability(),
         "torch_cuda": torch.version.cuda,
         "formats": _formats(on),
@@ -83,16 +83,16 @@ def _formats(on: torch.device) -> dict[str, str]:
         "fp16": lambda: product(torch.float16),
         "NF4": nf4,
     }
-    found = {}
+    verdicts = {}
     for name, attempt in tries.items():
         try:
             attempt()
-            found[name] = "yes"
+            verdicts[name] = "yes"
         except Exception as error:  # a library without a kernel may raise anything
-            found[name] = f"no: {NO_SEGMENTS if NO_VIRTUAL_MEMORY in str(error) else type(error).__name__}"
-    if found["bf16"] == "yes" and device.compute_dtype("auto") is not torch.bfloat16:
-        found["bf16"] = "slower than fp32"
-    return found
+            verdicts[name] = f"no: {NO_SEGMENTS if NO_VIRTUAL_MEMORY in str(error) else type(error).__name__}"
+    if verdicts["bf16"] == "yes" and device.compute_dtype("auto") is not torch.bfloat16:
+        verdicts["bf16"] = "slower than fp32"
+    return verdicts
 
 
 def _settings(model: dict[str, Any]) -> ModelSettings:

@@ -37,7 +37,7 @@ def given_rewards(
         return []
     with cell.entered("reward"):
         batches = objective.batches(layout, cell.inputs.rewarded, cell.batch_size)
-        return rewards.of_items(cell.inputs.rewarded, rewards.of(model, batches, objective, cell.accelerator))
+        return rewards.of_items(cell.inputs.rewarded, rewards.of_answers(model, batches, objective, cell.accelerator))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ def check(cells: list[Cell], data_root: str | None, local: LocalPaths = NO_PATHS
     does not work here, or its engine.
     """
     sentences: list[str] = []
-    include = IncludedTasks.of(local.include_path)
+    include = IncludedTasks.in_folder(local.include_path)
     tasks, splits = [], []  # seen before: the cells of a grid mostly share them, and loading them takes seconds
     for cell in cells:
         if (note := check_cell(cell, local, elsewhere)) is not None:

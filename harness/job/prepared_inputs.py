@@ -57,8 +57,8 @@ class PreparedInputs:
     @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        trained = (drawn for step in self.steps for batch in step for drawn in batch)
-        return max(len(sequence.ids) for drawn in (*trained, *self.held_out) for sequence in drawn.sequences)
+        trained = (examples for step in self.steps for batch in step for examples in batch)
+        return max(len(sequence.ids) for example in (*trained, *self.held_out) for sequence in example.sequences)
 
     @property
     def answers(self) -> HeldOut | None:
@@ -86,14 +86,14 @@ class PreparedInputs:
             yield layout.batch(examples[i : i + size]).to(device)
 
 
-def of(settings: Settings, data_root: str | None, include_path: str | None = None) -> PreparedInputs:
+def inputs_of(settings: Settings, data_root: str | None, include_path: str | None = None) -> PreparedInputs:
     """The inputs for the settings of a cell. Raises UserError if model, data or tasks can't be loaded.
 
     include_path: as in harness.config.EvalConfig.
     """
     root = cached.root_of(settings.data, data_root)
     key = replace(settings, method=MethodSettings(), infer=InferSettings(), speedups=None)  # these change no input
-    include = IncludedTasks.of(include_path)
+    include = IncludedTasks.in_folder(include_path)
     inputs = _made(key, loading.state(settings.model), root, settings.method.tuned, include)
     encoder = encoder_fingerprint(settings.eval)
     return inputs if encoder is None else replace(inputs, fingerprints=inputs.fingerprints | {"encoder": encoder})
@@ -106,7 +106,7 @@ def tasks(
 
     data: those of the cell, whose test part may be one of the tasks. include_path: as in harness.config.EvalConfig.
     """
-    return _tasks(settings, *_tested(settings, data, data_root), IncludedTasks.of(include_path))
+    return _tasks(settings, *_tested(settings, data, data_root), IncludedTasks.in_folder(include_path))
 
 
 def own_task(
@@ -160,8 +160,8 @@ def _made(
     steps: list[list[list[encoding.Drawn]]] = []
     if trained:
         steps = batching.scheduled(fitted.train, settings.train.tuned(), settings.seed or 0, drawing)
-    asked = tasks.sample.get(HELD_OUT, []) if trained and train.paired else []
-    rewarded = encode([splits["test"][i] for i in asked]) if asked else []
+    positions = tasks.sample.get(HELD_OUT, []) if trained and train.paired else []
+    rewarded = encode([splits["test"][i] for i in positions]) if positions else []
     questions, texts = _trained_texts([*trained_on.values()], settings.data.documents)
     own = cached.own_data(settings.data, root[0])
     records = len(texts) if settings.data.documents else len(trained_on)
@@ -194,8 +194,8 @@ def _trained_texts(items: list[encoding.Item], are_blocks: bool) -> tuple[list[s
 
 def _tested(settings: EvalSettings, data: DataSettings, data_root: str | None) -> tuple[DataSettings, Root]:
     """What of `data` the tasks of `settings` depend on, and where they lie."""
-    asked = replace(data, limit=None, noise=0.0) if HELD_OUT in settings.tasks else DataSettings()
-    return asked, cached.root_of(asked, data_root)
+    part = replace(data, limit=None, noise=0.0) if HELD_OUT in settings.tasks else DataSettings()
+    return part, cached.root_of(part, data_root)
 
 
 @functools.lru_cache(HELD)

@@ -141,7 +141,7 @@ def prepare_cell(request: RunCell) -> None:
         libraries.load(LIBRARIES)
         from harness.job import prepared_inputs
 
-        prepared_inputs.of(request.cell.settings, request.data_root, request.local.include_path)
+        prepared_inputs.inputs_of(request.cell.settings, request.data_root, request.local.include_path)
 
 
 def prepare_check(request: CheckCells | SortCells) -> None:
@@ -156,7 +156,7 @@ def prepare_check(request: CheckCells | SortCells) -> None:
         libraries.load(LIBRARIES)
         from harness.job.evaluate import task_index
 
-        include = task_index.IncludedTasks.of(request.local.include_path)
+        include = task_index.IncludedTasks.in_folder(request.local.include_path)
         for tasks in {tuple(cell.settings.eval.tasks) for cell in request.cells}:
             task_index.index_of(tasks, include)
 

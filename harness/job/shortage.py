@@ -77,15 +77,15 @@ class Holders:
         device = meter.device
         counter = None if device.type == "cuda" else meter.counter
         # The counter may not have met the weights yet: it counts what operations use. So it is shown them.
-        held = LiveBytes(device) if counter is None else counter
+        live = LiveBytes(device) if counter is None else counter
         model = None if self._model is None else self._model()
         optimizer = None if self._optimizer is None else self._optimizer()
         if model is not None:
-            probe.see_weights(model, self._adapters, held)
-            held.see([p.grad for p in model.parameters()], "gradients")
+            probe.see_weights(model, self._adapters, live)
+            live.see([p.grad for p in model.parameters()], "gradients")
         if optimizer is not None:
-            held.see(optimizers.state(optimizer), "optimizer")
-        kinds, allocated = held.now_by_kind, None
+            live.see(optimizers.state(optimizer), "optimizer")
+        kinds, allocated = live.now_by_kind, None
         if device.type == "cuda":
             allocated = torch.cuda.memory_allocated(device)
         elif counter is not None:

@@ -37,15 +37,15 @@ class Tracker:
 
     def log(self, values: Mapping[str, float | None], step: int) -> None:
         """Log those of `values` that are not None, after `step` steps."""
-        known = {name: value for name, value in values.items() if value is not None}
-        self._call(lambda tracker: tracker.log(known, step=step))
+        numbers = {name: value for name, value in values.items() if value is not None}
+        self._call(lambda tracker: tracker.log(numbers, step=step))
 
-    def end(self, found: Record) -> None:
+    def end(self, record: Record) -> None:
         """Log what the record adds, and finish."""
-        values: dict[str, float | None] = {f"score/{s.task}/{s.metric}/{s.filter}": s.value for s in found.scores}
-        if found.train is not None:
-            values["train/tokens_per_second_steady"] = found.train.tokens_per_second_steady
-        self.log(values, found.train.steps if found.train else 0)
+        values: dict[str, float | None] = {f"score/{s.task}/{s.metric}/{s.filter}": s.value for s in record.scores}
+        if record.train is not None:
+            values["train/tokens_per_second_steady"] = record.train.tokens_per_second_steady
+        self.log(values, record.train.steps if record.train else 0)
         self._call(lambda tracker: tracker.finish())
 
     def _call(self, what: Callable[[GeneralTracker], None]) -> None:
@@ -76,5 +76,5 @@ def _place(name: str, run: str, study: str, folder: Path) -> dict[str, Any]:
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Dotted names, and values that any tracker accepts."""
     flat = grouped(redact.leaves(settings))
-    values = {key: found[0] if len(found) == 1 else str(found) for key, found in flat.items()}
+    values = {key: group[0] if len(group) == 1 else str(group) for key, group in flat.items()}
     return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}

@@ -95,7 +95,7 @@ class Plots:
 
         if name != "lost_won":
             plot = FIGURES.get(FILES.get(name, name))
-            return None if plot is None else plot.of(self._results)
+            return None if plot is None else plot.drawing(self._results)
         folder = self._results.folder
         return None if folder is None else lost_won(forgetting(self._results.rows.records, folder))
 

@@ -33,9 +33,13 @@ def numerics(record: Record) -> dict[str, str]:
 
 def differing(ones: Sequence[Record], others: Sequence[Record], facts: Callable[[Record], dict[str, str]]) -> list[str]:
     """Names of the facts that some cell of one side has otherwise than some cell of the other; unknown ones agree."""
-    known = [[facts(record) for record in side] for side in (ones, others)]
-    names = dict.fromkeys(name for side in known for found in side for name in found)
-    return [name for name in names if len({found[name] for side in known for found in side if name in found}) > 1]
+    sides = [[facts(record) for record in side] for side in (ones, others)]
+    names = dict.fromkeys(name for side in sides for cell_facts in side for name in cell_facts)
+    return [
+        name
+        for name in names
+        if len({cell_facts[name] for side in sides for cell_facts in side if name in cell_facts}) > 1
+    ]
 
 
 def started(record: Record) -> float | None:

@@ -42,11 +42,11 @@ def difference(a: Record, b: Record, names: tuple[str, str]) -> CellDiff:
     )
 
 
-def text(found: CellDiff) -> str:
+def text(diff: CellDiff) -> str:
     """A table for a terminal: sizes in binary units, numbers with their ratio B/A."""
-    out = [f"A  {found.a}", f"B  {found.b}"]
+    out = [f"A  {diff.a}", f"B  {diff.b}"]
     for part in ("settings", "environment", "results"):
-        pairs: Pairs = getattr(found, part)
+        pairs: Pairs = getattr(diff, part)
         rows = [
             [_label(name), *_texts(name, a, b), _ratio(a, b) if part == "results" else ""]
             for name, (a, b) in pairs.items()
@@ -57,12 +57,12 @@ def text(found: CellDiff) -> str:
     return "\n".join(out) + "\n"
 
 
-def _results(found: Record) -> dict[str, Any]:
-    out: dict[str, Any] = {"status": found.status}
-    if found.failure is not None:
-        out |= {f"failure.{name}": value for name, value in _leaves(dataclasses.asdict(found.failure))}
-    out |= {name: value for name, value in measures(found).items() if value is not None}
-    for score in found.scores:
+def _results(record: Record) -> dict[str, Any]:
+    out: dict[str, Any] = {"status": record.status}
+    if record.failure is not None:
+        out |= {f"failure.{name}": value for name, value in _leaves(dataclasses.asdict(record.failure))}
+    out |= {name: value for name, value in measures(record).items() if value is not None}
+    for score in record.scores:
         out |= {score_name(score): score.value, f"{score_name(score)}{STDERR}": score.stderr}
     return out
 

@@ -194,13 +194,13 @@ def _compared(of_it: _Group, name: str, bases: Sequence[Record], folder: Path) -
     tables = [table for table, _ in tuned]
     reason = f"{BASE} has no such score."
     for base in bases:
-        asked = score_of(base, name)
-        if asked is None:
+        base_score = score_of(base, name)
+        if base_score is None:
             continue
-        own = answers(folder, base, asked, texts=True)
+        own = answers(folder, base, base_score, texts=True)
         if not own:
             reason = f"the items of {base.cell.name} are missing."
-        elif any(_asked(table, score) != _asked(own, asked) for table, score in tuned):
+        elif any(_asked(table, score) != _asked(own, base_score) for table, score in tuned):
             reason = f"{base.cell.name} has other items, another number of shots, or another version of the task."
         elif not all(table.binary for table in (own, *tables)):
             return NOT_OF_RIGHT_AND_WRONG
@@ -218,8 +218,8 @@ def _comparison(of_it: _Group, name: str, base: Record, own: AnsweredItems, tune
     before = own.values
     after = np.stack([table.values for table in tuned])
     subjects = {subject: _tally(before[at], after[:, at], own.clusters(at)) for subject, at in own.places.items()}
-    told = [tally.change.p for tally in subjects.values() if tally.change]
-    by_subject = iter(statistics.holm(told).tolist())
+    p_values = [tally.change.p for tally in subjects.values() if tally.change]
+    by_subject = iter(statistics.holm(p_values).tolist())
     groups = own.clusters()
     return Comparison(
         place=of_it.place,
@@ -255,10 +255,10 @@ def _tally(before: np.ndarray, after: np.ndarray, groups: np.ndarray) -> Tally:
 # As tables and as JSON
 
 
-def to_json(found: Forgetting) -> dict[str, Any]:
+def to_json(balance: Forgetting) -> dict[str, Any]:
     """All results as JSON types, with full answers."""
-    comparisons = [_plain(c) for c in found.comparisons]
-    return {"plan": found.plan.word, "comparisons": comparisons, "left_out": found.left_out}
+    comparisons = [_plain(c) for c in balance.comparisons]
+    return {"plan": balance.plan.word, "comparisons": comparisons, "left_out": balance.left_out}
 
 
 def _plain(value: Any) -> Any:
@@ -272,62 +272,62 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, list | ChangedItems) else value
 
 
-def tables(found: Forgetting, study: str, examples: int, every: bool = True) -> list[Table]:
+def tables(balance: Forgetting, study: str, examples: int, every: bool = True) -> list[Table]:
     """Tables of lost and won items: totals, by subject (if there are several), and up to `examples` items of each kind.
 
     every: whether `Table.data` of the last table has every changed item with full answers; else there is none.
     """
-    scores = dict.fromkeys((c.place, c.score) for c in found.comparisons)
+    scores = dict.fromkeys((c.place, c.score) for c in balance.comparisons)
     several = len({place for place, _ in scores}) > 1
-    made = [_totals(found, study, several)]
+    leading = [_totals(balance, study, several)]
     for place, score in scores:
-        of_it = [c for c in found.comparisons if (c.place, c.score) == (place, score)]
+        of_it = [c for c in balance.comparisons if (c.place, c.score) == (place, score)]
         if any(len(c.subjects) > 1 for c in of_it):
-            made.append(_subjects(of_it, several))
-    listed = _items(found, study, several, examples)
+            leading.append(_subjects(of_it, several))
+    listed = _items(balance, study, several, examples)
     if every:
-        return [*made, replace(listed, data=_every(found))]
-    return [*made, listed] if listed.rows else made
+        return [*leading, replace(listed, data=_every(balance))]
+    return [*leading, listed] if listed.rows else leading
 
 
 def _where(place: tuple[str, str, str], several: bool) -> dict[str, str]:
     return {"Model": place[1], "Data": place[2]} if several else {}
 
 
-def _totals(found: Forgetting, study: str, several: bool) -> Table:
+def _totals(balance: Forgetting, study: str, several: bool) -> Table:
     rows = [
         _where(c.place, several)
         | {"Method": c.label, "Setting": c.setting or ABSENT, "Seeds": str(len(c.cells)), "Score": named(c.score)}
         | {"Items": f"{c.total.items:,}", "Base right": f"{c.total.right:,}"}
         | {"Lost": _count(c.total.lost), "Won": _count(c.total.won), "Change (points)": _change(c.total)}
-        for c in found.comparisons
+        for c in balance.comparisons
     ]
     caption = []
-    tested = sum(c.primary for c in found.comparisons)
+    tested = sum(c.primary for c in balance.comparisons)
     if rows:
         caption = [
             "Lost: items that the base answers correctly and the tuned model does not. Won: the reverse. Means over "
             "seeds. Chance moves items both ways, so forgetting is the change, won minus lost.",
             "Change: in points, with its 95% interval, paired by item"
-            + (", over items and seeds." if any(len(c.cells) > 1 for c in found.comparisons) else ", over items."),
+            + (", over items and seeds." if any(len(c.cells) > 1 for c in balance.comparisons) else ", over items."),
             f"{MARK}: a significant change (p < 0.05, by Holm for {tested} comparisons, or the subjects of one).",
         ]
-        if untested := dict.fromkeys(named(c.score) for c in found.comparisons if not c.primary):
+        if untested := dict.fromkeys(named(c.score) for c in balance.comparisons if not c.primary):
             caption.append(f"Not tested, as another score of the same task is: {units.listed([*untested])}.")
-        for base in dict.fromkeys(c.base for c in found.comparisons if not c.base.startswith(f"{BASE}-")):
-            alike = dict.fromkeys(c.label for c in found.comparisons if c.base == base)
+        for base in dict.fromkeys(c.base for c in balance.comparisons if not c.base.startswith(f"{BASE}-")):
+            alike = dict.fromkeys(c.label for c in balance.comparisons if c.base == base)
             caption.append(f"Held against {base}, the untuned model with weights of the same format: {few([*alike])}.")
-        if held := dict.fromkeys((c.label, c.missing_base) for c in found.comparisons if c.missing_base):
-            methods = ", ".join(f"{label} ({base})" for label, base in held)
+        if without_own_base := dict.fromkeys((c.label, c.missing_base) for c in balance.comparisons if c.missing_base):
+            methods = ", ".join(f"{label} ({base})" for label, base in without_own_base)
             caption.append(
                 f"Held against {BASE}, as the quantised base is missing: {methods}. Quantising counts as loss."
             )
-        if counts := sorted({c.clusters for c in found.comparisons if c.clusters}):
+        if counts := sorted({c.clusters for c in balance.comparisons if c.clusters}):
             caption.append(groups_line(counts))
-        if any(len(c.cells) == 1 for c in found.comparisons):
+        if any(len(c.cells) == 1 for c in balance.comparisons):
             caption.append("Single seed: results hold for the trained models, not for the method.")
-    table = _table("Method", f"{study}: lost and won against base", rows, [*caption, *found.left_out])
-    return replace(table, answer=list(_answer(found, several)))
+    table = _table("Method", f"{study}: lost and won against base", rows, [*caption, *balance.left_out])
+    return replace(table, answer=list(_answer(balance, several)))
 
 
 def _answer(results: Forgetting, several: bool) -> Iterator[str]:
@@ -387,11 +387,11 @@ def _subjects(of_it: list[Comparison], several: bool) -> Table:
     )
 
 
-def _items(found: Forgetting, study: str, several: bool, examples: int) -> Table:
+def _items(balance: Forgetting, study: str, several: bool, examples: int) -> Table:
     rows = []
     pairs = [
         (c, item)
-        for c in found.comparisons
+        for c in balance.comparisons
         for item in (*c.changed.first("lost", examples), *c.changed.first("won", examples))
     ]
     subjects = any(item.subject not in (None, _task(c)) for c, item in pairs)
@@ -403,14 +403,14 @@ def _items(found: Forgetting, study: str, several: bool, examples: int) -> Table
         row |= {"Target": _short(item.target), "Base": _short(item.base)}
         rows.append(_where(c.place, several) | row | {"Tuned": _short(" · ".join(dict.fromkeys(item.tuned)))})
     caption = []
-    if len(rows) < sum(len(c.changed) for c in found.comparisons):
+    if len(rows) < sum(len(c.changed) for c in balance.comparisons):
         caption = [f"Up to {examples} lost and {examples} won of each method and score; --items shows more."]
     return _table("Method", f"{study}: items lost and won", rows, caption)
 
 
-def _every(found: Forgetting) -> pd.DataFrame:
+def _every(balance: Forgetting) -> pd.DataFrame:
     rows = []
-    for c in found.comparisons:
+    for c in balance.comparisons:
         for item in c.changed:
             for cell, text in zip(c.cells, item.tuned, strict=True):
                 where = (*c.place, c.label, cell, c.score, item.subject, item.item, item.kind)

@@ -43,10 +43,10 @@ COUNTS += ["requests", "read_tokens", "written_tokens"]
 Numbers = dict[str, float | None]
 
 
-def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None = None) -> pd.DataFrame:
+def frame(records: Sequence[Record], texts_and_numbers: Iterable[tuple[str, Numbers]] | None = None) -> pd.DataFrame:
     """One row per record, in the order given; missing measurements are null, never 0.
 
-    known: the records' `setting_texts` and `measures`, if they were computed before.
+    texts_and_numbers: the records' `setting_texts` and `measures`, if they were computed before.
 
     study, name, method, model, data    text
     rank, alpha, lr, seed               the cell's axes; null where the method does not use them
@@ -119,10 +119,10 @@ def frame(records: Sequence[Record], known: Iterable[tuple[str, Numbers]] | None
     TASK/METRIC/FILTER                  a score as its task defines it (a fraction of 1 for an accuracy)
     TASK/METRIC/FILTER:stderr, TASK/METRIC/FILTER:n     its standard error over items, and how many items
     """
-    if known is None:
-        known = zip(setting_texts(records), map(measures, records), strict=True)
+    if texts_and_numbers is None:
+        texts_and_numbers = zip(setting_texts(records), map(measures, records), strict=True)
     columns: dict[str, list[Any]] = defaultdict(lambda: [None] * len(records))  # of few objects, unlike rows
-    for i, (record, (setting, numbers)) in enumerate(zip(records, known, strict=True)):
+    for i, (record, (setting, numbers)) in enumerate(zip(records, texts_and_numbers, strict=True)):
         for name, value in _row(record, setting, numbers).items():
             columns[name][i] = value
     # Int64 is nullable: a missing count must not turn the others to floats
@@ -263,8 +263,8 @@ def _step_seconds(train: Train | None) -> dict[str, float | None]:
 def _speeds(speed: Inference) -> tuple[float | None, ...]:
     """The values of SPEED."""
     prefill, decode = (_quantile(seconds, 0.5) for seconds in (speed.prefill_seconds, speed.decode_seconds))
-    read, written = speed.batch_size * speed.prompt_tokens, decoded_tokens(speed)
-    return _ratio(read, prefill), _ratio(written, decode), prefill, _ratio(decode, max(0, speed.new_tokens - 1))
+    prompt, answer = speed.batch_size * speed.prompt_tokens, decoded_tokens(speed)  # tokens
+    return _ratio(prompt, prefill), _ratio(answer, decode), prefill, _ratio(decode, max(0, speed.new_tokens - 1))
 
 
 def _share(train: Train, lap: str) -> float | None:

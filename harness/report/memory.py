@@ -26,7 +26,7 @@ def comparable(measured_by: Set[Instrument], measure: str) -> bool:
 
 def meaning(records: Iterable[Record]) -> str:
     """What the headline memory of `records` is."""
-    found = instruments(records)
-    if len(found) > 1:
+    kinds = instruments(records)
+    if len(kinds) > 1:
         return f"{MEANINGS['allocator']}, on a CPU {MEANINGS['tensors']}; these two are not compared"
-    return MEANINGS[next(iter(found), "tensors")]
+    return MEANINGS[next(iter(kinds), "tensors")]

@@ -150,7 +150,7 @@ def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[
     methods that answered the same items, with equal shots and task version, are paired.
     """
     choices = select(records) if choices is None else choices
-    found = []
+    unlettered = []
     for place in dict.fromkeys(choice.place for choice in choices):
         here = [choice for choice in choices if choice.place == place]
         scores = [{score_name(score): score for i in choice.index for score in records[i].scores} for choice in here]
@@ -158,8 +158,8 @@ def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[
         groups = [[records[i] for i in choice.index] for choice in here]
         for name in ordered_scores(names, place[2]):
             tested = name == primary(name.partition("/")[0], names, place[2])
-            found.append(replace(_contest(groups, here, name, folder), primary=tested))
-    return _lettered([contest for contest in found if contest.standings])
+            unlettered.append(replace(_contest(groups, here, name, folder), primary=tested))
+    return _lettered([contest for contest in unlettered if contest.standings])
 
 
 def ordered_scores(names: Sequence[str], data: str) -> list[str]:
@@ -186,12 +186,12 @@ def items(folder: Items, records: Sequence[Record], name: str) -> tuple[Answers,
     score, if two seeds answered different items, or if a value is missing (null or nan).
     """
     records = sorted(records, key=lambda record: record.cell.seed or 0)
-    found = [of_record for record in records if (of_record := _read(folder, record, name))]
-    if len(found) < len(records) or len({which for _, which in found}) != 1:
+    by_seed = [of_record for record in records if (of_record := _read(folder, record, name))]
+    if len(by_seed) < len(records) or len({which for _, which in by_seed}) != 1:
         return None
-    first, which = found[0]
+    first, which = by_seed[0]
     seeds = tuple(record.cell.seed for record in records)
-    return Answers(np.stack([answers.values[0] for answers, _ in found]), first.clusters, seeds), which
+    return Answers(np.stack([answers.values[0] for answers, _ in by_seed]), first.clusters, seeds), which
 
 
 def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple[Any, ...]] | None:
@@ -199,16 +199,16 @@ def _read(folder: Items, record: Record, name: str) -> tuple[Answers, tuple[Any,
     score = score_of(record, name)
     if score is None:
         return None
-    found = answers(folder, record, score)
-    if not found or len(found) < 2 or not np.isfinite(found.values).all():
+    table = answers(folder, record, score)
+    if not table or len(table) < 2 or not np.isfinite(table.values).all():
         return None
-    values = found.values
+    values = table.values
     if score.by_subject:  # so that the mean over items is that of the subjects' means, and deviations weigh alike
-        sizes = np.array([*found.subjects.values()])
+        sizes = np.array([*table.subjects.values()])
         weights = np.repeat(len(values) / len(sizes) / sizes, sizes)
         mean = float((weights * values).mean())
         values = mean + weights * (values - mean)
-    return Answers(values[None], found.clusters()), (score.num_fewshot, score.version, *found.identity)
+    return Answers(values[None], table.clusters()), (score.num_fewshot, score.version, *table.identity)
 
 
 def of_summaries(scores: Sequence[Score]) -> Interval | None:
@@ -242,8 +242,8 @@ def _contest(groups: list[list[Record]], choices: list[Choice], name: str, folde
         higher = scores[0].higher_is_better
         shares = shares and all(score.is_proportion for score in scores)
         standings.append(Standing(choice, float(np.mean([score.value for score in scores])), of_summaries(scores)))
-        if folder and (found := items(folder, records, name)):
-            samples[choice.label] = found
+        if folder and (sample := items(folder, records, name)):
+            samples[choice.label] = sample
     standings.sort(key=lambda standing: -standing.value if higher else standing.value)
     labels = [standing.choice.label for standing in standings if standing.choice.label in samples]
     paired: list[list[str]] = []
@@ -347,9 +347,9 @@ def _single(records: list[Record]) -> bool:
     return len(records) == 1 and records[0].cell.seed is not None
 
 
-def _lettered(found: list[Contest]) -> list[Contest]:
+def _lettered(unlettered: list[Contest]) -> list[Contest]:
     """Each primary contest with corrected p-values, letters, and the methods that are equivalent to the best."""
-    tested = [contest for contest in found if contest.primary]
+    tested = [contest for contest in unlettered if contest.primary]
     groups = [(contest, _methods(contest, labels)) for contest in tested for labels in contest.paired]
     corrected = iter(statistics.stepwise([_family(contest, methods) for contest, methods in groups]))
     beside = [_with_untuned(contest, labels) for contest in tested for labels in contest.paired]
@@ -358,7 +358,7 @@ def _lettered(found: list[Contest]) -> list[Contest]:
     pairs_of = iter(beside)
     close = iter(statistics.holm([p for contest in tested for p in _closeness(contest).values()]))
     complete = []
-    for contest in found:
+    for contest in unlettered:
         if contest.primary:
             ps: dict[tuple[str, str], float] = {}
             for labels in contest.paired:

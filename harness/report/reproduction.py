@@ -144,37 +144,39 @@ class PublishedStudy:
             here = [[record for record in group if record.cell.name not in self._disturbed] for group in here]
         own = [group for group in here if group and group[0].cell.method == like.cell.method]
         for groups, whose in ((own, like.cell.method), (here, "all methods")):
-            known = [[value(record) for record in group] for group in groups]
-            if spread := _pooled(known, f"seeds of {whose} in the study"):
+            values_by_group = [[value(record) for record in group] for group in groups]
+            if spread := _pooled(values_by_group, f"seeds of {whose} in the study"):
                 return spread
         return None
 
 
 def _pooled(groups: Sequence[Sequence[float | None]], why: str) -> Spread | None:
     """Of a difference of two runs, by the variance within `groups`; None without a group of two."""
-    known = [[value for value in group if value is not None] for group in groups]
-    freedom = float(sum(len(group) - 1 for group in known if group))
+    values_by_group = [[value for value in group if value is not None] for group in groups]
+    freedom = float(sum(len(group) - 1 for group in values_by_group if group))
     if not freedom:
         return None
-    variance = sum(float(np.var(group)) * len(group) for group in known if group) / freedom
+    variance = sum(float(np.var(group)) * len(group) for group in values_by_group if group) / freedom
     return Spread((2 * variance) ** 0.5, freedom, why)
 
 
 def recheck(study: PublishedStudy, pairs: Sequence[tuple[Record, Record]], folder: Path) -> list[Recheck]:
     """Compare each of `pairs`, a published record and that of the new run, whose items are in `folder`."""
-    found = [compared for record, again in pairs for compared in _compare(study, record, again, folder)]
-    n = sum(isinstance(compared, _Compared) and compared.spread is not None for compared in found)
-    return [compared if isinstance(compared, Recheck) else _judge(compared, n) for compared in found]
+    comparisons = [compared for record, again in pairs for compared in _compare(study, record, again, folder)]
+    n = sum(isinstance(compared, _Compared) and compared.spread is not None for compared in comparisons)
+    return [compared if isinstance(compared, Recheck) else _judge(compared, n) for compared in comparisons]
 
 
 def _judge(compared: _Compared, n: int) -> Recheck:
     """n: how many comparisons there are."""
-    cell, quantity, published, again, gap, spread, shown, why = compared
+    cell, quantity, published, again, gap, spread, format_gap, why = compared
     if spread is None:
         return Recheck(cell, quantity, published, again, ABSENT, ABSENT, "not compared", why)
     allowed = spread.error * quantile(1 - ALPHA / 2 / n, spread.freedom)
     agreement: Agreement = "equal" if abs(gap) < EXACT else "agrees" if abs(gap) <= allowed else "disagrees"
-    return Recheck(cell, quantity, published, again, shown(gap), f"±{shown(allowed)[1:]}", agreement, spread.why)
+    return Recheck(
+        cell, quantity, published, again, format_gap(gap), f"±{format_gap(allowed)[1:]}", agreement, spread.why
+    )
 
 
 def _compare(study: PublishedStudy, record: Record, again: Record, folder: Path) -> Iterator[_Compared | Recheck]:
@@ -210,10 +212,10 @@ def unstable_at(record: Record) -> int | None:
 def _inputs(record: Record, again: Record) -> Iterator[Recheck]:
     """Whether both had the same weights, data and batches, by their hashes."""
     before, after = _hashes(record), _hashes(again)
-    known = [name for name in before if before[name] and after.get(name)]
-    if known:
-        other = [name for name in known if before[name] != after[name]]
-        why = f"other hash of {' and '.join(other)}" if other else f"hashes of {', '.join(known)}"
+    in_both = [name for name in before if before[name] and after.get(name)]
+    if in_both:
+        other = [name for name in in_both if before[name] != after[name]]
+        why = f"other hash of {' and '.join(other)}" if other else f"hashes of {', '.join(in_both)}"
         yield Recheck(
             record.cell.name, "inputs", ABSENT, ABSENT, ABSENT, ABSENT, "disagrees" if other else "equal", why
         )
@@ -291,14 +293,14 @@ def _ratio(
     quantity: str,
     value: Value,
     spread: Spread | None,
-    shown: Callable[[float], str],
+    format_value: Callable[[float], str],
     why: str = "",
 ) -> Iterator[_Compared]:
     """A positive quantity compared by its logarithm; nothing if the published record lacks it."""
     before, after = value(record), value(again)
     if before:
         gap = math.log(after / before) if after else 0.0
-        texts = (shown(before), shown(after) if after else ABSENT)
+        texts = (format_value(before), format_value(after) if after else ABSENT)
         if not after:
             spread, why = None, "the new run has none"
         yield _Compared(record.cell.name, quantity, *texts, gap, spread, _percent, why)
@@ -318,14 +320,16 @@ def _score(
     unstable: why nothing is compared; "" if it is.
     """
     name = score_name(score)
-    header, shown = score_style(score, [score.value])
+    header, format_value = score_style(score, [score.value])
     other = score_of(again, name)
     if other is None:
-        return _Compared(record.cell.name, header, shown(score.value), ABSENT, 0.0, None, shown, "the new run has none")
+        return _Compared(
+            record.cell.name, header, format_value(score.value), ABSENT, 0.0, None, format_value, "the new run has none"
+        )
     spreads = [_over_items(record, again, name, study.folder, folder), _score_over_seeds(study, record, name)]
-    known = [spread for spread in spreads if spread is not None and not unstable]
-    spread = max(known, key=lambda spread: spread.error, default=None)
-    texts = (shown(score.value), shown(other.value))
+    usable = [spread for spread in spreads if spread is not None and not unstable]
+    spread = max(usable, key=lambda spread: spread.error, default=None)
+    texts = (format_value(score.value), format_value(other.value))
     points = units.points if "(%)" in header else lambda gap: f"{gap:+.2g}".replace("-", "−")
     why = unstable or "its items and standard error are missing"
     return _Compared(record.cell.name, header, *texts, other.value - score.value, spread, points, why)
@@ -355,17 +359,17 @@ def _score_over_seeds(study: PublishedStudy, record: Record, name: str) -> Sprea
 COLUMNS = ["Cell", "What", "Published", "Again", "Difference", "Allowed", "Verdict", "By"]
 
 
-def reproduction_table(study: str, found: Sequence[Recheck], pairs: Sequence[tuple[Record, Record]]) -> Table:
+def reproduction_table(study: str, rechecks: Sequence[Recheck], pairs: Sequence[tuple[Record, Record]]) -> Table:
     """The rechecks of the cells of `pairs`, published and new; its answer says how many agree, and what does not."""
-    wrong = [check for check in found if check.agreement == "disagrees"]
-    cells = {check.cell for check in found}
+    wrong = [check for check in rechecks if check.agreement == "disagrees"]
+    cells = {check.cell for check in rechecks}
     bad = {check.cell for check in wrong}
     answer = [f"{len(cells - bad)} of {len(cells)} cells agree with their published records."]
     answer += [
         f"{check.cell} disagrees in {check.quantity}: {check.published} → {check.again} ({check.why})."
         for check in wrong
     ]
-    n = sum(check.allowed != ABSENT for check in found)
+    n = sum(check.allowed != ABSENT for check in rechecks)
     caption = [
         f"Allowed: 95% limit of the difference of two runs, corrected for {units.plural(n, 'comparison')}; By: what it "
         "rests on.",
@@ -374,9 +378,9 @@ def reproduction_table(study: str, found: Sequence[Recheck], pairs: Sequence[tup
     return Table(
         title=f"{study}: {len(cells)} of its cells again",
         columns=COLUMNS,
-        rows=[[c.cell, c.quantity, c.published, c.again, c.gap, c.allowed, c.agreement, c.why] for c in found],
+        rows=[[c.cell, c.quantity, c.published, c.again, c.gap, c.allowed, c.agreement, c.why] for c in rechecks],
         caption=caption,
-        data=pd.DataFrame([asdict(check) for check in found]),
+        data=pd.DataFrame([asdict(check) for check in rechecks]),
         text_columns=("Cell", "What", "Verdict", "By"),
         answer=answer,
     )

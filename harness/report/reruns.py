@@ -112,10 +112,10 @@ def reruns(records: Sequence[Record]) -> Reruns | None:
     )
 
 
-def best_on_validation(found: Reruns) -> dict[str, Experiment]:
+def best_on_validation(summary: Reruns) -> dict[str, Experiment]:
     """By method, the experiment with the highest accuracy on the source's validation items, where there are some."""
     best: dict[str, tuple[float, Experiment]] = {}
-    for experiment in found.experiments:
+    for experiment in summary.experiments:
         accuracy, method = _validation(experiment), experiment.record.cell.method
         if accuracy is not None and (method not in best or accuracy > best[method][0]):
             best[method] = accuracy, experiment
@@ -131,11 +131,13 @@ def _runs(record: Record) -> list[ExperimentRun]:
     if not record.scores or record.source is None:
         return []
     first = record.scores[0]
-    found = [(record.started, record.environment, [first])]
-    found += [(again.started, again.environment, again.scores) for again in record.repeats if again.status == "ok"]
+    scored_runs = [(record.started, record.environment, [first])]
+    scored_runs += [
+        (again.started, again.environment, again.scores) for again in record.repeats if again.status == "ok"
+    ]
     of_it = [
         ExperimentRun(record, started, stack(environment), score)
-        for started, environment, scores in found
+        for started, environment, scores in scored_runs
         for score in scores
         if score_name(score) == score_name(first) and score.n == first.n
     ]

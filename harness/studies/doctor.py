@@ -77,7 +77,7 @@ def unmet(
 
     `requires` and `version` default to importlib.metadata's.
     """
-    found = []
+    requirements = []
     for package in packages:
         for line in (requires or _requires)(package):
             requirement = Requirement(line)
@@ -85,8 +85,8 @@ def unmet(
                 continue
             here = version(requirement.name)
             if here is None or not requirement.specifier.contains(here, prereleases=True):
-                found.append((package, requirement, here))
-    return found
+                requirements.append((package, requirement, here))
+    return requirements
 
 
 def obstacle(facts: dict[str, Any]) -> str | None:

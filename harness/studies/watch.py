@@ -21,8 +21,8 @@ AROUND = 5  # lines of a study beside its rows of cells
 WAITING = "Waiting for the study to begin. Ctrl-C ends the watch."
 
 
-def watch(read: Callable[[], list[StudyStatus]], seconds: float = SECONDS) -> list[StudyStatus]:
-    """Print what `read` returns, every `seconds`; returns the last status. Ctrl-C ends it in order.
+def watch(read_studies: Callable[[], list[StudyStatus]], seconds: float = SECONDS) -> list[StudyStatus]:
+    """Print what `read_studies` returns, every `seconds`; returns the last status. Ctrl-C ends it in order.
 
     Without a study yet, it waits for one.
     """
@@ -30,7 +30,7 @@ def watch(read: Callable[[], list[StudyStatus]], seconds: float = SECONDS) -> li
     with Screen() if sys.stdout.isatty() else Changes() as show:
         try:
             while True:
-                studies = read()
+                studies = read_studies()
                 show(studies)
                 if studies and all(study.over for study in studies):
                     break

@@ -62,19 +62,19 @@ def live(on: Console, **keywords: Any) -> Live:
     return CleanLive(console=on, **keywords)
 
 
-def show(on: Console, shown: Iterable[RenderableType]) -> None:
-    """Print each of `shown`. A line that is not to be wrapped is left to the terminal, so that it can be copied."""
-    for part in shown:
+def show(on: Console, parts: Iterable[RenderableType]) -> None:
+    """Print each of `parts`. A line that is not to be wrapped is left to the terminal, so that it can be copied."""
+    for part in parts:
         copied = getattr(part, "no_wrap", None)
         on.print(part, crop=False, no_wrap=copied, overflow="ignore" if copied else None)
 
 
-def lines(*shown: RenderableType, width: int = UNLIMITED) -> list[str]:
-    """What `shown` looks like without colours, `width` characters wide."""
+def lines(*parts: RenderableType, width: int = UNLIMITED) -> list[str]:
+    """What `parts` looks like without colours, `width` characters wide."""
     from harness.terminal.consoles import CleanConsole
 
     text = io.StringIO()
-    show(CleanConsole(file=text, width=width, color_system=None), shown)
+    show(CleanConsole(file=text, width=width, color_system=None), parts)
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
@@ -108,27 +108,27 @@ def fitted(
             width=size,
         )
     for row in rows:
-        shown = (row[i] for i in widths)
-        table.add_row(*(Text(cell, STYLES.get(cell, "")) if isinstance(cell, str) else cell for cell in shown))
+        cells = (row[i] for i in widths)
+        table.add_row(*(Text(cell, STYLES.get(cell, "")) if isinstance(cell, str) else cell for cell in cells))
     left_out = [column.header for i, column in enumerate(columns) if i not in widths]
     return (Padding(table, (0, 0, 0, indent), expand=False) if indent else table), left_out
 
 
 def _widths(columns: Sequence[FittedColumn], rows: Sequence[Sequence[str | Text]], room: int) -> dict[int, int]:
     """The columns that fit into `room` characters, in their order, with the width of each."""
-    taken: dict[int, int] = {}
+    widths: dict[int, int] = {}
     by_rank = sorted(range(len(columns)), key=lambda i: (columns[i].rank, i))
     for i in by_rank:
         least, _ = _cells(columns[i], rows, i)
-        if not taken or sum(taken.values()) + GAP * len(taken) + least <= room:
-            taken[i] = least
-    spare = max(0, room - sum(taken.values()) - GAP * (len(taken) - 1))
+        if not widths or sum(widths.values()) + GAP * len(widths) + least <= room:
+            widths[i] = least
+    spare = max(0, room - sum(widths.values()) - GAP * (len(widths) - 1))
     for i in by_rank:  # what is left goes to texts that would be cut
-        if i in taken:
-            more = min(spare, _cells(columns[i], rows, i)[1] - taken[i])
-            taken[i] += more
+        if i in widths:
+            more = min(spare, _cells(columns[i], rows, i)[1] - widths[i])
+            widths[i] += more
             spare -= more
-    return {i: min(taken[i], max(1, room)) for i in sorted(taken)}
+    return {i: min(widths[i], max(1, room)) for i in sorted(widths)}
 
 
 def _cells(column: FittedColumn, rows: Sequence[Sequence[str | Text]], i: int) -> tuple[int, int]:

@@ -110,7 +110,7 @@ def test_bad_answers_are_not_scored_as_right_ones(answers):
 
 
 def test_bad_answers_are_no_examples_and_initialise_no_adapter():
-    inputs = prepared_inputs.of(composed(*MARKED, "eval.num_fewshot=5", "method=lora").settings, None)
+    inputs = prepared_inputs.inputs_of(composed(*MARKED, "eval.num_fewshot=5", "method=lora").settings, None)
     bad = {row["completion"] for row in ROWS if not row["label"]}
     shown = list(inputs.tasks.leaves["held_out"].fewshot_docs())
     assert len(shown) == 5

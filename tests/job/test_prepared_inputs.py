@@ -20,7 +20,7 @@ def nothing_cached() -> None:
 
 
 def of(*overrides: str, data_root: str | None = None) -> prepared_inputs.PreparedInputs:
-    return prepared_inputs.of(tiny(*overrides).settings, data_root)
+    return prepared_inputs.inputs_of(tiny(*overrides).settings, data_root)
 
 
 def test_cells_that_differ_in_the_method_share_all():
@@ -54,10 +54,10 @@ def test_changed_data_are_read_again(tmp_path):
 
     settings = composed("model=tiny", "data=gsm8k", "+data.load.share=0.5", "eval=facts", "eval.limit=4").settings
     write(40)
-    first = prepared_inputs.of(settings, str(tmp_path))
-    assert prepared_inputs.of(settings, str(tmp_path)) is first
+    first = prepared_inputs.inputs_of(settings, str(tmp_path))
+    assert prepared_inputs.inputs_of(settings, str(tmp_path)) is first
     write(50)
-    second = prepared_inputs.of(settings, str(tmp_path))
+    second = prepared_inputs.inputs_of(settings, str(tmp_path))
     assert second.fingerprints["data"] != first.fingerprints["data"]
     assert second.fingerprints["model"] == first.fingerprints["model"]
 

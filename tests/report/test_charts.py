@@ -26,7 +26,7 @@ def test_the_page_and_the_figure_have_the_same_rates(study):
     assert [[point["x"] for point in curve["points"]] for curve in curves_block(study)["rates"]] == [
         [point.x for point in curve.points] for curve in curves
     ]
-    for axes in FIGURES["lr_methods"].of(study).figure.axes:
+    for axes in FIGURES["lr_methods"].drawing(study).figure.axes:
         drawn = [tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) > 1]
         assert set(drawn) <= {tuple(curve.known) for curve in curves}
 
@@ -37,4 +37,4 @@ def test_losses_are_of_the_settings_that_are_compared(study):
     block = curves_block(study)["losses"]
     assert kind == block["kind"]
     assert sum(map(len, curves.values())) == len(block["curves"])
-    assert re.match(f"{kind} loss", FIGURES["loss"].of(study).figure.axes[0].get_ylabel())
+    assert re.match(f"{kind} loss", FIGURES["loss"].drawing(study).figure.axes[0].get_ylabel())

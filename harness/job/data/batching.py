@@ -37,9 +37,9 @@ def bucketed(batches: list[list[Drawn]], together: int, seed: int) -> list[list[
     shuffle = random.Random(f"buckets {seed}")
     out: list[list[Drawn]] = []
     for start in range(0, len(batches), together):
-        drawn = batches[start : start + together]
-        by_length = iter(sorted((e for batch in drawn for e in batch), key=lambda e: len(e.ids)))
-        out += shuffle.sample([[next(by_length) for _ in batch] for batch in drawn], len(drawn))
+        group = batches[start : start + together]
+        by_length = iter(sorted((e for batch in group for e in batch), key=lambda e: len(e.ids)))
+        out += shuffle.sample([[next(by_length) for _ in batch] for batch in group], len(group))
     return out
 
 
@@ -68,8 +68,8 @@ def scheduled(items: list[Item], train: TunedTrain, seed: int | None, encode: En
     else:
         count = math.ceil(wanted / (size * accum)) if wanted else _step_limit(train)
         order = list(batches(len(items), size, count * accum, seed))
-        drawn = sorted({i for batch in order for i in batch})
-        examples = dict(zip(drawn, encode([items[i] for i in drawn]), strict=True))
+        indices = sorted({i for batch in order for i in batch})
+        examples = dict(zip(indices, encode([items[i] for i in indices]), strict=True))
         micro = bucketed([[examples[i] for i in batch] for batch in order], train.bucketing, seed)
         steps = [micro[i : i + accum] for i in range(0, len(micro), accum)]
     if train.max_tokens is not None:
@@ -95,11 +95,11 @@ def _step_limit(train: TunedTrain) -> int:
     return train.max_steps
 
 
-def _whole(drawn: Drawn) -> Example:
-    """`drawn` with loss on every token. Raises UserError for answers that are compared."""
-    if isinstance(drawn, Compared):
+def _whole(example: Drawn) -> Example:
+    """`example` with loss on every token. Raises UserError for answers that are compared."""
+    if isinstance(example, Compared):
         raise UserError("train.loss_on=all requires train.objective=sft; other objectives compare answers.")
-    return drawn.whole()
+    return example.whole()
 
 
 def _until(
@@ -117,13 +117,13 @@ def _until(
 def packed(examples: Iterable[Drawn], room: int) -> Iterator[list[Drawn]]:
     """Packs of examples in their order, with at most `room` tokens each; no example is cut."""
     pack: list[Drawn] = []
-    taken = 0
+    tokens = 0
     for example in examples:
-        if pack and taken + len(example.ids) > room:
+        if pack and tokens + len(example.ids) > room:
             yield pack
-            pack, taken = [], 0
+            pack, tokens = [], 0
         pack.append(example)
-        taken += len(example.ids)
+        tokens += len(example.ids)
     if pack:
         yield pack
 
@@ -181,8 +181,8 @@ class Batch:
         return self.input_ids.flatten() if self.attention_mask is None else self.input_ids[self.attention_mask.bool()]
 
 
-def _sequences(drawn: Iterable[Drawn]) -> list[Example]:
-    return [sequence for one in drawn for sequence in one.sequences]
+def _sequences(examples: Iterable[Drawn]) -> list[Example]:
+    return [sequence for one in examples for sequence in one.sequences]
 
 
 @dataclass(frozen=True)
@@ -197,15 +197,15 @@ class Layout:
     every: bool = False
     pad: int = 0
 
-    def tokens(self, drawn: Sequence[Drawn]) -> int:
-        """Tokens of a batch of what was `drawn`, padding included."""
-        lengths = [len(e.ids) for e in _sequences(drawn)]
+    def tokens(self, examples: Sequence[Drawn]) -> int:
+        """Tokens of a batch of `examples`, padding included."""
+        lengths = [len(e.ids) for e in _sequences(examples)]
         return sum(lengths) if self.flat else len(lengths) * max(lengths)
 
-    def batch(self, drawn: Sequence[Drawn]) -> Batch:
-        examples = _sequences(drawn)
+    def batch(self, batch: Sequence[Drawn]) -> Batch:
+        examples = _sequences(batch)
         wanted = [e.supervised for e in examples]
-        counts = (sum(len(e.ids) for e in examples), self.tokens(drawn), sum(map(len, wanted)))
+        counts = (sum(len(e.ids) for e in examples), self.tokens(batch), sum(map(len, wanted)))
         return (self._flat if self.flat else self._padded)(examples, wanted, counts)
 
     def _flat(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:
@@ -215,9 +215,9 @@ class Layout:
         targets: list[int] = []
         for e, places in zip(examples, wanted, strict=True):
             bear = set(places)
-            kept = range(len(e.ids) - 1) if self.every else [place - 1 for place in places]
-            keep += [len(ids) + place for place in kept]
-            targets += [e.ids[place + 1] if place + 1 in bear else IGNORED for place in kept]
+            bearing = range(len(e.ids) - 1) if self.every else [place - 1 for place in places]
+            keep += [len(ids) + place for place in bearing]
+            targets += [e.ids[place + 1] if place + 1 in bear else IGNORED for place in bearing]
             ids += e.ids
             positions += range(len(e.ids))
         lengths = tuple(len(e.ids) for e in examples)
@@ -227,12 +227,12 @@ class Layout:
     def _padded(self, examples: list[Example], wanted: list[list[int]], counts: tuple[int, int, int]) -> Batch:
         longest = max(len(e.ids) for e in examples)
         first = min((place for places in wanted for place in places[:1]), default=longest)
-        kept = range(0 if self.every else first - 1, longest - 1)
+        bearing = range(0 if self.every else first - 1, longest - 1)
         ids, mask, targets = [], [], []
         for e, places in zip(examples, wanted, strict=True):
             rest, bear = longest - len(e.ids), set(places)
             ids.append(e.ids + [self.pad] * rest)
             mask.append([1] * len(e.ids) + [0] * rest)
-            targets.append([e.ids[place + 1] if place + 1 in bear else IGNORED for place in kept])
-        rows, attended, keep, wanted_ids = map(torch.tensor, (ids, mask, list(kept), targets))
+            targets.append([e.ids[place + 1] if place + 1 in bear else IGNORED for place in bearing])
+        rows, attended, keep, wanted_ids = map(torch.tensor, (ids, mask, list(bearing), targets))
         return Batch(rows, attended, None, None, keep, wanted_ids, *counts)

@@ -163,8 +163,8 @@ def _reader(columns: dict[str, str], what: str) -> Callable[[dict[str, Any]], It
         return item | ({OPTIONS: options.listed(row.get(columns[OPTIONS]), what)} if OPTIONS in columns else {})
 
     if (CHOSEN in columns) != (REJECTED in columns):
-        given, other = (CHOSEN, REJECTED) if CHOSEN in columns else (REJECTED, CHOSEN)
-        raise UserError(f"data.columns.{given} requires data.columns.{other}, the other answer's column.")
+        present, other = (CHOSEN, REJECTED) if CHOSEN in columns else (REJECTED, CHOSEN)
+        raise UserError(f"data.columns.{present} requires data.columns.{other}, the other answer's column.")
     if CHOSEN in columns:
         return lambda row: paired(row, columns, what)
     if CHAT in columns and OPTIONS in columns:
@@ -244,8 +244,8 @@ def limited(items: list[Item], limit: int | None) -> list[Item]:
         return items
     if limit > len(items):
         raise UserError(f"data.limit must be at most {len(items)}, the items to train on, got {limit}.")
-    kept = sorted(random.Random("limit").sample(range(len(items)), len(items))[:limit])
-    return [items[i] for i in kept]
+    indices = sorted(random.Random("limit").sample(range(len(items)), len(items))[:limit])
+    return [items[i] for i in indices]
 
 
 def noisy(items: list[Item], share: float) -> list[Item]:

@@ -236,15 +236,15 @@ def _openings(items: Sequence[Item]) -> list[str]:
     Logs have a conversation once more after each answer. The parts of one log are held out together, as all answers of
     a conversation are trained on.
     """
-    asked = [normalised(text_before(item)) for item in items]
-    known = set(asked)
+    openings = [normalised(text_before(item)) for item in items]
+    texts = set(openings)
 
     def opening(item: Item) -> str:
         answers_at = [at for at, turn in enumerate(item[CHAT]) if is_answer(turn)]
         prefixes = (normalised(text_before({CHAT: item[CHAT][: at + 1]})) for at in answers_at)
-        return next(text for text in prefixes if text in known)
+        return next(text for text in prefixes if text in texts)
 
-    return [opening(item) if CHAT in item else text for text, item in zip(asked, items, strict=True)]
+    return [opening(item) if CHAT in item else text for text, item in zip(openings, items, strict=True)]
 
 
 def from_documents(

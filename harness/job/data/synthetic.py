@@ -35,12 +35,12 @@ def load(
         )
     if not 0 < share <= 1:
         raise UserError(f"data.load.share must be above 0 and at most 1, got {share}.")
-    made = read(path)
-    items = [{key: item[key] for key in ("question", "answer")} for item in made]
+    examples = read(path)
+    items = [{key: item[key] for key in ("question", "answer")} for item in examples]
     if real is None:
         if share < 1:
             raise UserError(f"data.load.share={share} requires data.load.real, a data set of real problems.")
-        held_out = [_held_out(item) for item in made]
+        held_out = [_held_out(item) for item in examples]
         return {
             "train": [item for item, held in zip(items, held_out, strict=True) if not held],
             "validation": [item for item, held in zip(items, held_out, strict=True) if held],
@@ -81,9 +81,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def parse(text: str) -> dict[str, Any] | None:
     """The first JSON object in `text` with a question and an answer; models often add other text around it."""
-    for found in re.finditer(r"\{", text):
+    for brace in re.finditer(r"\{", text):
         try:
-            value, _ = json.JSONDecoder(strict=False).raw_decode(text, found.start())
+            value, _ = json.JSONDecoder(strict=False).raw_decode(text, brace.start())
         except (ValueError, RecursionError):
             continue
         texts = [value.get(key) for key in ("question", "answer")]

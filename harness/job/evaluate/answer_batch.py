@@ -28,10 +28,11 @@ class AnswerBatch:
     """
 
     def __init__(
-        self, asked: int | Literal["auto"], device: torch.device, tell: Callable[[int], Any] = lambda size: None
+        self, batch_size: int | Literal["auto"], device: torch.device, tell: Callable[[int], Any] = lambda size: None
     ):
         self._device, self._tell = device, tell
-        self.chooses, self.size = asked == AUTO and device.type == "cuda", FIXED if asked == AUTO else asked
+        self.chooses = batch_size == AUTO and device.type == "cuda"
+        self.size = FIXED if batch_size == AUTO else batch_size
 
     def fit(self, each: int, most: int) -> None:
         """Take as many sequences of `each` bytes as fit the device, at most `most`."""

@@ -81,9 +81,9 @@ class Engine(TokenisedOnce):
         answers: dict[int, LogLikelihood] = {}
         pbar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
 
-        def keep(read: Iterator[tuple[int, LogLikelihood]]) -> None:
+        def keep(scored: Iterator[tuple[int, LogLikelihood]]) -> None:
             count = len(answers)
-            for index, answer in read:
+            for index, answer in scored:
                 answers[index] = answer
                 if (text := requests[index][0]) is not None:  # None for windows of a rolling request
                     self.cache_hook.add_partial("loglikelihood", text, answer)

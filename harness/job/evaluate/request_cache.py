@@ -91,22 +91,22 @@ class RequestForm:
         return digest("requests", config, self.samples, self.seed, form, texts.hexdigest(), self.origin)
 
 
-def built(task: Task, asked: RequestForm) -> list[Instance]:
+def built(task: Task, form: RequestForm) -> list[Instance]:
     """The requests of `task`: read from the file that another cell left, or built and left for others."""
-    sampled = set(asked.samples)
+    sampled = set(form.samples)
     docs = dict(enumerate(doc for number, doc in enumerate(task.eval_docs) if number in sampled))
-    name = asked.name(task, docs)
-    if name is not None and (table := _read(name, REQUESTS)) is not None and (known := _requests(table, task, docs)):
-        return known
-    task.set_fewshot_seed(seed=asked.seed)  # examples are drawn anew, whatever was built before
-    type(task).build_all_requests(task, samples=asked.samples, **asked.keywords)
-    made = task.instances
+    name = form.name(task, docs)
+    if name is not None and (table := _read(name, REQUESTS)) is not None and (cached := _requests(table, task, docs)):
+        return cached
+    task.set_fewshot_seed(seed=form.seed)  # examples are drawn anew, whatever was built before
+    type(task).build_all_requests(task, samples=form.samples, **form.keywords)
+    requests = task.instances
     if name is not None:
         with suppress(TypeError, ValueError, pa.ArrowException):  # requests that these columns can't hold
-            table = _table(made)
-            if _requests(table, task, docs) == made:
+            table = _table(requests)
+            if _requests(table, task, docs) == requests:
                 _write(name, table)
-    return made
+    return requests
 
 
 def _table(requests: list[Instance]) -> pa.Table:
@@ -137,9 +137,9 @@ def tokens(name: str, encode: Callable[[], list[Pair]]) -> list[Pair]:
     table = _read(name, TOKENS)
     if table is not None:
         return list(_pairs(table))
-    made = encode()
-    _write(name, _coded(made))
-    return made
+    pairs = encode()
+    _write(name, _coded(pairs))
+    return pairs
 
 
 def texts_digest(texts: Iterable[Any]) -> str:
@@ -188,8 +188,8 @@ def _write(name: str, table: pa.Table) -> None:
     """Leave `table` in the file `name`, whole or not at all. Where nothing can be written, nothing is left."""
     with suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)
-        with record.replacing(folder() / f"{name}.parquet") as made:
-            parquet.write_table(table, made, compression="zstd", write_page_checksum=True)
+        with record.replacing(folder() / f"{name}.parquet") as aside:
+            parquet.write_table(table, aside, compression="zstd", write_page_checksum=True)
         for path in folder().glob("*.parquet"):
             if path.stat().st_mtime < time.time() - KEPT:
                 path.unlink(missing_ok=True)

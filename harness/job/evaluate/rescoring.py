@@ -92,8 +92,8 @@ def _refuse_twice(recorded: Record, tasks: scoring.Tasks) -> None:
 
 def _leaves(recorded: Record, tasks: scoring.Tasks) -> set[str]:
     """The leaf tasks of tasks that are scored again."""
-    known = {score.task for score in recorded.scores}
-    return {leaf for name, loaded in tasks.by_name.items() if name in known for leaf in loaded["tasks"]}
+    scored_tasks = {score.task for score in recorded.scores}
+    return {leaf for name, loaded in tasks.by_name.items() if name in scored_tasks for leaf in loaded["tasks"]}
 
 
 def _score(
@@ -105,13 +105,13 @@ def _score(
     report: Report,
     local: LocalPaths,
 ) -> None:
-    started, asked = datetime.now(UTC), recorded.cell.settings
-    bf16 = device.compute_dtype(asked.train.validated().precision) is torch.bfloat16
+    started, cell_settings = datetime.now(UTC), recorded.cell.settings
+    bf16 = device.compute_dtype(cell_settings.train.validated().precision) is torch.bfloat16
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     meter = Meter(accelerator.device)
     speedups: dict[str, str] = {}
     reporter = Reporter(report, meter, None)
-    if asked.fast:
+    if cell_settings.fast:
         speedups["kept_memory"] = heap.keep(accelerator.device.type)
     set_seed(recorded.cell.seed or 0)
     reporter.enter("load")
@@ -119,7 +119,7 @@ def _score(
         net = saved.load(recorded, record.model_folder(path), accelerator.device)
         loaded = structure.describe(structure.inner(net))
     whole_on_one = placement.again(recorded) is None  # what is faster keeps its rows on one device
-    layout, _ = attention.layout(net, asked.speedups or AUTO, tokenizer.pad_token_id)
+    layout, _ = attention.layout(net, cell_settings.speedups or AUTO, tokenizer.pad_token_id)
     if layout.flat and whole_on_one:
         attention.enable(net)
     if isinstance(net, PeftModel) and recorded.merge is not None and recorded.merge.merged:
@@ -137,7 +137,7 @@ def _score(
             tasks,
             settings.local().batch_size,
             torch.bfloat16 if bf16 else None,
-            speedups=asked.fast and whole_on_one,
+            speedups=cell_settings.fast and whole_on_one,
             tell_batch=partial(loaded.__setitem__, "eval_batch_size"),
             answered_so_far=reporter.answered,
             writer=writer,
@@ -145,7 +145,7 @@ def _score(
     environment = env.describe() | device.describe(accelerator.device) | loaded
     environment |= {"precision": "bf16" if bf16 else "fp32", "speedups": speedups | used}
     names = list(tasks.by_name)
-    made = Scoring(
+    rescoring = Scoring(
         names,
         started.isoformat(timespec="seconds"),
         settings,
@@ -153,7 +153,7 @@ def _score(
         meter.phases,
         None if writer is None else writer.usage,
     )
-    _add(recorded, path, tasks, scores, items, made)
+    _add(recorded, path, tasks, scores, items, rescoring)
 
 
 def _add(
@@ -162,30 +162,30 @@ def _add(
     tasks: scoring.Tasks,
     scores: list[record.Score],
     items: pd.DataFrame,
-    made: Scoring,
+    rescoring: Scoring,
 ) -> None:
     """Write the record and its items with the new scores: both, or neither."""
     cards = record.model_folder(path) / record.CARD
     plain = cards.is_file() and cards.read_text(encoding="utf-8") == model_card.text(recorded)  # not edited by hand
-    again, beside = set(made.tasks), path.with_suffix(".items.parquet")
+    again, beside = set(rescoring.tasks), path.with_suffix(".items.parquet")
     leaves = _leaves(recorded, tasks)
     recorded.scores = [s for s in recorded.scores if s.task not in again] + scores
-    recorded.items = {leaf: known for leaf, known in recorded.items.items() if leaf not in leaves}
+    recorded.items = {leaf: hashes for leaf, hashes in recorded.items.items() if leaf not in leaves}
     recorded.items |= record.item_hashes(tasks.sample)
     recorded.classes = {task: table for task, table in recorded.classes.items() if task not in again}
     recorded.classes |= scoring.class_counts(tasks, items)
     for earlier in recorded.rescored:
         earlier.tasks = [name for name in earlier.tasks if name not in again]
-    recorded.rescored = [earlier for earlier in recorded.rescored if earlier.tasks] + [made]
-    completed = record.awaits_scoring(recorded) and made.settings == recorded.cell.settings.eval
+    recorded.rescored = [earlier for earlier in recorded.rescored if earlier.tasks] + [rescoring]
+    completed = record.awaits_scoring(recorded) and rescoring.settings == recorded.cell.settings.eval
     discarded = completed and recorded.save == "none"  # the weights were kept for this scoring
     if completed:
-        recorded.status, recorded.failure, recorded.vllm = "ok", None, made.vllm
+        recorded.status, recorded.failure, recorded.vllm = "ok", None, rescoring.vllm
     if discarded:
         recorded.saved = None
     if beside.exists():
-        known = pd.read_parquet(beside)
-        items = pd.concat([known[~known["task"].isin(again)], items], ignore_index=True)
+        old_items = pd.read_parquet(beside)
+        items = pd.concat([old_items[~old_items["task"].isin(again)], items], ignore_index=True)
     with record.replacing(beside) as temporary:
         items.to_parquet(temporary, index=False)
         recorded.items_sha256 = record.sha256(temporary)

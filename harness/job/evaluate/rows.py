@@ -167,11 +167,11 @@ def placed(segments: list[Segment], device: torch.device, *extra: Sequence[int])
     # The sizes are given: a device would be waited for to learn them.
     numbers = torch.arange(len(segments), device=device)
     own = numbers.repeat_interleave(ends.diff(), output_size=begins[-1])
-    kept = numbers.repeat_interleave(wants, output_size=sum(wanted))
+    segment_of_wanted = numbers.repeat_interleave(wants, output_size=sum(wanted))
     return PlacedRow(
         ids[None],
         (torch.arange(begins[-1], device=device) + (starts - ends[:-1])[own])[None],
-        torch.arange(sum(wanted), device=device) + (ends[1:] - wants.cumsum(0))[kept],
+        torch.arange(sum(wanted), device=device) + (ends[1:] - wants.cumsum(0))[segment_of_wanted],
         own,
         of[own],
         tuple(lengths),

@@ -177,17 +177,17 @@ class Tasks:
             for name, loaded in self.by_name.items()
         }
 
-    def _request(self, task: Task, *, samples: list[int], **asked: Any) -> None:
+    def _request(self, task: Task, *, samples: list[int], **keywords: Any) -> None:
         """lm-eval's `build_all_requests`, except that it reuses requests that were built before, here or elsewhere."""
         if _is_chat(task):
-            asked |= self._chat
+            keywords |= self._chat
         elif not self.messages_alone and (isinstance(task, HeldOutTask) or task.config.task in UNASKED):
-            asked.update(PLAIN)
+            keywords.update(PLAIN)
         # A tokenizer name is given with a chat template; everything else is fixed by the settings.
-        key = (task.config.task, tuple(samples), asked.get("tokenizer_name") or "")
+        key = (task.config.task, tuple(samples), keywords.get("tokenizer_name") or "")
         if key not in self._requests:
             self._requests[key] = request_cache.built(
-                task, request_cache.RequestForm(samples, FEWSHOT_SEED, asked, self._origin)
+                task, request_cache.RequestForm(samples, FEWSHOT_SEED, keywords, self._origin)
             )
         # Copies, as answers are stored in them.
         task._instances = [dataclasses.replace(built, resps=[], filtered_resps={}) for built in self._requests[key]]
@@ -342,10 +342,10 @@ def score(
 
 def answered(lm: LM, tasks: Tasks) -> tuple[list[Score], pd.DataFrame]:
     """Scores and items, as in `score`, of `lm`, which answers lm-eval's requests."""
-    asked = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
-    if any(map(_is_chat, asked.values())):
+    leaves = {leaf: task for leaf, task in tasks.leaves.items() if leaf in tasks.sample}
+    if any(map(_is_chat, leaves.values())):
         tasks.chat_by(lm)
-    result = lm_eval.evaluate(lm, {"tasks": asked}, samples=tasks.sample, bootstrap_iters=0, **tasks.put)
+    result = lm_eval.evaluate(lm, {"tasks": leaves}, samples=tasks.sample, bootstrap_iters=0, **tasks.put)
     rows = []
     for name, loaded in tasks.by_name.items():
         for leaf, task in loaded["tasks"].items():
@@ -397,13 +397,13 @@ def _engine(
 ) -> Iterator[tuple[Engine | PlainModel, MutableMapping[str, str]]]:
     """The model that answers lm-eval's requests, and its speed-ups, to be read afterwards."""
     # A chat template that knows thoughts writes an empty one, as it does in training.
-    asked = {"pretrained": model, "tokenizer": tokenizer, "mixed_precision_dtype": autocast, "enable_thinking": False}
+    parts = {"pretrained": model, "tokenizer": tokenizer, "mixed_precision_dtype": autocast, "enable_thinking": False}
     if not speedups:
         batch.use_fixed()
-        yield Engine(**asked, batch_size=batch) if prompted(model) else PlainModel(**asked, batch_size=batch.size), {}
+        yield Engine(**parts, batch_size=batch) if prompted(model) else PlainModel(**parts, batch_size=batch.size), {}
         return
     with attention.enabled(model), linear_weights.expanded(model) as used, contextlib.ExitStack() as stack:
-        lm = Engine(**asked, batch_size=batch)
+        lm = Engine(**parts, batch_size=batch)
         if autocast is not None and linear_weights.only_multiplied(model):
             # After lm-eval's class was made, which ties the head to the embedding again.
             if isinstance(model, PeftModel):

@@ -53,7 +53,7 @@ class IncludedTasks:
     working_folder: str
 
     @classmethod
-    def of(cls, path: str | None) -> IncludedTasks | None:
+    def in_folder(cls, path: str | None) -> IncludedTasks | None:
         """The folder at `path`, as it is now. Raises UserError if there is none."""
         if path is None:
             return None
@@ -95,15 +95,15 @@ def _with_stock(*folders: str) -> TaskManager:
         content = path.read_bytes()
         if hashlib.sha256(content[CHECKSUM:]).digest() == content[:CHECKSUM]:
             return pickle.loads(content[CHECKSUM:])
-    made = TaskManager(include_path=[*folders])
+    index = TaskManager(include_path=[*folders])
     with suppress(OSError):  # a folder where nothing can be written
         path.parent.mkdir(parents=True, exist_ok=True)
         for former in path.parent.glob("*.pickle"):
             former.unlink(missing_ok=True)
-        pickled = pickle.dumps(made)
+        pickled = pickle.dumps(index)
         with record.replacing(path) as aside:
             aside.write_bytes(hashlib.sha256(pickled).digest() + pickled)
-    return made
+    return index
 
 
 def runs_code(index: dict[str, Entry], member: Any) -> bool:

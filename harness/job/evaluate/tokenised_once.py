@@ -47,21 +47,21 @@ class TokenisedOnce(WindowedModel):
         """Log-likelihoods in nats of each continuation, and whether greedy decoding gives the same text."""
         arguments = [request.args for request in requests]
         pairs = self._shared("pairs", arguments, lambda: self._pairs(requests, disable_tqdm))
-        found: list[Request] = [(args, *pair) for args, pair in zip(arguments, pairs, strict=True)]
-        return self._loglikelihood_tokens(found, disable_tqdm=disable_tqdm)
+        token_requests: list[Request] = [(args, *pair) for args, pair in zip(arguments, pairs, strict=True)]
+        return self._loglikelihood_tokens(token_requests, disable_tqdm=disable_tqdm)
 
     def _pairs(self, requests: list[Instance], disable_tqdm: bool) -> list[Pair]:
         """The tokens that lm-eval would score."""
-        taken: list[Request] = []
+        token_requests: list[Request] = []
 
         def take(requests: list[Request], **_: Any) -> list[tuple[float, bool]]:
-            taken.extend(requests)
+            token_requests.extend(requests)
             return []
 
         listening = copy.copy(self)
         listening._loglikelihood_tokens = take
         super(TokenisedOnce, listening).loglikelihood(requests, disable_tqdm)
-        return [(context, continuation) for _, context, continuation in taken]
+        return [(context, continuation) for _, context, continuation in token_requests]
 
     def prompts(self, texts: list[str]) -> list[Tokens]:
         """The tokens of each prompt that is to be answered, in whole."""

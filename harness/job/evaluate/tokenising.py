@@ -58,9 +58,9 @@ class SharedBeginnings:
     def encode(self, text: str) -> list[int]:
         """The tokens of `text`."""
         nearest, depth = None, -1
-        for known in self._recent:
-            if (common := shared(text, known.text)) > depth:
-                nearest, depth = known, common
+        for earlier in self._recent:
+            if (common := shared(text, earlier.text)) > depth:
+                nearest, depth = earlier, common
         if nearest is not None and nearest.text == text:
             return nearest.whole
         after = None if nearest is None else self._after(nearest, depth, text)
@@ -79,39 +79,39 @@ class SharedBeginnings:
                 return Encoded(text, ids, plain.word_ids, starts, ends, whole[:at], whole[at + len(ids) :])
         return Encoded(text, whole, [None] * len(whole), [0] * len(whole), [0] * len(whole), [], [])
 
-    def _after(self, known: Encoded, depth: int, text: str) -> Encoded | None:
-        """`text`, which begins with the first `depth` characters of `known`; None if it has to be encoded anew."""
-        cut = self._cut(known, depth - OVERLAP)
+    def _after(self, earlier: Encoded, depth: int, text: str) -> Encoded | None:
+        """`text`, which begins with the first `depth` characters of `earlier`; None if it has to be encoded anew."""
+        cut = self._cut(earlier, depth - OVERLAP)
         if cut is None:
             return None
-        at = known.ends[cut - 1]
+        at = earlier.ends[cut - 1]
         rest = self._plain(text[at:])
         again = bisect_right([end for _, end in rest.offsets], depth - at - DISTANT)
-        if not again or rest.ids[:again] != known.ids[cut : cut + again]:
+        if not again or rest.ids[:again] != earlier.ids[cut : cut + again]:
             return None  # a text's beginning is encoded in another way than its middle
         words = rest.word_ids
-        first, begin = words[0], known.words[cut]
+        first, begin = words[0], earlier.words[cut]
         if first is None or begin is None:
             return None
         return Encoded(
             text,
-            known.ids[:cut] + rest.ids,
-            known.words[:cut] + [w if w is None else w - first + begin for w in words],
-            known.starts[:cut] + [start + at for start, _ in rest.offsets],
-            known.ends[:cut] + [end + at for _, end in rest.offsets],
-            known.begin,
-            known.end,
+            earlier.ids[:cut] + rest.ids,
+            earlier.words[:cut] + [w if w is None else w - first + begin for w in words],
+            earlier.starts[:cut] + [start + at for start, _ in rest.offsets],
+            earlier.ends[:cut] + [end + at for _, end in rest.offsets],
+            earlier.begin,
+            earlier.end,
         )
 
     @staticmethod
-    def _cut(known: Encoded, most: int) -> int | None:
-        """The last token that begins a word of `known`, of those whose word before ends within `most` characters."""
+    def _cut(earlier: Encoded, most: int) -> int | None:
+        """The last token that begins a word of `earlier`, of those whose word before ends within `most` characters."""
         if most <= 0:
             return None
-        for cut in range(bisect_right(known.ends, most), 0, -1):
-            if cut < len(known.ids) and None not in (known.words[cut - 1], known.words[cut]):
-                between = known.text[known.ends[cut - 1] : known.starts[cut]]
-                if known.words[cut - 1] != known.words[cut] and between in ("", " "):
+        for cut in range(bisect_right(earlier.ends, most), 0, -1):
+            if cut < len(earlier.ids) and None not in (earlier.words[cut - 1], earlier.words[cut]):
+                between = earlier.text[earlier.ends[cut - 1] : earlier.starts[cut]]
+                if earlier.words[cut - 1] != earlier.words[cut] and between in ("", " "):
                     return cut
         return None
 

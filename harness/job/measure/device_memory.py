@@ -41,10 +41,10 @@ def free_share(device: torch.device) -> float:
         free, total = torch.cuda.mem_get_info(device)
         return free / total
     try:
-        known = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
+        kilobytes = dict(re.findall(r"^(\w+): +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
     except OSError:
         return 1.0
-    return int(known["MemAvailable"]) / int(known["MemTotal"])
+    return int(kilobytes["MemAvailable"]) / int(kilobytes["MemTotal"])
 
 
 def reset_process_peak() -> None:
@@ -59,5 +59,5 @@ def process_peak() -> int | None:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 if found else None
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(match[1]) * 1024 if match else None

@@ -65,7 +65,7 @@ def summary(readings: list[Reading], idle_watts: float | None) -> Gpu:
         [value for reading in busy if (value := getattr(reading, name)) is not None]
         for name in ("sm_mhz", "memory_mhz", "power_limit_watts", "celsius")
     )
-    known = [reading.throttle_reasons for reading in busy if reading.throttle_reasons is not None]
+    reasons = [reading.throttle_reasons for reading in busy if reading.throttle_reasons is not None]
     return Gpu(
         samples=len(busy),
         sm_mhz=median(sm) if sm else None,
@@ -74,6 +74,6 @@ def summary(readings: list[Reading], idle_watts: float | None) -> Gpu:
         memory_mhz_max=max(memory, default=None),
         power_limit_watts=min(limits, default=None),
         celsius=max(degrees, default=None),
-        throttle_reasons=sorted({*(name for names in known for name in names)} - {nvml.IDLE}) if known else None,
+        throttle_reasons=sorted({*(name for names in reasons for name in names)} - {nvml.IDLE}) if reasons else None,
         idle_watts=idle_watts,
     )

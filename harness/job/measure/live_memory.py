@@ -52,7 +52,7 @@ class OperationTimes(Protocol):
 
     def reset(self) -> None: ...
 
-    def add(self, operation: Any, given: Any, out: Any, flops: int) -> None: ...
+    def add(self, operation: Any, arguments: Any, out: Any, flops: int) -> None: ...
 
     def lap(self, part: str) -> None: ...
 
@@ -234,13 +234,13 @@ class LiveBytes(TorchDispatchMode):
         elif tensor.device.type == self._device:
             storage = tensor.untyped_storage()
             key = storage._cdata  # the C++ storage: python wrappers of it come and go
-            known = self._live.get(key)
-            if known is not None and self._sharded and known[0] != storage.nbytes():
+            entry = self._live.get(key)
+            if entry is not None and self._sharded and entry[0] != storage.nbytes():
                 self._resize(key, storage.nbytes())
                 self._note()
-            if known is None:
+            if entry is None:
                 self._begin(key, storage, kind or "activations")
-            elif kind is not None and known[1] != kind:
+            elif kind is not None and entry[1] != kind:
                 self._relabel(key, kind)
 
     def burst(self, size: int) -> None:

@@ -48,13 +48,13 @@ def reading(device: torch.device) -> Reading | None:
         milliwatts = value(pynvml.nvmlDeviceGetEnforcedPowerLimit)
         # Known to every driver; the name that says "event" in place of "throttle" is not.
         bits = value(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
-        known = {name: getattr(pynvml, f"nvmlClocksThrottleReason{end}") for end, name in REASONS.items()}
+        bit_of = {name: getattr(pynvml, f"nvmlClocksThrottleReason{end}") for end, name in REASONS.items()}
         return Reading(
             sm_mhz=value(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
             memory_mhz=value(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_MEM),
             power_limit_watts=None if milliwatts is None else milliwatts / 1000,
             celsius=value(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
-            throttle_reasons=None if bits is None else tuple(name for name, bit in known.items() if bits & bit),
+            throttle_reasons=None if bits is None else tuple(name for name, bit in bit_of.items() if bits & bit),
         )
 
     return _ask(device, ask)
@@ -69,9 +69,9 @@ def process_bytes(device: torch.device) -> int | None:
     """Bytes of the device's memory that this process holds, including its context."""
 
     def ask(pynvml: Any, handle: Any) -> int | None:
-        found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
         # In a container NVML's process ids may be the host's, and not match ours.
-        return next((p.usedGpuMemory for p in found if p.pid == os.getpid()), None)
+        return next((p.usedGpuMemory for p in processes if p.pid == os.getpid()), None)
 
     return _ask(device, ask)
 

@@ -27,9 +27,9 @@ def check_device(settings: Settings) -> None:
             "them with activations in fp32."
         )
     if device.here().type != "cuda":
-        asked = [value for _, value in redact.leaves(plain(settings.method))]
+        method_values = [value for _, value in redact.leaves(plain(settings.method))]
         for kind in ("paged", "paged_8bit"):
-            if ADAMW[kind] in asked:
+            if ADAMW[kind] in method_values:
                 raise UserError(f"method.adamw={kind} requires a CUDA device.")
 
 

@@ -26,18 +26,18 @@ Form = Literal["adapter", "merged", "model"]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # what peft calls them
 
 
-def form(asked: Literal["none", "adapter", "merged"], net: nn.Module) -> Form | None:
-    """The form in which the tuned `net` is saved for `asked`, the setting `save`; None for nothing."""
-    if asked == "none":
+def form(save: Literal["none", "adapter", "merged"], net: nn.Module) -> Form | None:
+    """The form in which the tuned `net` is saved for the setting `save`; None for nothing."""
+    if save == "none":
         return None
-    return asked if isinstance(net, PeftModel) else "model"
+    return save if isinstance(net, PeftModel) else "model"
 
 
-def form_of(found: Record) -> Form:
-    """The form in which the tuned weights of the record `found` are saved. Raises UserError if none are."""
-    if found.saved is None:
-        raise UserError(f"{found.cell.name} has no saved weights.")
-    return found.saved.form
+def form_of(record: Record) -> Form:
+    """The form in which the tuned weights of `record` are saved. Raises UserError if none are."""
+    if record.saved is None:
+        raise UserError(f"{record.cell.name} has no saved weights.")
+    return record.saved.form
 
 
 def write(net: nn.Module, form: Form, tokenizer: PreTrainedTokenizerBase, cell: Cell, folder: Path) -> Saved:
@@ -67,23 +67,23 @@ def _name_base(config: Path, model: ModelSettings) -> None:
     peft itself takes the path that was loaded from, which may be relative, or that of a commit in the hub's cache.
     """
     base = Path(loading.source(model))
-    told = json.loads(config.read_text(encoding="utf-8"))
+    adapter_config = json.loads(config.read_text(encoding="utf-8"))
     path = str(base.resolve()) if base.is_dir() else model.path
-    told |= {"base_model_name_or_path": path, "revision": model.revision}
-    config.write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")
+    adapter_config |= {"base_model_name_or_path": path, "revision": model.revision}
+    config.write_text(json.dumps(adapter_config, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def load(found: Record, folder: Path, on: torch.device) -> nn.Module:
-    """The model of the record `found` on the device `on`: its base if it is untuned, else as saved in `folder`.
+def load(record: Record, folder: Path, on: torch.device) -> nn.Module:
+    """The model of `record` on the device `on`: its base if it is untuned, else as saved in `folder`.
 
     One that had to be divided after training is divided again, over the devices of this machine. An adapter is added to
     the base as it was for training. Raises UserError if the base is out of reach, or if `folder` has no safetensors.
     """
-    cell, over = found.cell, placement.again(found)
-    if found.saved is not None and found.saved.form != "adapter":
+    cell, over = record.cell, placement.again(record)
+    if record.saved is not None and record.saved.form != "adapter":
         settings = dataclasses.replace(cell.settings, model=ModelSettings(path=str(folder)))
         return loading.load(dataclasses.replace(cell, settings=settings), on, over)
-    if found.saved is None:
+    if record.saved is None:
         return loading.load(cell, on, over)
     if not (folder / ADAPTER[1]).is_file():
         raise UserError(f"{folder} has no {ADAPTER[1]}; pickled weights can run code, so they are not loaded.")

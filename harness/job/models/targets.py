@@ -58,18 +58,18 @@ def apply(change: peft.PeftConfig, base: PreTrainedModel) -> dict[str, nn.Parame
     if not named:
         return wanted
     ends = tuple(f".{name}" for name in named)
-    chosen = {name: weight for name, weight in experts.items() if f".{name}".endswith(ends)}
-    if not chosen:
+    chosen_stacks = {name: weight for name, weight in experts.items() if f".{name}".endswith(ends)}
+    if not chosen_stacks:
         raise ValueError(
             f"method.adapt.target_parameters must name stacks of experts, such as [{','.join(_endings(experts))}], got "
             f"[{','.join(named)}]"
         )
-    if chosen.keys() & packed_experts(base).keys():
+    if chosen_stacks.keys() & packed_experts(base).keys():
         raise ValueError(
             "peft adapts experts in 16 bits alone; use method=lora, or leave out method.adapt.target_parameters"
         )
-    settings.target_parameters = {*chosen}
-    return wanted | chosen
+    settings.target_parameters = {*chosen_stacks}
+    return wanted | chosen_stacks
 
 
 def experts_of(base: PreTrainedModel) -> dict[str, nn.Parameter]:

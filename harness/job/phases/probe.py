@@ -21,7 +21,7 @@ def probe_steps(cell: LocalCell, model: nn.Module, loaded: Loaded, plan: Trainin
     """The probe of the steps over the largest micro-batches."""
     layout, objective, settings = loaded.layout, cell.objective, plan.settings
     largest = max(plan.steps, key=lambda step: max(map(layout.tokens, step)))
-    micro = [objective.batch(layout, drawn).to(cell.accelerator.device) for drawn in largest]
+    micro = [objective.batch(layout, examples).to(cell.accelerator.device) for examples in largest]
     measure = partial(
         probe.steps,
         *(model, plan.adapters, plan.build, micro, settings.max_grad_norm, cell.accelerator),

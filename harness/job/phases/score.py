@@ -23,9 +23,9 @@ from harness.record import Record
 def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recording) -> None:
     """Score `model` on the tasks, if there are some; of a cell that compares answers, on rewards too."""
     tasks, result = cell.inputs.tasks, recording.result
-    given: list[rewards.ItemRewards] = []
+    item_rewards: list[rewards.ItemRewards] = []
     if isinstance(cell.objective, PairObjective):
-        given = pairs.given_rewards(cell, cell.objective, model, loaded.layout)
+        item_rewards = pairs.given_rewards(cell, cell.objective, model, loaded.layout)
     if not tasks.leaves:
         return  # eval.tasks=[]: a cell for its cost alone
     settings = cell.settings.eval.local()
@@ -44,8 +44,8 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
             writer=writer,
             tell_truncated=partial(setattr, result, "truncated_requests"),
         )
-    if given:
-        result.scores, items = rewards.beside(result.scores, items, given, tasks)
+    if item_rewards:
+        result.scores, items = rewards.beside(result.scores, items, item_rewards, tasks)
     result.classes = scoring.class_counts(tasks, items)
     recording.keep_items(items)
     result.items, result.vllm = record.item_hashes(tasks.sample), None if writer is None else writer.usage

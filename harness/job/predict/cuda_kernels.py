@@ -97,9 +97,9 @@ class CudaKernels(TorchFunctionMode):
 
         Arguments as of ``torch.autograd.backward`` and ``Tensor.backward``.
         """
-        given = gradient if grad_tensors is None else grad_tensors
+        outer = gradient if grad_tensors is None else grad_tensors
         tensors = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
-        gradients = (given,) * len(tensors) if given is None or isinstance(given, Tensor) else tuple(given)
+        gradients = (outer,) * len(tensors) if outer is None or isinstance(outer, Tensor) else tuple(outer)
         gradients = tuple(torch.ones_like(t) if g is None else g for t, g in zip(tensors, gradients, strict=True))
         TorchFunctionMode.__enter__(self)
         try:

@@ -92,14 +92,14 @@ def _unused(one: dict[str, float], two: dict[str, float], further: float) -> dic
     return {name: two[name] + growth * further for name in ("unused", "holes")} | {"uneven": 0.0}
 
 
-def count_buckets(found: Probe, size: int, live: LiveBytes, accumulated: bool) -> None:
+def count_buckets(figures: Probe, size: int, live: LiveBytes, accumulated: bool) -> None:
     """Count gradients as DDP holds them: `size` bytes of all-reduce buckets at all times, and beside them, before the
     last micro-batch, the accumulated gradients.
 
     Buckets have the weights' dtype, while one device has fp32 gradients of 16-bit weights with masters.
     """
-    share = size / found.gradients
-    found.resident.gradients = found.gradients = size
+    share = size / figures.gradients
+    figures.resident.gradients = figures.gradients = size
     for name, peak in live.windows.items():
         if peak.kinds:
             beside = round(share * peak.kinds["gradients"]) if accumulated and name != "optimizer" else 0

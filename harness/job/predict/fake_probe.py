@@ -114,8 +114,8 @@ class FakeProbe:
                 net = self._shard(net, accelerator)
             with FakeTensors(allow_non_fake_inputs=self._train.sharded), valueless(), in_groups(), self._kernels():
                 self._materialise(net, accelerator)
-                drawn = shape.drawn(self._layout, times)
-                micro = [self._objective.batch(self._layout, examples).to(self._device.on) for examples in drawn]
+                batches = shape.drawn(self._layout, times)
+                micro = [self._objective.batch(self._layout, examples).to(self._device.on) for examples in batches]
                 if (layers := structure.decoder_layers(net, self._config)) is not None:
                     mark_layers(layers, self._live)
                 if (slot := self._settings.method.optim) is not None:

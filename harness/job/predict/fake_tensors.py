@@ -136,10 +136,10 @@ class Params4bit(FakeTensor):
 
 def materialise(net: nn.Module, on: torch.device) -> None:
     """Move `net` from "meta" to the device `on`, in tensors without storage; tied parameters stay tied."""
-    made: dict[int, Any] = {}
+    copies: dict[int, Any] = {}
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in made:
+        if id(tensor) not in copies:
             new: Any = _empty(tensor, on)
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=tensor.requires_grad)
@@ -149,8 +149,8 @@ def materialise(net: nn.Module, on: torch.device) -> None:
                     vars(level).update({k: moved(v) for k, v in vars(level).items() if isinstance(v, torch.Tensor)})
             if isinstance(tensor, Int8Params):
                 new.CB = new.SCB = None  # its layer has them
-            made[id(tensor)] = (new, tensor)  # keeps the tensor, so that its id is not reused
-        return made[id(tensor)][0]
+            copies[id(tensor)] = (new, tensor)  # keeps the tensor, so that its id is not reused
+        return copies[id(tensor)][0]
 
     for module in net.modules():
         for store in _stores(module):

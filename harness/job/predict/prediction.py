@@ -91,8 +91,8 @@ class Predictor:
         check_float16(cell.settings)
         train = cell.settings.train.validated()
         layout, devices = self._layout(cell, architecture), train.total_devices
-        chosen = train.sizes_itself
-        if chosen:
+        sizes_itself = train.sizes_itself
+        if sizes_itself:
             room = budget if safe is None else safe
             if room is None:
                 raise ValueError("To choose the micro-batch takes a budget.")
@@ -102,7 +102,7 @@ class Predictor:
         shape = self._shape(cell, layout, size)
         line = self._line(cell, shape, 1, layout, architecture, budget)
         largest = None
-        if budget is not None and not chosen:
+        if budget is not None and not sizes_itself:
             largest = self._largest(cell, shape, layout, architecture, budget)
         return self._by_phase(cell, architecture, line, budget) | {
             "peak": {kind: round(value) for kind, value in line.peak.items()},
@@ -125,7 +125,7 @@ class Predictor:
                 "lengths": shape.lengths,
             },
             "precision": cell.settings.train.precision,
-            "micro_batch": size * devices if chosen else None,
+            "micro_batch": size * devices if sizes_itself else None,
             "largest_batch": largest,
         }
 
@@ -274,8 +274,8 @@ class Predictor:
         return self._configs[key]
 
     def _layout(self, cell: Cell, architecture: dict[str, Any] | None) -> batching.Layout:
-        asked = [plain(cell.settings.method), plain(cell.settings.model), cell.settings.speedups, architecture]
-        key = json.dumps(asked, sort_keys=True)
+        decisive = [plain(cell.settings.method), plain(cell.settings.model), cell.settings.speedups, architecture]
+        key = json.dumps(decisive, sort_keys=True)
         if key not in self._layouts:
             config, alike = self._config(cell, architecture)
             net = empty_weights.outline(cell, config, 1, alike)
@@ -305,8 +305,8 @@ class Predictor:
         return self._shapes[key]
 
     def _real_shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape | None:
-        drawn = self._examples(cell)
-        return None if drawn is None else self._shape_of(drawn, cell, layout, size)
+        sequences = self._examples(cell)
+        return None if sequences is None else self._shape_of(sequences, cell, layout, size)
 
     def _assumed_shape(self, cell: Cell, layout: batching.Layout, size: int) -> Shape:
         assumed = assumed_shape(cell.settings.train.validated(), size, _marked(cell.settings))
@@ -355,9 +355,9 @@ def _reserved(line: Line, budget: int | None) -> int | None:
 def _key(cell: Cell, shape: Shape, times: int, layout: batching.Layout, architecture: dict[str, Any] | None) -> str:
     """What the figures of a step depend on."""
     settings, train = cell.settings, cell.settings.train
-    taken = [without_rates(plain(settings.method)), plain(settings.model), architecture, train.precision]
-    taken += [_share(train), train.activation_offload, train.gradient_checkpointing, train.objective, train.compile]
-    return json.dumps([taken, shape.micro, shape.marked, times, dataclasses.asdict(layout)], sort_keys=True)
+    decisive = [without_rates(plain(settings.method)), plain(settings.model), architecture, train.precision]
+    decisive += [_share(train), train.activation_offload, train.gradient_checkpointing, train.objective, train.compile]
+    return json.dumps([decisive, shape.micro, shape.marked, times, dataclasses.asdict(layout)], sort_keys=True)
 
 
 def _marked(settings: Settings) -> bool:
@@ -389,8 +389,8 @@ def _calibrated(work: dict[str, float] | None, calibration: Calibration | None) 
 def _drawn_by(cell: Cell) -> list[Any]:
     """What decides which examples the cell takes, and how long they are."""
     settings = cell.settings
-    drawn = [plain(settings.model), plain(settings.data), plain(settings.train), cell.seed]
-    return drawn + ([settings.eval.tasks, settings.eval.limit] if settings.train.refers else [])
+    decisive = [plain(settings.model), plain(settings.data), plain(settings.train), cell.seed]
+    return decisive + ([settings.eval.tasks, settings.eval.limit] if settings.train.refers else [])
 
 
 def _share(train: TrainSettings) -> list[Any]:

@@ -48,9 +48,9 @@ class Roofline:
         self.work: dict[str, defaultdict[str, float]] = {name: defaultdict(float) for name in ("step", "optimizer")}
         self._part: defaultdict[str, float] = defaultdict(float)
 
-    def add(self, operation: Any, given: Any, out: Any, flops: int) -> None:
-        """Count an `operation` with the arguments `given` and the result `out`."""
-        kernel = kernel_of(operation, given, out, flops)
+    def add(self, operation: Any, arguments: Any, out: Any, flops: int) -> None:
+        """Count an `operation` with the arguments `arguments` and the result `out`."""
+        kernel = kernel_of(operation, arguments, out, flops)
         if kernel is None:
             return
         self._part["launches"] += 1
@@ -59,7 +59,7 @@ class Roofline:
                 self._known[kernel] = self._calibration.seconds(kernel.name, kernel.formats, kernel.flops, kernel.moved)
             self._part["timed"] += self._known[kernel]
         if self._rates is not None:
-            self._add_least(self._rates, operation, kernel, given, out)
+            self._add_least(self._rates, operation, kernel, arguments, out)
 
     def _add_least(self, rates: CardRates, operation: Any, kernel: Kernel, arguments: Any, out: Any) -> None:
         moved = kernel.moved

@@ -36,9 +36,9 @@ def answer(request: PlanCells, groups: Sequence[Sequence[int]], pool: ProcessPoo
     pickled = pickle.dumps(predictor)
     budget = budget or environment["device"]["memory_bytes"] or environment["cpu"]["memory_bytes"]
     room = budget - request.beside, int(request.tight * budget) - request.beside
-    asked = [pool.submit(_predict_by, pickled, [cells[i] for i in members], *room) for members in groups]
+    futures = [pool.submit(_predict_by, pickled, [cells[i] for i in members], *room) for members in groups]
     predictions: dict[int, dict[str, Any]] = {}
-    for members, future in zip(groups, asked, strict=True):
+    for members, future in zip(groups, futures, strict=True):
         predictions |= zip(members, future.result(), strict=True)
     if own:
         predictions |= _lacking(cells)

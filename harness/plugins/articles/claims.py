@@ -347,7 +347,7 @@ def lacking(*what: str) -> Judgement:
 def unchosen(at: Evidence, methods: Iterable[str], by: Sequence[str], *what: str) -> Judgement:
     """The judgement if no setting of some of `methods` is chosen by (method, *by): `lacking` if none finished."""
     for choice in at.unchosen(*by):
-        if choice.method in methods and at.of(choice.method):
+        if choice.method in methods and at.finished(choice.method):
             return Judgement(OPEN, why=f"No setting of {choice.label} is chosen: {choice.reason}")
     return lacking(*what)
 

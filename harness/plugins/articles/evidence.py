@@ -57,7 +57,7 @@ class Evidence:
         """The part without fresh seeds. Of all ranks, or alphas, of a method only the chosen one has those."""
         return self.where(lambda record: not record.confirmation)
 
-    def of(self, *methods: str) -> list[Record]:
+    def finished(self, *methods: str) -> list[Record]:
         """The finished records of `methods`."""
         return [r for r in self.records if r.cell.method in methods and r.status == "ok"]
 

@@ -185,10 +185,10 @@ def matched(at: Evidence, one: str, other: str) -> Iterator[tuple[str, list[Reco
     If both methods have ranks, only equal ranks are matched; if both adapt layers, only the same layers.
     """
     sides: list[dict[Hashable, list[Record]]] = [defaultdict(list), defaultdict(list)]
-    ranked = all(any(r.cell.rank is not None for r in at.of(method)) for method in (one, other))
-    adapting = all(any(adapt_settings(r) for r in at.of(method)) for method in (one, other))
+    ranked = all(any(r.cell.rank is not None for r in at.finished(method)) for method in (one, other))
+    adapting = all(any(adapt_settings(r) for r in at.finished(method)) for method in (one, other))
     for side, method in zip(sides, (one, other), strict=True):
-        for record in at.of(method):
+        for record in at.finished(method):
             train, imported = record.cell.settings.train, record.cell.settings.imported("train")
             free = [{k: v for k, v in imported.items() if k != "seed"}]
             if adapting:
@@ -287,7 +287,7 @@ def time_ratio(
     seconds: of a run, or None. Runs that overlapped with others or were resumed are left out. What is independent
     follows from the order in which all cells ran: `statistics.of_times`.
     """
-    if not all(any(seconds(record) for record in at.of(method)) for method in (one, other)):
+    if not all(any(seconds(record) for record in at.finished(method)) for method in (one, other)):
         return lacking(f"{one} with measured times", other)
     pairs, apart, disturbed, bounds = [], [], 0, Bounds(low, high, ratio=True)
     for where, ones, others in matched(at, one, other):
@@ -337,7 +337,7 @@ def _alike(
         return replace(judgement, why=f"Measured at {where}, {ran.cell.model}{f' on {on}' if on else ''}")
     if apart:
         return Judgement(OPEN, why=unlike(dict.fromkeys(apart)))
-    if at.of(one) and at.of(other):
+    if at.finished(one) and at.finished(other):
         return Judgement(OPEN, why=f"No runs of {one} and {other} with equal batches and settings")
     return lacking(one, other)
 

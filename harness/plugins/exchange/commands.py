@@ -73,11 +73,11 @@ def export(options: argparse.Namespace) -> int:
         problems += bad
         studies.append((options.results_dir / name, records))
     require_one_folder_each(studies)
-    written = [path for folder, records in studies for path in lm_eval.write(records, folder, options.out)]
+    paths = [path for folder, records in studies for path in lm_eval.write(records, folder, options.out)]
     if options.format == "json":
-        print_json([str(path) for path in written])
+        print_json([str(path) for path in paths])
     else:
-        print(f"{options.out}: {units.plural(len(written), 'file')}, a cell each.")
+        print(f"{options.out}: {units.plural(len(paths), 'file')}, a cell each.")
     print_errors(problems)
     return int(bool(problems))
 

@@ -39,9 +39,9 @@ class Plot:
     draw: Callable[[StudyResults], Drawn | None]
 
     def __call__(self, records: Sequence[Record], folder: Path | None = None) -> Drawn | None:
-        return self.of(StudyResults(records, folder))
+        return self.drawing(StudyResults(records, folder))
 
-    def of(self, study: StudyResults) -> Drawn | None:
+    def drawing(self, study: StudyResults) -> Drawn | None:
         with mpl.rc_context(STYLE):
             return self.draw(study)
 
@@ -68,8 +68,8 @@ def drawings(records: Sequence[Record], folder: Path | None) -> dict[str, Drawn]
 
 def drawings_of(study: StudyResults) -> dict[str, Drawn]:
     """`drawings` of the records of `study`."""
-    found = {name: plot.of(study) for name, plot in FIGURES.items()}
-    return {name: drawn for name, drawn in found.items() if drawn}
+    by_name = {name: plot.drawing(study) for name, plot in FIGURES.items()}
+    return {name: drawing for name, drawing in by_name.items() if drawing}
 
 
 def svg(records: Sequence[Record], folder: Path | None) -> dict[str, tuple[str, str]]:
@@ -79,17 +79,17 @@ def svg(records: Sequence[Record], folder: Path | None) -> dict[str, tuple[str, 
 
 def svg_of(study: StudyResults) -> dict[str, tuple[str, str]]:
     """`svg` of the records of `study`."""
-    return {name: (_with_own_ids(drawn.svg(), name), drawn.caption) for name, drawn in drawings_of(study).items()}
+    return {name: (_with_own_ids(drawing.svg(), name), drawing.caption) for name, drawing in drawings_of(study).items()}
 
 
 def save(records: Sequence[Record], folder: Path | None, out: Path) -> list[str]:
     """Write NAME.svg and NAME.png of every figure to `out`; returns the names."""
-    found = drawings(records, folder)
+    by_name = drawings(records, folder)
     out.mkdir(parents=True, exist_ok=True)
-    for name, drawn in found.items():
-        (out / f"{name}.svg").write_text(drawn.svg(), encoding="utf-8")
-        (out / f"{name}.png").write_bytes(drawn.png())
-    return list(found)
+    for name, drawing in by_name.items():
+        (out / f"{name}.svg").write_text(drawing.svg(), encoding="utf-8")
+        (out / f"{name}.png").write_bytes(drawing.png())
+    return list(by_name)
 
 
 def _with_own_ids(text: str, name: str) -> str:

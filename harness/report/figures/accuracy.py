@@ -45,30 +45,30 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
     measure = next((name for name in MEMORY if any(row.finished and row.mean(name) for row in study.rows)), None)
     if measure is None:
         return None
-    found: dict[Place, tuple[list[Row], Score]] = {}
+    by_place: dict[Place, tuple[list[Row], Score]] = {}
     for place in study.places:
         if score := study.headline(place):
             tuned = [row for row in study.finished(place) if row.mean(measure) and score_name(score) in row.scores]
             tuned = _of_one_instrument(tuned, measure)
-            found |= {place: (tuned, score)} if tuned else {}
-    if not found:
+            by_place |= {place: (tuned, score)} if tuned else {}
+    if not by_place:
         return None
-    messages = {place: _message(study, place, score) for place, (_, score) in found.items()}
+    messages = {place: _message(study, place, score) for place, (_, score) in by_place.items()}
     figure, panels = place_panels(messages, height=3.0)
-    distinguishable = len({row.method for tuned, _ in found.values() for row in tuned}) <= LEGEND
+    distinguishable = len({row.method for tuned, _ in by_place.values() for row in tuned}) <= LEGEND
     handles: dict[str, Any] = {}
     numbers = itertools.count(1)
-    for (tuned, score), axes in zip(found.values(), panels, strict=False):
+    for (tuned, score), axes in zip(by_place.values(), panels, strict=False):
         handles |= _accuracy_memory(study, axes, tuned, score, measure, None if distinguishable else numbers)
         axes.set_xlabel(f"{MEMORY[measure]} (GiB)")
     add_legend(figure, handles)
-    records = [record for tuned, _ in found.values() for row in tuned for record in row.records]
+    records = [record for tuned, _ in by_place.values() for row in tuned for record in row.records]
     what = f": {meaning(records)}" if measure == TRAIN_MEMORY else ""
     return Drawn(
         figure,
         f"Score against {MEMORY[measure]}{what}. Bars: 95% intervals of the chosen settings. Small, faint markers: "
         "settings that were not chosen. Line: Pareto front (no other chosen setting is better in both). Dashed: "
-        "untuned model." + left_out(found),
+        "untuned model." + left_out(by_place),
     )
 
 
@@ -110,22 +110,22 @@ def _accuracy_memory(
     points = [(peak / 2**30, row.scores[name].value) for row, peak in measured]
     # only chosen settings: another would be on the front because of its test score alone
     judged = {id(row) for row in study.shown(rows[0].place)}
-    shown = [i for i, row in enumerate(rows) if id(row) in judged]
-    front = [shown[i] for i in pareto([points[i] for i in shown], score.higher_is_better)]
+    candidates = [i for i, row in enumerate(rows) if id(row) in judged]
+    front = [candidates[i] for i in pareto([points[i] for i in candidates], score.higher_is_better)]
     steps = [(points[i][0], scale * points[i][1]) for i in front]
     handles: dict[str, Any] = {"Pareto front": axes.plot(*zip(*steps, strict=True), **FRONT)[0]}
-    bold = [i for i in shown if numbers is None or i in front]
+    bold = [i for i in candidates if numbers is None or i in front]
     for method in dict.fromkeys(row.method for row in rows):
         of = look[method] if numbers is None else PLAIN
         own = [i for i, row in enumerate(rows) if row.method == method]
         if faint := [points[i] for i in own if i not in bold]:  # in one call: there may be thousands
             memory, scores = np.transpose(faint)
-            drawn = add_point(axes, memory, scores, None, scale, of, **FAINT)
+            handle = add_point(axes, memory, scores, None, scale, of, **FAINT)
         for i in own:
             if i in bold:
-                drawn = add_point(axes, *points[i], study.interval(rows[i], name), scale, of)
+                handle = add_point(axes, *points[i], study.interval(rows[i], name), scale, of)
         if numbers is None:
-            handles[method] = drawn
+            handles[method] = handle
     if numbers is not None:
         for i, step in zip(front, steps, strict=True):
             number = next(numbers)

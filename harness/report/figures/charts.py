@@ -143,7 +143,7 @@ def validation_curve(row: Row) -> LossCurve | None:
     steps = [point.step for point in runs[0][0]]
     runs = [(points, step_seconds) for points, step_seconds in runs if [point.step for point in points] == steps]
     tokens = np.mean([[point.tokens for point in points] for points, _ in runs], axis=0)
-    seconds = np.mean([np.concatenate([[0.0], np.cumsum(taken)])[steps] for _, taken in runs], axis=0)
+    seconds = np.mean([np.concatenate([[0.0], np.cumsum(step_seconds)])[steps] for _, step_seconds in runs], axis=0)
     losses = np.mean([[point.loss for point in points] for points, _ in runs], axis=0)
     return LossCurve(tokens, seconds, losses)
 

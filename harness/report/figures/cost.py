@@ -29,13 +29,13 @@ from harness.units import size
 
 def memory(study: StudyResults) -> Drawn | None:
     """Peak memory of a training step by kind of tensor."""
-    found = study.once(charts.memory)
-    if not found:
+    by_title = study.once(charts.memory)
+    if not by_title:
         return None
-    titled = {": ".join(filter(None, [title, _least_memory(rows)])): rows for title, rows in found.items()}
-    made, panels = bar_panels(titled, per_bar=0.2)
+    titled = {": ".join(filter(None, [title, _least_memory(rows)])): rows for title, rows in by_title.items()}
+    figure, panels = bar_panels(titled, per_bar=0.2)
     handles = {}
-    for rows, axes in zip(found.values(), panels, strict=False):
+    for rows, axes in zip(by_title.values(), panels, strict=False):
         left = np.zeros(len(rows))
         for kind, colour, hatch in zip(KINDS, KIND_COLOURS, HATCHES, strict=True):
             sizes = np.array([row.kinds[kind] / 2**30 for row in rows])
@@ -43,13 +43,13 @@ def memory(study: StudyResults) -> Drawn | None:
             left += sizes
         label_bars(axes, [label(row, rows) + (" (forward pass)" if is_untuned(row) else "") for row in rows])
         axes.set_xlabel("live tensors at the peak (GiB)")
-    add_legend(made, handles)
-    shown = [record for rows in found.values() for row in rows for record in row.records]
-    beside = f" The table's headline is {MEANINGS['allocator']}." if "allocator" in instruments(shown) else ""
+    add_legend(figure, handles)
+    records = [record for rows in by_title.values() for row in rows for record in row.records]
+    beside = f" The table's headline is {MEANINGS['allocator']}." if "allocator" in instruments(records) else ""
     return Drawn(
-        made,
+        figure,
         "Live tensors at the peak of a training step, by kind. Gradients may be freed before the peak; an untuned "
-        "model only has a forward pass." + beside + left_out(found),
+        "model only has a forward pass." + beside + left_out(by_title),
     )
 
 
@@ -67,13 +67,13 @@ KIND_COLOURS = ["#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#FFFFFF"]
 
 def throughput(study: StudyResults) -> Drawn | None:
     """Tokens per second of each method in training and in decoding."""
-    found = {(title, part): rows for part, measures in RATES.items() for title, rows in study.alike(*measures).items()}
-    if not found:
+    groups = {(title, part): rows for part, measures in RATES.items() for title, rows in study.alike(*measures).items()}
+    if not groups:
         return None
-    titled = {": ".join(filter(None, [*key, _fastest(rows, key[1])])): rows for key, rows in found.items()}
-    made, panels = bar_panels(titled, per_bar=0.3)
+    titled = {": ".join(filter(None, [*key, _fastest(rows, key[1])])): rows for key, rows in groups.items()}
+    figure, panels = bar_panels(titled, per_bar=0.3)
     handles = {}
-    for ((_, part), rows), axes in zip(found.items(), panels, strict=False):
+    for ((_, part), rows), axes in zip(groups.items(), panels, strict=False):
         present = {name: said for name, said in RATES[part].items() if any(row.values(name) for row in rows)}
         for i, measure in enumerate(present):
             colour, hatch = RATE_LOOKS[measure]
@@ -91,11 +91,11 @@ def throughput(study: StudyResults) -> Drawn | None:
             handles[present[measure]] = axes.barh([y for y, _ in at], means, thick, **style)
         label_bars(axes, [label(row, rows) for row in rows])
         axes.set_xlabel("tokens/s")
-    add_legend(made, handles)
+    add_legend(figure, handles)
     return Drawn(
-        made,
+        figure,
         "Raw tokens per second in training (median step, and over all steps) and tokens per second in decoding. Bars: "
-        "95% intervals over seeds, if there are several." + left_out(found),
+        "95% intervals over seeds, if there are several." + left_out(groups),
     )
 
 

@@ -22,7 +22,7 @@ def loss(study: StudyResults) -> Drawn | None:
     titles = place_titles(list(curves))
     messages = [_lowest(kind, own) for own in curves.values()]
     titled = [": ".join(filter(None, title)) for title in zip(titles, messages, strict=True)]
-    made, panels = titled_panels([text for title in titled for text in (title, "")], 1.8)
+    figure, panels = titled_panels([text for title in titled for text in (title, "")], 1.8)
     look = looks(study.methods)
     handles = {}
     for (place, own), by_tokens, by_time in zip(curves.items(), panels[::2], panels[1::2], strict=False):
@@ -38,9 +38,9 @@ def loss(study: StudyResults) -> Drawn | None:
         title = f"{kind} loss\n({study.loss_unit(place)})"
         by_tokens.set(xlabel="raw tokens", ylabel=title)
         by_time.set(xlabel="seconds of training steps", ylabel=title)
-    add_legend(made, handles)
+    add_legend(figure, handles)
     return Drawn(
-        made,
+        figure,
         f"{kind.capitalize()} loss, mean over seeds, against training tokens and training time. "
         f"{'It is that of held-out answers' if kind == 'validation' else 'Each point is the mean over several steps'}."
         + left_out(panels),

@@ -25,29 +25,29 @@ from harness.report.pairwise import MARGIN, Contest
 
 def differences(study: StudyResults) -> Drawn | None:
     """The score of each method minus that of the best one, with its interval and what the tests say."""
-    found: dict[Place, tuple[Contest, str, float]] = {}
+    by_place: dict[Place, tuple[Contest, str, float]] = {}
     for place in study.places:
         if (score := study.headline(place)) is None:
             continue
         contest = study.contests.get((place, score_name(score)))
         if contest and contest.against_best:
-            found[place] = (contest, *axis_scale(score, study.values(place, score)))
-    if not found:
+            by_place[place] = (contest, *axis_scale(score, study.values(place, score)))
+    if not by_place:
         return None
-    most = max(len(contest.against_best) for contest, *_ in found.values())
-    messages = {place: study.answer.plan.title(against_best(contest)) for place, (contest, *_) in found.items()}
-    made, panels = place_panels(messages, height=1.4 + 0.17 * min(most, BARS))
-    for (contest, title, scale), axes in zip(found.values(), panels, strict=False):
+    most = max(len(contest.against_best) for contest, *_ in by_place.values())
+    messages = {place: study.answer.plan.title(against_best(contest)) for place, (contest, *_) in by_place.items()}
+    figure, panels = place_panels(messages, height=1.4 + 0.17 * min(most, BARS))
+    for (contest, title, scale), axes in zip(by_place.values(), panels, strict=False):
         _differences(axes, contest, scale)
         unit = title.replace("(%)", "(points)")
         axes.set_xlabel(f"{unit}, minus that of {contest.standings[0].choice.label}")
-    add_legend(made, {said: legend_point(look, mfc=fill) for said, (look, fill) in LOOKS.items()})
+    add_legend(figure, {said: legend_point(look, mfc=fill) for said, (look, fill) in LOOKS.items()})
     return Drawn(
-        made,
+        figure,
         "Difference from the best method by the score of the data's task, with 95% intervals, paired by item. What the "
         "tests say is corrected for all pairs, so an interval that excludes 0 may belong to an undecided pair. Grey: "
         f"differences of up to {PERCENT * MARGIN:g} points, within which methods count as equivalent."
-        + left_out(found),
+        + left_out(by_place),
     )
 
 
@@ -59,13 +59,13 @@ LOOKS = {
 
 
 def _differences(axes: Axes, contest: Contest, scale: float) -> None:
-    shown = list(contest.against_best.items())[:BARS]
+    gaps = list(contest.against_best.items())[:BARS]
     if scale == PERCENT:
         axes.axvspan(-PERCENT * MARGIN, PERCENT * MARGIN, color="0.9", zorder=0)
     axes.axvline(0, color="0.4", linewidth=0.8)
-    for y, (other, gap) in enumerate(shown):
+    for y, (other, gap) in enumerate(gaps):
         look, fill = LOOKS[contest.decision(other)]
         error = [[scale * (gap.high - gap.value)], [scale * (gap.value - gap.low)]]  # the sign is turned
         style: Style = {"color": look.colour, "marker": look.marker, "mfc": fill, "elinewidth": 0.8}
         axes.errorbar(-scale * gap.value, y, xerr=error, linestyle="", **style)
-    label_bars(axes, [other for other, _ in shown])
+    label_bars(axes, [other for other, _ in gaps])

@@ -34,26 +34,26 @@ TURNS = [math.radians(degrees) for degrees in (45, -45, 135, -135, 20, -20, 160,
 
 def experiments(study: StudyResults) -> Drawn | None:
     """Score of each imported experiment against the memory that its training reserved."""
-    found = reruns(study.rows.records) if only_published(study.rows.records) else None
-    if found is None:
+    summary = reruns(study.rows.records) if only_published(study.rows.records) else None
+    if summary is None:
         return None
-    shown = [experiment for experiment in found.experiments if _memory(experiment)]
-    if not shown:
+    with_memory = [experiment for experiment in summary.experiments if _memory(experiment)]
+    if not with_memory:
         return None
-    made, (axes,) = titled_panels([_message(shown)], PANEL)
-    score = shown[0].runs[-1].score
-    title, scale = axis_scale(score, [experiment.interval.value for experiment in shown])
-    points = [(_memory(experiment)[-1], experiment.interval.value) for experiment in shown]
+    figure, (axes,) = titled_panels([_message(with_memory)], PANEL)
+    score = with_memory[0].runs[-1].score
+    title, scale = axis_scale(score, [experiment.interval.value for experiment in with_memory])
+    points = [(_memory(experiment)[-1], experiment.interval.value) for experiment in with_memory]
     front = pareto(points, score.higher_is_better)
     steps = [(points[i][0], scale * points[i][1]) for i in front]
     handles: dict[str, Any] = {"Pareto front": axes.plot(*zip(*steps, strict=True), **FRONT)[0]}
-    best = best_on_validation(found)
-    familiar = [i for i, each in enumerate(shown) if each in [best.get(method) for method in METHODS]]
-    named = list(dict.fromkeys([*(i for i in front if not shown[i].below), *familiar]))
+    best = best_on_validation(summary)
+    familiar = [i for i, each in enumerate(with_memory) if each in [best.get(method) for method in METHODS]]
+    named = list(dict.fromkeys([*(i for i in front if not with_memory[i].below), *familiar]))
     colours = dict(zip(named, cycle(NUMBERED), strict=False))
-    looks = [Look(colours.get(i, "0.5"), "s" if i in familiar else "o", "") for i in range(len(shown))]
-    fills: list[Style] = [{"mfc": "white" if each.below else looks[i].colour} for i, each in enumerate(shown)]
-    for i, (experiment, (memory, value)) in enumerate(zip(shown, points, strict=True)):
+    looks = [Look(colours.get(i, "0.5"), "s" if i in familiar else "o", "") for i in range(len(with_memory))]
+    fills: list[Style] = [{"mfc": "white" if each.below else looks[i].colour} for i, each in enumerate(with_memory)]
+    for i, (experiment, (memory, value)) in enumerate(zip(with_memory, points, strict=True)):
         if i not in named:
             add_point(axes, memory, value, None, scale, looks[i], **fills[i], ms=2.5, alpha=0.5, zorder=2)
             continue
@@ -67,13 +67,13 @@ def experiments(study: StudyResults) -> Drawn | None:
         style = {"xytext": offset, "textcoords": "offset points", "ha": "center", "va": "center", "zorder": 4}
         axes.annotate(str(number), place, color=colours[i], fontweight="bold", **style)
     for number, i in enumerate(named, 1):
-        cell = shown[i].record.cell
+        cell = with_memory[i].record.cell
         handles[f"{number}  {cell.method} {cell.knobs.get('experiment', '')}"] = legend_point(looks[i], **fills[i])
     axes.set_ylabel(title)
     axes.set_xlabel("memory reserved in 99% of training steps (GiB)")
-    add_legend(made, handles)
+    add_legend(figure, handles)
     return Drawn(
-        made,
+        figure,
         "Score of imported experiments against the memory that their training reserved, both of the latest run. "
         "Filled: no other experiment is significantly better. Hollow: at least one is. Line: Pareto front (no other "
         "experiment has both a higher score and less memory). Numbered circles: filled ones on it. Numbered squares: "
@@ -101,14 +101,14 @@ def _offsets(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[fl
     return offsets
 
 
-def _message(shown: Sequence[Experiment]) -> str:
+def _message(with_memory: Sequence[Experiment]) -> str:
     """How many experiments may be the best, and from which memory on."""
-    best = [experiment for experiment in shown if not experiment.below]
+    best = [experiment for experiment in with_memory if not experiment.below]
     if not best:  # those lack memory
-        return f"{len(shown)} experiments"
+        return f"{len(with_memory)} experiments"
     reserved = [_memory(experiment)[-1] for experiment in best]
     return (
-        f"No other experiment is significantly better than {len(best)} of these {len(shown)}, which reserve "
+        f"No other experiment is significantly better than {len(best)} of these {len(with_memory)}, which reserve "
         f"{min(reserved):.0f} to {max(reserved):.0f} GiB"
     )
 

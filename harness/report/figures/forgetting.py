@@ -36,51 +36,51 @@ BothChanges = dict[str, tuple[Interval, Interval]]  # by method, on the trained 
 
 def forgetting(study: StudyResults) -> Drawn | None:
     """Change on another task against change on the trained task, for each method."""
-    found: dict[Place, tuple[Score, Score, BothChanges]] = {}
+    by_place: dict[Place, tuple[Score, Score, BothChanges]] = {}
     for place in study.places:
         gained = study.headline(place)
-        if gained is None or (kept := study.aside(place, gained)) is None:
+        if gained is None or (other := study.aside(place, gained)) is None:
             continue
-        if changes := _changes(study, place, gained, kept):
-            found[place] = gained, kept, changes
-    if not found:
+        if changes := _changes(study, place, gained, other):
+            by_place[place] = gained, other, changes
+    if not by_place:
         return None
     messages = {
         place: lost_elsewhere(
             {method: change for method, (_, change) in changes.items()},
-            task_label(kept.task, kept.metric),
-            kept.higher_is_better,
+            task_label(other.task, other.metric),
+            other.higher_is_better,
         )
-        for place, (_, kept, changes) in found.items()
+        for place, (_, other, changes) in by_place.items()
     }
-    made, panels = place_panels(messages, height=2.4)
+    figure, panels = place_panels(messages, height=2.4)
     handles: dict[str, Any] = {}
-    for (place, (gained, kept, changes)), axes in zip(found.items(), panels, strict=False):
-        handles |= _forgetting(axes, study, place, gained, kept, changes)
-    add_legend(made, handles)
+    for (place, (gained, other, changes)), axes in zip(by_place.items(), panels, strict=False):
+        handles |= _forgetting(axes, study, place, gained, other, changes)
+    add_legend(figure, handles)
     return Drawn(
-        made,
+        figure,
         "Change from the untuned base, of quantised methods from the quantised one where it is there. Right: gained on "
-        "the trained task. Down: forgotten on another. Bars: 95% intervals, paired by item." + left_out(found),
+        "the trained task. Down: forgotten on another. Bars: 95% intervals, paired by item." + left_out(by_place),
     )
 
 
-def _changes(study: StudyResults, place: Place, gained: Score, kept: Score) -> BothChanges:
+def _changes(study: StudyResults, place: Place, gained: Score, other: Score) -> BothChanges:
     """The changes of both scores, of the methods that have both."""
     changes = {}
     for method in dict.fromkeys(row.method for row in study.finished(place) if not is_untuned(row)):
-        x, y = study.change(place, gained, method), study.change(place, kept, method)
+        x, y = study.change(place, gained, method), study.change(place, other, method)
         if x is not None and y is not None:
             changes[method] = x, y
     return changes
 
 
 def _forgetting(
-    axes: Axes, study: StudyResults, place: Place, gained: Score, kept: Score, changes: BothChanges
+    axes: Axes, study: StudyResults, place: Place, gained: Score, other: Score, changes: BothChanges
 ) -> dict[str, Any]:
     """Draws a panel; returns what the legend says."""
     look, handles = looks(study.methods), {}
-    names, scales = zip(*(axis_scale(score, study.values(place, score)) for score in (gained, kept)), strict=True)
+    names, scales = zip(*(axis_scale(score, study.values(place, score)) for score in (gained, other)), strict=True)
     for method, (x, y) in changes.items():
         of = look[method]
         style: Style = {"color": of.colour, "marker": of.marker, "mfc": "none", "elinewidth": 0.7}
@@ -92,28 +92,28 @@ def _forgetting(
     axes.set(xlabel=f"change of {x_name}", ylabel=f"change of\n{y_name}")
     if not gained.higher_is_better:
         axes.invert_xaxis()
-    if not kept.higher_is_better:
+    if not other.higher_is_better:
         axes.invert_yaxis()
     return handles
 
 
-def lost_won(found: Forgetting) -> Drawn | None:
+def lost_won(balance: Forgetting) -> Drawn | None:
     """The share of items that each method lost and won against the base; None without comparisons."""
-    scores = dict.fromkeys((c.place, c.score) for c in found.comparisons)
+    scores = dict.fromkeys((c.place, c.score) for c in balance.comparisons)
     if not scores:
         return None
     wheres = place_titles([place for place, _ in scores])
     titles = [f"{where}: {named(of)}" if where else named(of) for where, (_, of) in zip(wheres, scores, strict=True)]
-    grouped = [[c for c in found.comparisons if (c.place, c.score) == of] for of in scores]
+    grouped = [[c for c in balance.comparisons if (c.place, c.score) == of] for of in scores]
     with mpl.rc_context(STYLE):
         titled = [f"{title}: {_most_lost(of_it)}" for title, of_it in zip(titles, grouped, strict=True)]
-        made, panels = bar_panels(dict(zip(titled, grouped, strict=True)), per_bar=0.2)
+        figure, panels = bar_panels(dict(zip(titled, grouped, strict=True)), per_bar=0.2)
         handles: dict[str, Any] = {}
         for of_it, axes in zip(grouped, panels, strict=False):
             handles |= _lost_won(axes, of_it)
-        add_legend(made, handles)
+        add_legend(figure, handles)
     return Drawn(
-        made,
+        figure,
         "Lost: items that the untuned base answers correctly and the tuned model does not. Won: the reverse. Change: "
         "won minus lost, with its 95% interval, paired by item." + left_out(scores),
     )

@@ -51,15 +51,19 @@ def change_with_rank(changes: Mapping[str, Interval], ranks: Mapping[str, tuple[
     if len(set(ranks.values())) == 1:
         over = "From rank {} to {}".format(*next(iter(ranks.values())))
     if len(changes) > MANY:
-        shown = [method for method, change in changes.items() if change.low > 0 or change.high < 0]
-        return f"{over}, {_named(shown) if shown else 'no method'} {_is(shown or [''])} shown to change"
-    told = [f"{method} changes by {_change(change, unit)}" for method, change in changes.items()]
-    return f"{over}, {units.listed(told)}"
+        significant = [method for method, change in changes.items() if change.low > 0 or change.high < 0]
+        return (
+            f"{over}, {_named(significant) if significant else 'no method'} {_is(significant or [''])} shown to change"
+        )
+    clauses = [f"{method} changes by {_change(change, unit)}" for method, change in changes.items()]
+    return f"{over}, {units.listed(clauses)}"
 
 
 def _change(change: Interval, unit: str) -> str:
-    shown = "{:+.1f}" if unit == "points" else "{:+.2g}"
-    value, low, high = (shown.format(part).replace("-", "−") for part in (change.value, change.low, change.high))
+    number_format = "{:+.1f}" if unit == "points" else "{:+.2g}"
+    value, low, high = (
+        number_format.format(part).replace("-", "−") for part in (change.value, change.low, change.high)
+    )
     return f"{value} {unit} ({'not tested' if math.isnan(change.low) else f'{low} to {high}'})"
 
 

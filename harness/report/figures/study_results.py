@@ -92,7 +92,7 @@ class StudyResults:
         Settings that cost memory or time, such as the batch size, must be equal within a group. A method is represented
         by its chosen row, or by the first row of each rank if its chosen row is in another group.
         """
-        found = {}
+        groups = {}
         for place in self.places:
             rows = [row for row in self.finished(place) if any(row.values(name) for name in measures)]
             tuned = [row for row in rows if not is_untuned(row)] or rows
@@ -102,18 +102,18 @@ class StudyResults:
             }
             for setup in sorted({tuple(sorted(settings[id(row)].items())) for row in tuned}):
                 # an untuned model has fewer settings, and belongs to every group that agrees with them
-                found[place, setup] = [row for row in rows if settings[id(row)].items() <= dict(setup).items()]
-        titles = place_titles([place for place, _ in found])
+                groups[place, setup] = [row for row in rows if settings[id(row)].items() <= dict(setup).items()]
+        titles = place_titles([place for place, _ in groups])
         return {
             ", ".join(filter(None, [title, *(f"train.{name}={of}" for name, of in setup)])): self._one_each(rows)[:BARS]
-            for title, ((_, setup), rows) in zip(titles, found.items(), strict=True)
+            for title, ((_, setup), rows) in zip(titles, groups.items(), strict=True)
         }
 
     def _one_each(self, rows: list[Row]) -> list[Row]:
-        chosen = {row.method: row for row in rows if id(row) in self.chosen}
-        first = {(row.method, row.rank): row for row in reversed(rows) if row.method not in chosen}
-        kept = {id(row) for row in (*chosen.values(), *first.values())}
-        return [row for row in rows if id(row) in kept]
+        by_method = {row.method: row for row in rows if id(row) in self.chosen}
+        first = {(row.method, row.rank): row for row in reversed(rows) if row.method not in by_method}
+        ids = {id(row) for row in (*by_method.values(), *first.values())}
+        return [row for row in rows if id(row) in ids]
 
     def scores(self, place: Place) -> dict[str, Score]:
         """One score of each name, from finished rows, in the order of tables."""

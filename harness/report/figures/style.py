@@ -125,18 +125,18 @@ def place_panels(messages: Mapping[Place, str], height: float) -> tuple[Figure, 
 def place_titles(places: Sequence[Place]) -> list[str]:
     """Titles of places: study, model and data, without the parts that all places share."""
     varies = [len(set(parts)) > 1 for parts in zip(*places, strict=True)]
-    return [", ".join(part for part, shown in zip(place, varies, strict=True) if shown) for place in places]
+    return [", ".join(part for part, varying in zip(place, varies, strict=True) if varying) for place in places]
 
 
 def titled_panels(titles: Sequence[str], *heights: float) -> tuple[Figure, list[Axes]]:
     """A figure as wide as a column with a panel below each title. heights: of each in inches, or one for all."""
     titles = titles[:PANELS]
     heights = heights[:PANELS] if len(heights) > 1 else heights * len(titles)
-    made = ShownFigure(figsize=(COLUMN, sum(heights)))
-    axes = list(made.subplots(len(titles), height_ratios=heights, squeeze=False).flat)
+    figure = ShownFigure(figsize=(COLUMN, sum(heights)))
+    axes = list(figure.subplots(len(titles), height_ratios=heights, squeeze=False).flat)
     for panel, title in zip(axes, titles, strict=True):
-        add_title(made, panel, title)
-    return made, axes
+        add_title(figure, panel, title)
+    return figure, axes
 
 
 def add_title(figure: Figure, axes: Axes, text: str) -> None:
@@ -194,9 +194,9 @@ PERCENT = 100.0  # of a share
 EDGE: Style = {"edgecolor": "black", "linewidth": 0.5}
 
 
-def bar_panels(found: Mapping[str, Sequence[Any]], per_bar: float) -> tuple[Figure, list[Axes]]:
+def bar_panels(bars_by_title: Mapping[str, Sequence[Any]], per_bar: float) -> tuple[Figure, list[Axes]]:
     """Titled panels of horizontal bars, each as tall as its bars need."""
-    return titled_panels(list(found), *(0.9 + per_bar * max(2, len(bars)) for bars in found.values()))
+    return titled_panels(list(bars_by_title), *(0.9 + per_bar * max(2, len(bars)) for bars in bars_by_title.values()))
 
 
 def label_bars(axes: Axes, labels: Sequence[str]) -> None:

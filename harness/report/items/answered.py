@@ -92,21 +92,21 @@ class AnsweredItems:
         numbers, kinds = pd.factorize(keys)
         return np.arange(size) if len(kinds) == 1 else numbers
 
-    def texts(self, column: str, at: np.ndarray, shown: Callable[[Any], Any] = lambda text: text) -> list[Any]:
-        """What `shown` makes of each text of a column, of the items at these positions; None without the column."""
-        found: list[Any] = [None] * len(at)
+    def texts(self, column: str, at: np.ndarray, convert: Callable[[Any], Any] = lambda text: text) -> list[Any]:
+        """What `convert` makes of each text of a column, of the items at these positions; None without the column."""
+        texts: list[Any] = [None] * len(at)
         if column not in _names(self.source):
-            return found
+            return texts
         order = np.argsort(self.rows[at], kind="stable")
         rows, begin = self.rows[at][order], 0
         for batch in batches(self.source, [column]):
             first, last = np.searchsorted(rows, (begin, begin + len(batch)))
             for i, text in zip(order[first:last], batch[column].take(pa.array(rows[first:last] - begin)), strict=True):
-                found[i] = shown(text.as_py())
+                texts[i] = convert(text.as_py())
             begin += len(batch)
             if last == len(rows):
                 break
-        return found
+        return texts
 
 
 def answers(folder: Items, record: Record, score: Score, texts: bool = False) -> AnsweredItems | None:
@@ -202,11 +202,11 @@ def _sorted(source: Path | pa.Table, batches: Iterator[pa.RecordBatch], score: S
     )
 
 
-def _codes(column: pa.Array, known: dict[Any, int]) -> np.ndarray:
-    """A number for each text, the same for equal ones; new ones are added to `known`."""
+def _codes(column: pa.Array, codes: dict[Any, int]) -> np.ndarray:
+    """A number for each text, the same for equal ones; new ones are added to `codes`."""
     encoded = column.dictionary_encode()
     values = [*encoded.dictionary.to_pylist(), None]  # null has no place in the dictionary
     if encoded.null_count == 0:
         values.pop()
-    of = np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int32)
+    of = np.array([codes.setdefault(value, len(codes)) for value in values], dtype=np.int32)
     return of[encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)]

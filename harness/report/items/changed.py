@@ -75,13 +75,13 @@ def answer(prediction: str, metric: str) -> str:
     A dash where the option is chosen by more than the stored log-likelihoods, as by their length in characters.
     """
     try:
-        found = ast.literal_eval(prediction)
+        literal = ast.literal_eval(prediction)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return prediction
-    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str):
-        return found[0]
-    if isinstance(found, list) and found and all(_is_choice(one) for one in found):
-        return str(max(range(len(found)), key=lambda i: found[i][0])) if metric == "acc" else "–"
+    if isinstance(literal, list) and len(literal) == 1 and isinstance(literal[0], str):
+        return literal[0]
+    if isinstance(literal, list) and literal and all(_is_choice(one) for one in literal):
+        return str(max(range(len(literal)), key=lambda i: literal[i][0])) if metric == "acc" else "–"
     return prediction
 
 

@@ -41,9 +41,9 @@ def missing_base(records: Sequence[Record]) -> Sentences:
 
 
 def seed_counts(records: Sequence[Record]) -> Sentences:
-    tried = [record for record in tuned(finished(records)) if not record.confirmation]
+    original = [record for record in tuned(finished(records)) if not record.confirmation]
     fresh = [record for record in tuned(finished(records)) if record.confirmation]
-    rows = list(_repeated(tried))
+    rows = list(_repeated(original))
     counts = {len(members) for members in rows}
     if counts == {1} and max((len(members) for members in _repeated(fresh)), default=0) > 1:
         yield "Settings were chosen by a single seed; fresh seeds compare the chosen ones.", ()
@@ -51,8 +51,8 @@ def seed_counts(records: Sequence[Record]) -> Sentences:
         yield "Single seed: error bars exclude seed-to-seed variance.", ()
     elif len(counts) > 1:
         cells = {id(record): len(members) for members in rows for record in members}
-        known = [record for record in records if id(record) in cells]
-        yield from differ("Numbers of seeds differ", known, lambda r: units.plural(cells[id(r)], "seed"))
+        counted = [record for record in records if id(record) in cells]
+        yield from differ("Numbers of seeds differ", counted, lambda r: units.plural(cells[id(r)], "seed"))
 
 
 def _repeated(records: Sequence[Record]) -> Iterator[list[Record]]:

@@ -75,8 +75,8 @@ def named(cells: Sequence[Record], among: Sequence[Record]) -> str:
             many = f" ({units.plural(len(members), 'cell')})" if len(members) > 1 else ""
             parts.append((f"{method}{many}", len(members)))
     names = _short_names(among)
-    shown = parts[:PARTS] + [(names[id(record)], 1) for record in single[:EXAMPLES]]
-    texts, rest = [text for text, _ in shown], len(cells) - sum(n for _, n in shown)
+    named_parts = parts[:PARTS] + [(names[id(record)], 1) for record in single[:EXAMPLES]]
+    texts, rest = [text for text, _ in named_parts], len(cells) - sum(n for _, n in named_parts)
     return units.listed([*texts, *([f"{units.plural(rest, 'cell')} more"] if rest else [])])
 
 

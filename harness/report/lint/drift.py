@@ -36,13 +36,13 @@ class Drift:
     @property
     def over_study(self) -> float:
         """The change over the study's time, as a share of 1; 0 if the interval includes no drift or is unknown."""
-        known = self.per_hour.low > 0 or self.per_hour.high < 0  # false for nan
-        return self.per_hour.value * self.study_hours if known else 0.0
+        significant = self.per_hour.low > 0 or self.per_hour.high < 0  # false for nan
+        return self.per_hour.value * self.study_hours if significant else 0.0
 
 
 def drifts(records: Sequence[Record]) -> list[Drift]:
     """The drift on each machine, by each cell that was repeated there."""
-    found = []
+    by_machine = []
     for record in (record for record in records if record.repeats):
         for machine, runs in _runs(record).items():
             if len(runs) < 2 or runs[-1][0] == runs[0][0]:
@@ -50,8 +50,8 @@ def drifts(records: Sequence[Record]) -> list[Drift]:
             starts = [_hours(r.started) for r in records if r.train and _machine(r.environment) == machine]
             hours, rates = zip(*runs, strict=True)
             span = max(starts) - min(starts) if starts else 0.0
-            found.append(Drift(record.cell.name, len(runs), hours[-1] - hours[0], _slope(hours, rates), span))
-    return found
+            by_machine.append(Drift(record.cell.name, len(runs), hours[-1] - hours[0], _slope(hours, rates), span))
+    return by_machine
 
 
 def drift_text(drift: Drift) -> str:

@@ -53,15 +53,13 @@ def same_environment(
     def rule(records: Sequence[Record]) -> Sentences:
         # a failed cell may have recorded fewer facts than the others
         groups = group_by(records, lambda r: (tuple(facts(r).items()), "unknown" if r.status == "ok" else None))
-        distinct = [(dict(known), missing) for known, missing in groups]
-        names = dict.fromkeys(name for known, _ in distinct for name in known)
-        differing = [
-            name for name in names if len({known.get(name, missing) for known, missing in distinct} - {None}) > 1
-        ]
+        distinct = [(dict(own), missing) for own, missing in groups]
+        names = dict.fromkeys(name for own, _ in distinct for name in own)
+        differing = [name for name in names if len({own.get(name, missing) for own, missing in distinct} - {None}) > 1]
         if differing:
             texts: dict[int, str | None] = {}
-            for (known, missing), members in zip(distinct, groups.values(), strict=True):
-                values = [(name, known.get(name, missing)) for name in differing]
+            for (own, missing), members in zip(distinct, groups.values(), strict=True):
+                values = [(name, own.get(name, missing)) for name in differing]
                 text = ", ".join(f"{name} {value}" for name, value in values if value is not None)
                 texts |= dict.fromkeys(map(id, members), text or None)
             yield from differ(subject, records, lambda record: texts[id(record)])
@@ -91,10 +89,10 @@ def versions_of_runs(records: Sequence[Record]) -> Sentences:
 def device(record: Record) -> dict[str, str]:
     """The device, and the facts about it that change speed or memory."""
     hardware, ran = environment_part(record, "device"), ran_with(record)
-    known = {name: ran.get(name) for name in ("device type", "device", "threads")}
-    known |= {name: hardware.get(name) for name in ("driver", "cuda", "cudnn")}
-    known |= {"allocator": _variables(record)}
-    return {name: str(value) for name, value in known.items() if value is not None}
+    facts = {name: ran.get(name) for name in ("device type", "device", "threads")}
+    facts |= {name: hardware.get(name) for name in ("driver", "cuda", "cudnn")}
+    facts |= {"allocator": _variables(record)}
+    return {name: str(value) for name, value in facts.items() if value is not None}
 
 
 def _variables(record: Record) -> str | None:
@@ -122,15 +120,15 @@ def _commit(record: Record) -> dict[str, str]:
 def speedups(records: Sequence[Record]) -> Sentences:
     """A cell that records other speed-ups but not this one has no use for it (as untuned rows have none for some)."""
     for where, members in places(records):
-        known = [record for record in members if environment_part(record, "speedups")]
-        unknown = [r for r in finished(tuned(members)) if known and not environment_part(r, "speedups")]
-        for name in dict.fromkeys(name for record in known for name in environment_part(record, "speedups")):
+        with_speedups = [record for record in members if environment_part(record, "speedups")]
+        unknown = [r for r in finished(tuned(members)) if with_speedups and not environment_part(r, "speedups")]
+        for name in dict.fromkeys(name for record in with_speedups for name in environment_part(record, "speedups")):
 
             def value(record: Record, name: str = name) -> str | None:
                 states = environment_part(record, "speedups")
                 return states.get(name) if states else "not recorded"
 
-            yield from differ(f"The speed-up {name} differs{where}", known + unknown, value)
+            yield from differ(f"The speed-up {name} differs{where}", with_speedups + unknown, value)
 
 
 def memory_instruments(records: Sequence[Record]) -> Sentences:
@@ -147,13 +145,13 @@ def _memory_measured_by(record: Record) -> str | None:
 def throttled(records: Sequence[Record]) -> Sentences:
     """Cells whose GPU lowered its clocks; clocks that were set by hand are another rule's."""
     cells = {id(record): why for record in records if (why := throttling(record))}
-    held = [record for record in records if id(record) in cells]
-    if held:
+    slowed = [record for record in records if id(record) in cells]
+    if slowed:
         reasons = sorted({name for names in cells.values() for name in names})
         yield (
-            f"The GPU throttled ({', '.join(reasons)}) in {named(held, records)}: speed depends on its temperature and "
-            "power.",
-            tuple(record.cell.name for record in held),
+            f"The GPU throttled ({', '.join(reasons)}) in {named(slowed, records)}: speed depends on its temperature "
+            "and power.",
+            tuple(record.cell.name for record in slowed),
         )
 
 
@@ -175,12 +173,12 @@ def _power_limit(record: Record) -> str | None:
 def clocks(records: Sequence[Record]) -> Sentences:
     """Median clocks in training that are further apart than boost clocks drift by themselves."""
     for name, words in (("sm_mhz", "SM clocks"), ("memory_mhz", "Memory clocks")):
-        found = [(record, min(known)) for record in records if (known := _clocks(record, name))]
-        if not found:
+        lowest = [(record, min(readings)) for record in records if (readings := _clocks(record, name))]
+        if not lowest:
             continue
-        (slow, low), (fast, high) = (pick(found, key=lambda of: of[1]) for pick in (min, max))
+        (slow, low), (fast, high) = (pick(lowest, key=lambda of: of[1]) for pick in (min, max))
         if high > low * (1 + CLOCKS):
-            apart = tuple(record.cell.name for record, clock in found if high > clock * (1 + CLOCKS))
+            apart = tuple(record.cell.name for record, clock in lowest if high > clock * (1 + CLOCKS))
             yield (
                 f"{words} differ by more than {CLOCKS:.0%}, so speeds are not comparable: {low:,.0f} MHz in "
                 f"{named([slow], records)}, {high:,.0f} MHz in {named([fast], records)}.",

@@ -128,10 +128,10 @@ def _scored(members: Sequence[Record], where: str) -> Sentences:
     unequal: list[Sentence] = []
     for task in dict.fromkeys(score.task for record in scored for score in record.scores):
         subject = f"Cells were scored differently on {task_label(task)}{where}"
-        asked = functools.partial(_asked, task=task)
+        items_of = functools.partial(_asked, task=task)
         # Rewards compare a model with the untuned one, which has none.
         able = [[record for record in group if record.train or task != REWARDS] for group in groups]
-        unequal += first_of(able, functools.partial(differ, subject, value=asked, tail=DELTA))
+        unequal += first_of(able, functools.partial(differ, subject, value=items_of, tail=DELTA))
     yield from unequal or first_of(
         groups, lambda group: differ(f"Cells were scored on different items{where}", group, _sample)
     )

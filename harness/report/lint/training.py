@@ -128,8 +128,8 @@ def _target(record: Record) -> str | None:
 
 def precision(records: Sequence[Record]) -> Sentences:
     for where, members in places(records):
-        known = [record for record in members if record.status == "ok" or record.environment.get("precision")]
-        yield from confounded(f"Precisions differ{where}", known, _precise, method_of)
+        with_precision = [record for record in members if record.status == "ok" or record.environment.get("precision")]
+        yield from confounded(f"Precisions differ{where}", with_precision, _precise, method_of)
 
 
 def _precise(record: Record) -> str:
@@ -235,9 +235,9 @@ def resumed(records: Sequence[Record]) -> Sentences:
 
 
 def smaller_batches(records: Sequence[Record]) -> Sentences:
-    asked = [record for record in records if not record.cell.settings.train.sizes_itself]
-    shapes = {id(record): _shapes(ran, record) for record in asked if (ran := record.smaller_batches)}
-    cells = [record for record in asked if id(record) in shapes]
+    fixed_size = [record for record in records if not record.cell.settings.train.sizes_itself]
+    shapes = {id(record): _shapes(ran, record) for record in fixed_size if (ran := record.smaller_batches)}
+    cells = [record for record in fixed_size if id(record) in shapes]
     if cells:
         texts = units.listed(list(dict.fromkeys(shapes.values()))[:VALUES])
         yield (

@@ -33,8 +33,8 @@ def run_words(record: Record) -> list[str] | None:
     overrides |= {axis: getattr(cell, axis) for axis in ("rank", "alpha", "lr", "seed")}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     overrides |= {f"method.knobs.{name}": value for name, value in cell.knobs.items()}
-    given = ("path", "limit", "noise", "answers")
-    overrides |= {f"data.{name}": value for name, value in plain(data).items() if name in given}
+    data_settings = ("path", "limit", "noise", "answers")
+    overrides |= {f"data.{name}": value for name, value in plain(data).items() if name in data_settings}
     if data.task is not None:
         overrides |= {"data": "reasoning_gym", "data.task": data.task, "++data.options": data.options}
         parts = ("seed", "train", "validation", "test")

@@ -55,12 +55,12 @@ def _curve(study: StudyResults, curve: SweptCurve, at: dict[int, int]) -> dict[s
 
 def _point(point: SweptPoint, records: Sequence[Record], at: dict[int, int]) -> dict[str, Any]:
     choice, interval = point.choice, point.interval
-    shown = interval if interval is not None and interval.low < interval.high else None
+    bar = interval if interval is not None and interval.low < interval.high else None
     return {
         "x": point.x,
         "y": short(point.value),
-        "low": short(shown.low) if shown else None,
-        "high": short(shown.high) if shown else None,
+        "low": short(bar.low) if bar else None,
+        "high": short(bar.high) if bar else None,
         "setting": at[id(records[choice.index[0]])] if choice.index else None,
         "lost": by_status(choice.lost),
         "chosen": int(point.chosen),
@@ -82,14 +82,14 @@ def _losses(study: StudyResults, at: dict[int, int]) -> dict[str, Any] | None:
     kind, curves = study.once(charts.losses)
     if not curves:
         return None
-    drawn = [row_and_curve for own in curves.values() for row_and_curve in own]
+    rows_and_curves = [row_and_curve for own in curves.values() for row_and_curve in own]
     return {
         "kind": kind,
-        "unit": loss_unit(row for row, _ in drawn),
+        "unit": loss_unit(row for row, _ in rows_and_curves),
         "curves": [
             {"setting": at[id(row.records[0])]}
             | {name: list(map(short, part)) for name, part in curve._asdict().items()}
-            for row, curve in drawn
+            for row, curve in rows_and_curves
         ],
     }
 
@@ -114,7 +114,7 @@ def _axes(study: StudyResults) -> list[dict[str, Any]]:
 
     The outcome is the validation loss, by which settings are chosen, or the headline score where there is none.
     """
-    found = []
+    blocks = []
     rows = list(study.rows)
     for number, place in enumerate(study.places):
         members = [i for i, row in enumerate(rows) if row.place == place and row.records[0].cell.seed is not None]
@@ -132,7 +132,7 @@ def _axes(study: StudyResults) -> list[dict[str, Any]]:
             order = list(weights.axes)
             axes = dict(sorted(axes.items(), key=lambda axis: order.index(axis[0]) if axis[0] in order else len(order)))
         if len(axes) > 1:
-            found.append(
+            blocks.append(
                 {
                     "place": number,
                     "settings": members,
@@ -143,7 +143,7 @@ def _axes(study: StudyResults) -> list[dict[str, Any]]:
                     "importance": weights and {name: short(value) for name, value in weights.axes.items()},
                 }
             )
-    return found
+    return blocks
 
 
 def _varying(records: Sequence[Record]) -> dict[str, list[Any]]:
@@ -154,13 +154,13 @@ def _varying(records: Sequence[Record]) -> dict[str, list[Any]]:
     A knob or setting with more than TEXTS texts is a name of single runs, such as that of an imported experiment.
     """
     points = [_point_of(record) for record in records]
-    found = {
+    values_by_axis = {
         name: [point.get(name) for point in points] for name in dict.fromkeys(n for point in points for n in point)
     }
-    texts = {name: {value for value in values if isinstance(value, str)} for name, values in found.items()}
+    texts = {name: {value for value in values if isinstance(value, str)} for name, values in values_by_axis.items()}
     return {
         name: values
-        for name, values in found.items()
+        for name, values in values_by_axis.items()
         if len(set(values) - {None}) > 1 and (name == "method" or len(texts[name]) <= TEXTS)
     }
 

@@ -37,24 +37,24 @@ def importance(axes: Mapping[str, Sequence[Any]], outcomes: Sequence[float | Non
 
     None with fewer than LEAST records that have an outcome, without two outcomes, or if fewer than two axes vary.
     """
-    known = [i for i, outcome in enumerate(outcomes) if outcome is not None and np.isfinite(outcome)]
+    positions = [i for i, outcome in enumerate(outcomes) if outcome is not None and np.isfinite(outcome)]
     random = np.random.default_rng(0)
-    if len(known) > MOST:
-        known = sorted(random.choice(known, MOST, replace=False).tolist())
-    names = [name for name, values in axes.items() if len({str(values[i]) for i in known}) > 1]
-    target = rankdata([outcomes[i] for i in known]) if known else np.array([])
-    if len(known) < LEAST or len(names) < 2 or len(set(target)) < 2:
+    if len(positions) > MOST:
+        positions = sorted(random.choice(positions, MOST, replace=False).tolist())
+    names = [name for name, values in axes.items() if len({str(values[i]) for i in positions}) > 1]
+    target = rankdata([outcomes[i] for i in positions]) if positions else np.array([])
+    if len(positions) < LEAST or len(names) < 2 or len(set(target)) < 2:
         return None
-    table = np.array([_codes([axes[name][i] for i in known]) for name in names]).T
+    table = np.array([_codes([axes[name][i] for i in positions]) for name in names]).T
     lost, explained = np.zeros(len(names)), 0.0
     for seen, unseen in KFold(FOLDS, shuffle=True, random_state=0).split(table):
         forest = RandomForestRegressor(TREES, random_state=0).fit(table[seen], target[seen])
         rest = table[unseen], target[unseen]
         explained += _explained(forest, *rest) / FOLDS
-        found = permutation_importance(forest, *rest, scoring=_explained, n_repeats=SHUFFLES, random_state=0)
-        lost += found.importances_mean / FOLDS
+        permutation = permutation_importance(forest, *rest, scoring=_explained, n_repeats=SHUFFLES, random_state=0)
+        lost += permutation.importances_mean / FOLDS
     order = np.argsort(-lost, kind="stable")
-    return Importance(float(explained), {names[i]: float(lost[i]) for i in order}, len(known))
+    return Importance(float(explained), {names[i]: float(lost[i]) for i in order}, len(positions))
 
 
 def _explained(forest: RandomForestRegressor, table: np.ndarray, target: np.ndarray) -> float:

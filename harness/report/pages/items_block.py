@@ -51,11 +51,11 @@ def items_block(study: StudyResults) -> dict[str, Any]:
     texts = _Texts()
     contests = [contest for contest in study.contests.values() if contest.primary and contest.higher_is_better]
     titles = place_titles([contest.place for contest in contests])
-    found = [(title, contest, _models(study, contest)) for title, contest in zip(titles, contests, strict=True)]
-    read = [(title, contest, models) for title, contest, models in found if models]
-    cells = sum(len(models) * len(models[0][1][0]) for _, _, models in read)
-    kept = min(1.0, CELLS / cells) if cells else 1.0
-    sets = [_set(title, contest, models, kept, texts) for title, contest, models in read]
+    candidates = [(title, contest, _models(study, contest)) for title, contest in zip(titles, contests, strict=True)]
+    answered = [(title, contest, models) for title, contest, models in candidates if models]
+    cells = sum(len(models) * len(models[0][1][0]) for _, _, models in answered)
+    share = min(1.0, CELLS / cells) if cells else 1.0
+    sets = [_set(title, contest, models, share, texts) for title, contest, models in answered]
     return {"texts": texts.all, "sets": sets}
 
 
@@ -64,18 +64,18 @@ Model = tuple[dict[str, Any], list[AnsweredItems]]
 
 def _models(study: StudyResults, contest: Contest) -> list[Model]:
     """The models that answered the same items, as most did: label, setting and the answers of each seed."""
-    found = []
+    models = []
     for standing in contest.standings:
         records = [study.rows.records[i] for i in standing.choice.index]
         tables = _answers(study.folder, records, contest.score)
         if tables:
             untuned = records[0].cell.seed is None
             head = {"label": standing.choice.label, "setting": standing.choice.setting or "", "untuned": untuned}
-            found.append((head | {"cell": short_id(records[0])}, tables))
-    asked = [tables[0].hashes for _, tables in found]
-    usual = max(asked, key=asked.count, default=b"")
-    found = [each for each, items in zip(found, asked, strict=True) if items == usual]
-    return sorted(found, key=lambda each: (not each[0]["untuned"], each[0]["untuned"] and each[0]["label"] != "base"))
+            models.append((head | {"cell": short_id(records[0])}, tables))
+    item_sets = [tables[0].hashes for _, tables in models]
+    usual = max(item_sets, key=item_sets.count, default=b"")
+    models = [each for each, items in zip(models, item_sets, strict=True) if items == usual]
+    return sorted(models, key=lambda each: (not each[0]["untuned"], each[0]["untuned"] and each[0]["label"] != "base"))
 
 
 def _answers(folder: Path | None, records: Sequence[Record], score: str) -> list[AnsweredItems]:
@@ -92,16 +92,16 @@ def _answers(folder: Path | None, records: Sequence[Record], score: str) -> list
     return tables if len({table.hashes for table in tables}) == 1 else []
 
 
-def _set(title: str, contest: Contest, models: list[Model], kept: float, texts: _Texts) -> dict[str, Any]:
-    """kept: the share of the items that is on the page, those first on which models differ."""
+def _set(title: str, contest: Contest, models: list[Model], share: float, texts: _Texts) -> dict[str, Any]:
+    """share: of the items, that on the page, those first on which models differ."""
     first = models[0][1][0]
     metric = contest.score.split("/")[1]
     right = np.array([np.sum([table.values for table in tables], axis=0) for _, tables in models])
     seeds = np.array([[len(tables)] for _, tables in models])
     shares = right / seeds
     differing = (shares != shares[0]).any(axis=0)
-    order = np.argsort(~differing, kind="stable")[: max(1, int(kept * len(first)))]
-    chosen = np.sort(order)
+    order = np.argsort(~differing, kind="stable")[: max(1, int(share * len(first)))]
+    positions = np.sort(order)
     names = list(first.subjects)
     at = {name: i for i, name in enumerate(names)}
 
@@ -111,20 +111,20 @@ def _set(title: str, contest: Contest, models: list[Model], kept: float, texts: 
     def said(text: str) -> str:
         return _end(answer(text, metric), ANSWER)
 
-    questions = first.texts("question", chosen, cut)
-    targets = first.texts("target", chosen, lambda text: _end(str(text), ANSWER))
+    questions = first.texts("question", positions, cut)
+    targets = first.texts("target", positions, lambda text: _end(str(text), ANSWER))
     return {
         "title": title,
         "score": score_label(*contest.score.split("/", 2)),
         "all": len(first),
         "models": [head | {"seeds": len(tables)} for head, tables in models],
         "subjects": names,
-        "subject": [at[name] for name in first.subject_of(chosen)],
-        "number": first.numbers[chosen].tolist(),
+        "subject": [at[name] for name in first.subject_of(positions)],
+        "number": first.numbers[positions].tolist(),
         "question": [None if text is None else texts(text) for text in questions],
         "target": list(map(texts, targets)),
-        "right": right[:, chosen].astype(int).tolist(),
-        "answers": [list(map(texts, tables[0].texts("prediction", chosen, said))) for _, tables in models],
+        "right": right[:, positions].astype(int).tolist(),
+        "answers": [list(map(texts, tables[0].texts("prediction", positions, said))) for _, tables in models],
     }
 
 

@@ -301,11 +301,11 @@ def _origin(records: Sequence[Record]) -> Table:
     values: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         versions = record.environment.get("versions")
-        told = {"day of start": record.started[:10], **ran_with(record)}
-        told |= {name: str(v) for name, v in versions.items() if v} if isinstance(versions, dict) else {}
+        facts = {"day of start": record.started[:10], **ran_with(record)}
+        facts |= {name: str(v) for name, v in versions.items() if v} if isinstance(versions, dict) else {}
         if record.source:
-            told["source"] = f"{record.source.project}: {record.source.file}, SHA-256 {record.source.sha256}"
-        for name, value in told.items():
+            facts["source"] = f"{record.source.project}: {record.source.file}, SHA-256 {record.source.sha256}"
+        for name, value in facts.items():
             values[name][value] += 1
     return Table(
         title="Environment of the cells",

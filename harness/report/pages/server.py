@@ -139,12 +139,12 @@ class Viewer(ThreadingHTTPServer):
 
     def news(self, study: str) -> dict[str, Any]:
         """What an open page asks for: as of `StudyNews`, with the losses of each running cell by step."""
-        version, told = self.version(study), self._news(study)
+        version, news = self.version(study), self._news(study)
         with self._following:
             history = self._losses.setdefault(study, LossHistory())
-            history.follow(told.running)
-            running = [asdict(cell) | {"losses": list(history.points[cell.name])} for cell in told.running]
-        return {"version": version, "said": told.said, "over": told.over, "cells": told.cells, "running": running}
+            history.follow(news.running)
+            running = [asdict(cell) | {"losses": list(history.points[cell.name])} for cell in news.running]
+        return {"version": version, "said": news.said, "over": news.over, "cells": news.cells, "running": running}
 
     def index(self, names: Sequence[str]) -> str:
         """A list of studies, which looks for news by itself."""

@@ -55,7 +55,7 @@ def settings_block(study: StudyResults) -> dict[str, Any]:
     commands: words shared by all, and for each setting the positions of its own in `words`.
     """
     rows = list(study.rows)
-    chosen = study.chosen
+    chosen_ids = study.chosen
     titles = place_titles(study.places)
     deciding = [study.deciding(place) for place in study.places]
     return {
@@ -70,7 +70,7 @@ def settings_block(study: StudyResults) -> dict[str, Any]:
         "setting": [row.setting for row in rows],
         "status": [Counter(record.status for record in row.records).most_common(1)[0][0] for row in rows],
         "seeds": [len(row.measured) if row.measured[0].cell.seed is not None else None for row in rows],
-        "chosen": [int(id(row) in chosen) for row in rows],
+        "chosen": [int(id(row) in chosen_ids) for row in rows],
         "untuned": [int(row.records[0].cell.seed is None) for row in rows],
         "capabilities": {name: [has(row) for row in rows] for name, has in CAPABILITIES.items()},
         "metrics": [*_scores(study), *_measures(rows)],
@@ -118,7 +118,7 @@ def _scores(study: StudyResults) -> list[dict[str, Any]]:
     scores: dict[str, Score] = {}
     for place in study.places:
         scores = study.scores(place) | scores
-    found = []
+    metrics = []
     for name, score in scores.items():
         means = [row.scores.get(name) if row.finished else None for row in study.rows]
         header, _ = score_style(score, [mean.value for mean in means if mean])
@@ -127,20 +127,20 @@ def _scores(study: StudyResults) -> list[dict[str, Any]]:
         label = header.replace(" (%)", "").replace(" ↓", "")
         values = [mean.value if mean else None for mean in means]
         better = "high" if score.higher_is_better else "low"
-        found.append(_metric(name, (label, "percent" if percent else "number", better), values, intervals))
-    return found
+        metrics.append(_metric(name, (label, "percent" if percent else "number", better), values, intervals))
+    return metrics
 
 
 def _measures(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    found = []
+    metrics = []
     for name, (label, unit, better) in MEASURES.items():
         values = [row.values(name) if row.finished else [] for row in rows]
         if any(values):
             means = [fmean(of) if of else None for of in values]
             intervals = [seeds_interval(of) if len(of) > 1 else None for of in values]
             metric = _metric(name, (label, unit, better), means, intervals)
-            found.append(metric | ({} if name in ANYWHERE else {"of_device": 1}))
-    return found
+            metrics.append(metric | ({} if name in ANYWHERE else {"of_device": 1}))
+    return metrics
 
 
 def _metric(
@@ -149,10 +149,10 @@ def _metric(
     values: Sequence[float | None],
     intervals: Sequence[Interval | None],
 ) -> dict[str, Any]:
-    known = [found if found and found.low < found.high else None for found in intervals]
+    bars = [interval if interval and interval.low < interval.high else None for interval in intervals]
     label, unit, better = said
-    low = [found and short(found.low, SHOWN) for found in known] if any(known) else None
-    high = [found and short(found.high, SHOWN) for found in known] if any(known) else None
+    low = [interval and short(interval.low, SHOWN) for interval in bars] if any(bars) else None
+    high = [interval and short(interval.high, SHOWN) for interval in bars] if any(bars) else None
     metric = {"id": name, "label": label, "unit": unit, "better": better}
     return metric | {"values": [short(value, SHOWN) for value in values], "low": low, "high": high}
 
@@ -202,8 +202,8 @@ def _mean(row: Row, measure: str) -> float | int | None:
 
 def _beside(row: Row) -> float | int | None:
     """What the allocator's peak exceeds the tensors by; training may also stay below the probe's largest batch."""
-    known = [found for record in row.measured if (found := memory_remainder(record)) is not None]
-    return short(max(0, *known)) if known else None
+    remainders = [remainder for record in row.measured if (remainder := memory_remainder(record)) is not None]
+    return short(max(0, *remainders)) if remainders else None
 
 
 def _tokens(row: Row) -> list[float | int | None] | None:
@@ -228,10 +228,10 @@ def _tokens(row: Row) -> list[float | int | None] | None:
 def _commands(rows: Sequence[Row]) -> dict[str, Any]:
     """Every setting's command, of its first seed: most of its words are those of all others."""
     said = [run_words(row.records[0]) for row in rows]
-    known = [words for words in said if words]
-    counts = Counter(word for words in known for word in set(words))
-    shared = [word for word in (known[0] if known else []) if counts[word] == len(known)]
-    own = dict.fromkeys(word for words in known for word in words if counts[word] < len(known))
+    commands = [words for words in said if words]
+    counts = Counter(word for words in commands for word in set(words))
+    shared = [word for word in (commands[0] if commands else []) if counts[word] == len(commands)]
+    own = dict.fromkeys(word for words in commands for word in words if counts[word] < len(commands))
     at = {word: i for i, word in enumerate(own)}
     return {
         "shared": shared,

@@ -128,16 +128,16 @@ def levels(samples: Sequence[Answers]) -> list[Level]:
 
 def _shrunk(samples: Sequence[Answers], weight: float) -> list[Level]:
     """weight: how much the others' variance counts, 0 to 1."""
-    found = [seed_level(sample) for sample in samples]
+    estimates = [seed_level(sample) for sample in samples]
     repeated = [i for i, sample in enumerate(samples) if len(sample.values) > 1]
     if len(repeated) < 2:
-        return found
+        return estimates
     seeds = np.array([len(samples[i].values) for i in repeated])
-    own = np.array([found[i].variance for i in repeated]) * seeds
+    own = np.array([estimates[i].variance for i in repeated]) * seeds
     shrunk, freedom = moderated(own, seeds - 1.0, trust(seeds - 1.0) * weight)
     for i, variance, degrees in zip(repeated, shrunk / seeds, freedom, strict=True):
-        found[i] = Level(float(variance), found[i].rest, float(degrees))
-    return found
+        estimates[i] = Level(float(variance), estimates[i].rest, float(degrees))
+    return estimates
 
 
 def _apart(samples: Sequence[Answers]) -> list[Level]:

@@ -43,24 +43,24 @@ def ranks(
     draw = np.random.default_rng(seed)
     means = np.stack([sample.values.mean(axis=0) for sample in samples])
     sums, shares = cluster_sums(means, samples[0].clusters)
-    items, drawn = _bootstrapped(draw, draws, sums, shares)
+    items, scores = _bootstrapped(draw, draws, sums, shares)
     items = items[:, None] * means.shape[1]
-    drawn = drawn / items
-    drawn -= drawn.mean(axis=1, keepdims=True)  # what methods share ranks none
-    centre, of = drawn.mean(axis=0), compared_levels(samples)
+    scores = scores / items
+    scores -= scores.mean(axis=1, keepdims=True)  # what methods share ranks none
+    centre, of = scores.mean(axis=0), compared_levels(samples)
     parts, freedom = _rest_parts(means, samples[0].clusters, of)
-    drawn = centre + _items_own(parts, freedom, draw, draws) * (drawn - centre)
+    scores = centre + _items_own(parts, freedom, draw, draws) * (scores - centre)
     if all(binary(sample.values) for sample in samples):
-        halves, mean = draw.standard_gamma(0.5, (2, *drawn.shape)), means.mean()
-        drawn = ((drawn + mean) * items + halves[0]) / (items + halves.sum(axis=0))
+        halves, mean = draw.standard_gamma(0.5, (2, *scores.shape)), means.mean()
+        scores = ((scores + mean) * items + halves[0]) / (items + halves.sum(axis=0))
     luck = draw.random(draws)  # of the seeds' variances, which rest on all methods
     for j, (level, part) in enumerate(zip(of, parts, strict=True)):
         if level.variance or level.rest:
             degrees = max(1.0, float(level.freedom))
             beyond = beyond_rest(level, level.rest / part if part else math.inf, freedom)
             scale = (level.rest + beyond * degrees / special.chdtri(degrees, luck)) ** 0.5
-            drawn[:, j] += scale * draw.standard_normal(draws)
-    ordered = drawn if higher_is_better else -drawn
+            scores[:, j] += scale * draw.standard_normal(draws)
+    ordered = scores if higher_is_better else -scores
     top = ordered == ordered.max(axis=1, keepdims=True)
     best = (top / top.sum(axis=1, keepdims=True)).mean(axis=0)
     above = [
@@ -90,21 +90,21 @@ def _bootstrapped(
     first[codes[::-1]] = np.arange(len(codes))[::-1]
     table = np.stack([row[first] for row in (shares, *sums)], axis=1)
     step = max(1, WEIGHTS // len(counts))
-    drawn = [
+    chunks = [
         draw.standard_gamma(counts, (min(step, draws - begin), len(counts))) @ table for begin in range(0, draws, step)
     ]
-    whole = np.concatenate(drawn)
+    whole = np.concatenate(chunks)
     return whole[:, 0], whole[:, 1:]
 
 
 def _rest_parts(means: np.ndarray, clusters: np.ndarray, of: Sequence[Level]) -> tuple[np.ndarray, float]:
     """The part, 0 to 1, that the rest (by seed and item) has in what each method's score differs over items from the
     mean of all, (methods,), and the items' degrees of freedom."""
-    m, found = len(means), [over_items(gap, clusters) for gap in means - means.mean(axis=0)]
-    total = np.array([variance for variance, _ in found])
+    m, spreads = len(means), [over_items(gap, clusters) for gap in means - means.mean(axis=0)]
+    total = np.array([variance for variance, _ in spreads])
     rest = np.array([level.rest for level in of])
     rest = rest * (1 - 2 / m) + rest.sum() / m**2  # of the difference from the mean of all
-    return np.minimum(1.0, rest / np.where(total > 0, total, np.inf)), max(1.0, found[0][1])
+    return np.minimum(1.0, rest / np.where(total > 0, total, np.inf)), max(1.0, spreads[0][1])
 
 
 def _items_own(parts: np.ndarray, freedom: float, draw: np.random.Generator, draws: int) -> np.ndarray:

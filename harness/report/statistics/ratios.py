@@ -106,8 +106,8 @@ def of_memory(
     _, over_settings = _paired([ones, others], lambda peak: peak.setting)
     seeds = [len({peak.seed for peak in side}) for side in (ones, others)]
     assumed = Statistic(value, LEAST_SPREAD * sum(1 / n for n in seeds) ** 0.5, math.inf)
-    known = [statistic for statistic in (over_seeds, over_settings) if statistic is not None]
-    return _exp(min(seeds), assumed, *(statistic._replace(value=value) for statistic in known))
+    statistics = [statistic for statistic in (over_seeds, over_settings) if statistic is not None]
+    return _exp(min(seeds), assumed, *(statistic._replace(value=value) for statistic in statistics))
 
 
 def of_times(runs: Mapping[str, Sequence[Run]], one: str, other: str) -> Ratio | None:
@@ -117,8 +117,8 @@ def of_times(runs: Mapping[str, Sequence[Run]], one: str, other: str) -> Ratio |
     spells, so runs of a method that follow each other without one of another method are one unit. Where the order is
     unknown (equal starts) the seed is the unit. The spread from unit to unit is shrunk over the methods.
     """
-    found = units(runs)
-    logs = {name: list(map(math.log, values)) for name, values in found.items() if len(values) > 1}
+    times = units(runs)
+    logs = {name: list(map(math.log, values)) for name, values in times.items() if len(values) > 1}
     if one not in logs or other not in logs:
         return None
     names = [one, other, *(name for name in logs if name not in (one, other))]

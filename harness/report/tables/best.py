@@ -95,27 +95,27 @@ def best_of(answer: StudyAnswer) -> Table:
     Brackets hold 95% intervals. Methods that share a letter do not differ significantly (`pairwise.contests`). The
     caption states the limits of the study.
     """
-    rows, held, choices, chosen = answer.rows, answer.contests, answer.choices, answer.settled
+    rows, contests, choices, settled = answer.rows, answer.contests, answer.choices, answer.settled
     records = rows.records
     columns = {name: [choice.place[i] for choice in choices] for i, name in enumerate(("Study", "Model", "Data"))}
     columns = {name: column for name, column in columns.items() if len(set(column)) > 1}
     columns["Method"] = [choice.method for choice in choices]
     columns["Setting"] = [_setting(choice) for choice in choices]
     columns["Tries"] = [_tries(choice) for choice in choices]
-    if several_seeds(row for row in chosen if row):
-        columns["Seeds"] = [_seeds(row, choice) for row, choice in zip(chosen, choices, strict=True)]
-    columns["Peak train memory"] = _with_ratios(memory_to_full(chosen), units.size)
-    speeds = _with_ratios(speed_to_lora(chosen, records), rate)
-    marks = [speed_marks(row) if row else "" for row in chosen]
+    if several_seeds(row for row in settled if row):
+        columns["Seeds"] = [_seeds(row, choice) for row, choice in zip(settled, choices, strict=True)]
+    columns["Peak train memory"] = _with_ratios(memory_to_full(settled), units.size)
+    speeds = _with_ratios(speed_to_lora(settled, records), rate)
+    marks = [speed_marks(row) if row else "" for row in settled]
     columns["Tokens/s"] = [text + mark for text, mark in zip(speeds, marks, strict=True)]
     if rows.price is not None:
-        columns["Cost"] = [cost(row, rows) if row else ABSENT for row in chosen]
-    for name in dict.fromkeys(contest.score for contest in held):
-        header, texts = _score_column([contest for contest in held if contest.score == name], records, choices)
+        columns["Cost"] = [cost(row, rows) if row else ABSENT for row in settled]
+    for name in dict.fromkeys(contest.score for contest in contests):
+        header, texts = _score_column([contest for contest in contests if contest.score == name], records, choices)
         columns[header] = texts
-    if any(contest.primary and contest.differences for contest in held):
-        columns["Best (expected rank)"] = [_rank(choice, headline(held, choice.place)) for choice in choices]
-    columns["Validation loss"] = [_loss(row) for row in chosen]
+    if any(contest.primary and contest.differences for contest in contests):
+        columns["Best (expected rank)"] = [_rank(choice, headline(contests, choice.place)) for choice in choices]
+    columns["Validation loss"] = [_loss(row) for row in settled]
     return Table(
         title=f"{title(rows)}: best settings",
         columns=list(columns),
@@ -183,37 +183,37 @@ class Relative(NamedTuple):
 
 def relative(rows: Sequence[Row | None], method: str, measure: str, ratio: Ratios) -> list[Relative]:
     """A measure of each row, and its ratio to that of `method`."""
-    found = []
+    relatives = []
     for row in rows:
         own = row.mean(measure) if row else None
         if row is None or own is None:
-            found.append(Relative(None))
+            relatives.append(Relative(None))
             continue
         here = [other for other in rows if other and other.place == row.place]
         references = [other for other in here if other.method == method]
         reference = references[0] if len(references) == 1 else None  # of several settings none stands for the method
         over = None if reference is None else row.over(reference, measure)
         if reference is None or over is None:
-            found.append(Relative(own))
+            relatives.append(Relative(own))
         else:
             measured = None if row is reference else ratio(row, reference, here)
-            found.append(Relative(own, over, measured.interval if measured else None))
-    return found
+            relatives.append(Relative(own, over, measured.interval if measured else None))
+    return relatives
 
 
-def _with_ratios(found: Sequence[Relative], text: Callable[[float], str]) -> list[str]:
+def _with_ratios(relatives: Sequence[Relative], text: Callable[[float], str]) -> list[str]:
     cells = []
-    for value, ratio, interval in found:
+    for value, ratio, interval in relatives:
         ends = f", {interval.low:.2f}–{interval.high:.2f}" if interval else ""
         cells.append(ABSENT if value is None else text(value) + (f" ({ratio:.2f}×{ends})" if ratio is not None else ""))
     return cells
 
 
-def _score_column(held: list[Contest], records: Sequence[Record], choices: list[Choice]) -> tuple[str, list[str]]:
-    """Header and cells of one score, of which `held` are the contests in each place."""
-    score = next(s for c in choices for i in c.index for s in records[i].scores if score_name(s) == held[0].score)
-    standings = {(contest.place, s.choice.label): s for contest in held for s in contest.standings}
-    header, shown = score_style(score, [standing.value for standing in standings.values()])
+def _score_column(contests: list[Contest], records: Sequence[Record], choices: list[Choice]) -> tuple[str, list[str]]:
+    """Header and cells of one score, of which `contests` are the contests in each place."""
+    score = next(s for c in choices for i in c.index for s in records[i].scores if score_name(s) == contests[0].score)
+    standings = {(contest.place, s.choice.label): s for contest in contests for s in contest.standings}
+    header, format_value = score_style(score, [standing.value for standing in standings.values()])
     cells = []
     for choice in choices:
         standing = standings.get((choice.place, choice.label))
@@ -222,8 +222,8 @@ def _score_column(held: list[Contest], records: Sequence[Record], choices: list[
             continue
         interval = standing.interval
         between = " to " if interval and interval.low < 0 else "–"
-        ends = f" ({shown(interval.low)}{between}{shown(interval.high)})" if interval else ""
-        cells.append(f"{shown(standing.value)}{ends}{f' {standing.letters}' if standing.letters else ''}")
+        ends = f" ({format_value(interval.low)}{between}{format_value(interval.high)})" if interval else ""
+        cells.append(f"{format_value(standing.value)}{ends}{f' {standing.letters}' if standing.letters else ''}")
     return header, cells
 
 
@@ -241,15 +241,15 @@ def _rank(choice: Choice, contest: Contest | None) -> str:
 
 
 def _caption(answer: StudyAnswer) -> Iterator[str]:
-    records, choices, held = answer.rows.records, answer.choices, answer.contests
+    records, choices, contests = answer.rows.records, answer.choices, answer.contests
     yield from answer.standings
-    if held:
-        yield from _score_caption(records, choices, held)
+    if contests:
+        yield from _score_caption(records, choices, contests)
     else:
         yield "No chosen setting has a score."
-    yield from _tries_caption(choices, held)
+    yield from _tries_caption(choices, contests)
     yield from _places_caption(choices)
-    if any(contest.differences for contest in held) and not answer.plan.interim:  # which the answer begins with
+    if any(contest.differences for contest in contests) and not answer.plan.interim:  # which the answer begins with
         yield answer.plan.sentence
     yield (
         f"Memory is {meaning(records)}; × is its ratio to full. Tokens/s counts raw tokens; × "
@@ -262,13 +262,13 @@ def _caption(answer: StudyAnswer) -> Iterator[str]:
     yield from meanings_of_marks(row for row in answer.settled if row)
 
 
-def _score_caption(records: Sequence[Record], choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:
+def _score_caption(records: Sequence[Record], choices: list[Choice], contests: Sequence[Contest]) -> Iterator[str]:
     trained = [choice for choice in choices if choice.index and records[choice.index[0]].cell.seed is not None]
     singles = [choice.label for choice in trained if len(choice.index) == 1]
-    tested = [contest.differences[pair] for contest in held for pair in contest.corrected]
+    tested = [contest.differences[pair] for contest in contests for pair in contest.corrected]
     pairs = len(tested)
     over = "items" if len(singles) == len(trained) else "seeds and items"
-    counts = {c.clusters for c in held if c.clusters}
+    counts = {c.clusters for c in contests if c.clusters}
     tests = {"McNemar's exact test" if gap.exact else "Student's t" for gap in tested}
     seeds = " and seed" * any(gap.by_seed for gap in tested)
     paired = f"paired by item{seeds}; {' or '.join(sorted(tests))}"
@@ -276,7 +276,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: Seque
     letters = f" Methods that share a letter are undecided, not equal: no test tells them apart ({corrected})."
     picked = " That of the best method includes that it was picked by its score."
     yield f"Brackets: 95% intervals over {over}.{f'{picked}{letters}' if pairs else ''}"
-    if any(contest.corrected and contest.many for contest in held):
+    if any(contest.corrected and contest.many for contest in contests):
         yield (
             f"Of more than {MANY} methods each is tested against the best one alone; those that are not significantly "
             "worse share the letter a with it. As the best one is itself observed, all pairs of the methods that are "
@@ -295,24 +295,24 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], held: Seque
     if any(len(choice.index) == 2 for choice in trained):
         yield "Two seeds: intervals are wide, so few differences are significant."
     alone = dict.fromkeys(
-        s.choice.label for c in held if c.primary for s in c.standings if s.letters is None and len(c.standings) > 1
+        s.choice.label for c in contests if c.primary for s in c.standings if s.letters is None and len(c.standings) > 1
     )
     if alone:
         yield f"No letter, as items are missing or differ from those of other methods: {units.listed(alone)}."
-    others = dict.fromkeys(label for c in held if c.corrected for labels in c.paired[1:] for label in labels)
+    others = dict.fromkeys(label for c in contests if c.corrected for labels in c.paired[1:] for label in labels)
     if apart := [label for label in others if label not in alone]:
         yield f"Letters with /2: {units.listed(apart)} answered other items, and are compared among themselves."
 
 
-def _tries_caption(choices: list[Choice], held: Sequence[Contest]) -> Iterator[str]:
+def _tries_caption(choices: list[Choice], contests: Sequence[Contest]) -> Iterator[str]:
     if any(choice.tries > 1 for choice in choices):
         yield (
             "Each setting has the least validation loss, mean over seeds, of its method's settings that finished with "
             "every seed. Test scores take no part."
         )
         for place in dict.fromkeys(choice.place for choice in choices):
-            if told := optimism([choice for choice in choices if choice.place == place], headline(held, place)):
-                yield told
+            if sentence := optimism([choice for choice in choices if choice.place == place], headline(contests, place)):
+                yield sentence
         if confirmed := [choice.label for choice in choices if choice.confirmed]:
             yield (
                 f"Fresh seeds, which took no part in the choice, stand for {units.listed(confirmed)}: the best of "

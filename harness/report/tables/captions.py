@@ -91,8 +91,8 @@ def _columns_caption(rows: Rows, names: list[str]) -> list[str]:
         if meaning:
             topics[column.topic].append(meaning.replace("{within}", within))
     lines = [" ".join(meanings) for meanings in topics.values()]
-    for method, shown, measure in dict.fromkeys(column.reference for column in columns if column.reference):
-        lines += _missing(rows, method, shown, measure)
+    for method, ratios, measure in dict.fromkeys(column.reference for column in columns if column.reference):
+        lines += _missing(rows, method, ratios, measure)
     return list(dict.fromkeys(lines))  # two columns may have the same reference
 
 
@@ -107,7 +107,7 @@ def _inference_caption(records: list[Record]) -> list[str]:
     return lines
 
 
-def _missing(rows: list[Row], method: str, shown: str, measure: str) -> list[str]:
+def _missing(rows: list[Row], method: str, ratios: str, measure: str) -> list[str]:
     """A line if there is no finished `method` row with `measure` to compare with, in some place or in all."""
     there = {r.place for r in rows if r.method == method and r.finished and r.mean(measure) is not None}
     here = [row for row in rows if not row.records[0].cell.settings.behind_api]
@@ -115,7 +115,7 @@ def _missing(rows: list[Row], method: str, shown: str, measure: str) -> list[str
     if not missing and rows:
         return []
     where = f" for {', '.join('/'.join(place[1:]) for place in missing)}" if there else ""
-    return [f"No finished {method} row{where}: {shown} are not shown."]
+    return [f"No finished {method} row{where}: {ratios} are not shown."]
 
 
 def _training_caption(records: list[Record]) -> list[str]:
@@ -137,24 +137,24 @@ def _training_caption(records: list[Record]) -> list[str]:
 
 def _batches_caption(rows: list[Row]) -> list[str]:
     """The micro-batches of cells with train.batch_size=auto."""
-    chosen: dict[str, dict[str, None]] = defaultdict(dict)
+    methods_by_shape: dict[str, dict[str, None]] = defaultdict(dict)
     for row in rows:
         for record in row.records:
             if record.cell.settings.train.sizes_itself and (ran := micro_batches_text(record)) is not None:
-                chosen[ran][row.method] = None
-    if not chosen:
+                methods_by_shape[ran][row.method] = None
+    if not methods_by_shape:
         return []
-    shapes = "; ".join(f"{ran} in {', '.join(methods)}" for ran, methods in chosen.items())
+    shapes = "; ".join(f"{ran} in {', '.join(methods)}" for ran, methods in methods_by_shape.items())
     return [f"train.batch_size=auto chose micro-batches that fit the device's memory: {shapes}."]
 
 
 def _devices_caption(records: list[Record]) -> list[str]:
     """The number of devices that cells trained on, if any cell used several."""
     trained = [record.cell.settings.train for record in records if record.train]
-    found = sorted({(train.total_devices, train.nodes, train.parallel or "") for train in trained})
-    if not found or found[-1][0] == 1:
+    layouts = sorted({(train.total_devices, train.nodes, train.parallel or "") for train in trained})
+    if not layouts or layouts[-1][0] == 1:
         return []
-    devices = " or ".join(_devices_text(*each) for each in found)
+    devices = " or ".join(_devices_text(*each) for each in layouts)
     return [f"Cells trained on {devices}: tokens/s is the sum over devices, memory is the largest of a device."]
 
 
@@ -226,8 +226,8 @@ def _environment_caption(records: list[Record]) -> list[str]:
     environments = [(record.status == "ok", ran_with(record)) for record in here]
     same = []
     for name in dict.fromkeys(name for _, environment in environments for name in environment):
-        found = {environment.get(name, "unknown") for ok, environment in environments if ok or name in environment}
-        same += [f"{name} {text}" for text in found if len(found) == 1]
+        texts = {environment.get(name, "unknown") for ok, environment in environments if ok or name in environment}
+        same += [f"{name} {text}" for text in texts if len(texts) == 1]
     which = "All cells" if len(here) == len(records) else "All cells of local models"
     return [f"{which} ran with {', '.join(same)}."] if same else []
 

@@ -85,7 +85,7 @@ def with_ratio(measure: str, text: Callable[[float], str], method: str) -> Entry
         if value is None:
             return ABSENT
         ratios = (row.over(other, measure) for other in _references(row, rows, method))
-        ratio = next((found for found in ratios if found is not None), None)
+        ratio = next((each for each in ratios if each is not None), None)
         return text(value) + (f" ({ratio:.2f}×)" if ratio is not None and row.finished else "")
 
     return entry
@@ -135,8 +135,8 @@ def decode_ratio(row: Row, rows: Rows) -> str:
     if row is reference:
         return "1.00×"  # relative to itself
     speeds = [fmean(1 / seconds for _, seconds in side.served) for side in (row, reference)]
-    found = of_times({"row": _served(row), "reference": _served(reference)}, "row", "reference")
-    ends = f" ({1 / found.high:.2f}–{1 / found.low:.2f})" if found else ""
+    speed_ratio = of_times({"row": _served(row), "reference": _served(reference)}, "row", "reference")
+    ends = f" ({1 / speed_ratio.high:.2f}–{1 / speed_ratio.low:.2f})" if speed_ratio else ""
     return f"{speeds[0] / speeds[1]:.2f}×{ends}"
 
 
@@ -162,14 +162,16 @@ def asked(row: Row, rows: Rows) -> str:
 
 
 def price(row: Row, rows: Rows) -> str:
-    read, written = row.mean("price_read"), row.mean("price_written")
-    return ABSENT if read is None or written is None else f"{units.dollars(read)} / {units.dollars(written)}"
+    prompt_price, answer_price = row.mean("price_read"), row.mean("price_written")
+    if prompt_price is None or answer_price is None:
+        return ABSENT
+    return f"{units.dollars(prompt_price)} / {units.dollars(answer_price)}"
 
 
 def cost(row: Row, rows: Rows) -> str:
     """The mean over the seeds."""
-    known = [found for record in row.measured if (found := rows.cost(record)) is not None]
-    return units.dollars(fmean(known)) if known else ABSENT
+    costs = [own for record in row.measured if (own := rows.cost(record)) is not None]
+    return units.dollars(fmean(costs)) if costs else ABSENT
 
 
 def peak(row: Row, rows: Rows) -> str:
@@ -180,8 +182,8 @@ def peak(row: Row, rows: Rows) -> str:
 def written(row: Row, rows: Rows) -> str:
     """The decoding rate of a local model as it is served, or the answering rate of one behind an API."""
     rates = (row.mean(f"{measure}_tokens_per_second") for measure in ("merged_decode", "base_decode", "answer"))
-    known = next((value for value in rates if value is not None), None)
-    return ABSENT if known is None else rate(known)
+    speed = next((value for value in rates if value is not None), None)
+    return ABSENT if speed is None else rate(speed)
 
 
 def seeds(row: Row, rows: Rows) -> str:
@@ -219,21 +221,21 @@ def score_style(score: Score, values: Sequence[float]) -> tuple[str, Callable[[f
 
 def _score_entry(name: str, score: Score, rows: Rows) -> tuple[str, Entry]:
     """Header and entry."""
-    header, shown = score_style(score, [row.scores[name].value for row in rows if name in row.scores])
-    error = shown if shown is _percent else "{:.2g}".format
+    header, format_value = score_style(score, [row.scores[name].value for row in rows if name in row.scores])
+    error = format_value if format_value is _percent else "{:.2g}".format
 
     def entry(row: Row, rows: Rows) -> str:
         estimate = row.scores.get(name)
         if estimate is None:
             return ABSENT
-        text = shown(estimate.value)
+        text = format_value(estimate.value)
         if estimate.stderr is not None:
             text += f" ± {error(estimate.stderr)}"
         bases = (base.scores[name] for base in _bases(row, rows) if name in base.scores)
         before = next((base for base in bases if base.of == estimate.of), None)
         if before and row.finished and row.method != "base":
             change = estimate.value - before.value
-            text += f" ({'−' if shown(change).startswith('-') else '+'}{shown(abs(change))})"
+            text += f" ({'−' if format_value(change).startswith('-') else '+'}{format_value(abs(change))})"
         return text
 
     return header, entry

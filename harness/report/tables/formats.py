@@ -128,9 +128,9 @@ def _html(tables: Sequence[Table]) -> str:
 
 
 def _html_table(table: Table) -> list[str]:
-    shown = _escaped(table, html.escape)
-    caption = [f"<p><strong>{shown.title}</strong></p>", *(f"<p>{text}</p>" for text in shown.caption)]
-    answer = [f"<p><strong>{text}</strong></p>" for text in shown.answer]
+    escaped = _escaped(table, html.escape)
+    caption = [f"<p><strong>{escaped.title}</strong></p>", *(f"<p>{text}</p>" for text in escaped.caption)]
+    answer = [f"<p><strong>{text}</strong></p>" for text in escaped.answer]
     return [*answer, "<table>", "<caption>", *caption, "</caption>", *html_grid(table), "</table>"]
 
 

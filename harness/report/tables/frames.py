@@ -59,15 +59,15 @@ def chosen_of(answer: StudyAnswer) -> pd.DataFrame:
     TASK/METRIC/FILTER:high             the upper end
     TASK/METRIC/FILTER:letters          text, as letters
     """
-    choices, settled, held = answer.choices, answer.settled, answer.contests
+    choices, settled, contests = answer.choices, answer.settled, answer.contests
     memory, speed = memory_to_full(settled), speed_to_lora(settled, answer.rows.records)
     losses = [row.mean("validation_loss") if row else None for row in settled]
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for choice, of_memory, of_speed, loss in zip(choices, memory, speed, losses, strict=True):
         costs = _relative("train_allocated_peak", "memory_ratio", of_memory)
         costs |= _relative("tokens_per_second_steady", "speed_ratio", of_speed) | {"validation_loss": loss}
-        found.append(_tried(choice) | costs | _headline(choice, headline(held, choice.place)))
-    data = pd.DataFrame(found).assign(**_scores(choices, held))
+        lines.append(_tried(choice) | costs | _headline(choice, headline(contests, choice.place)))
+    data = pd.DataFrame(lines).assign(**_scores(choices, contests))
     numbers = {name: "float64" for name in data if name not in (*TEXTS, *COUNTS) and not name.endswith(":letters")}
     return data.astype(numbers)  # a column of nulls alone is one of numbers, too
 
@@ -85,10 +85,10 @@ def _tried(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _relative(value: str, ratio: str, found: Relative) -> dict[str, float | None]:
-    interval = found.interval
+def _relative(value: str, ratio: str, measured: Relative) -> dict[str, float | None]:
+    interval = measured.interval
     ends = (None, None) if interval is None else (interval.low, interval.high)
-    return {value: found.value, ratio: found.ratio, f"{ratio}_low": ends[0], f"{ratio}_high": ends[1]}
+    return {value: measured.value, ratio: measured.ratio, f"{ratio}_low": ends[0], f"{ratio}_high": ends[1]}
 
 
 def _headline(choice: Choice, contest: Contest | None) -> dict[str, Any]:
@@ -111,11 +111,11 @@ def _headline(choice: Choice, contest: Contest | None) -> dict[str, Any]:
 HEADLINE = ("score", "value", "low", "high", "standing", "letters", "best_probability", "expected_rank")
 
 
-def _scores(choices: Sequence[Choice], held: Sequence[Contest]) -> dict[str, list[Any]]:
+def _scores(choices: Sequence[Choice], contests: Sequence[Contest]) -> dict[str, list[Any]]:
     """The columns of every score."""
-    standings = {(c.score, c.place, s.choice.label): s for c in held for s in c.standings}
+    standings = {(c.score, c.place, s.choice.label): s for c in contests for s in c.standings}
     columns: dict[str, list[Any]] = {}
-    for name in dict.fromkeys(contest.score for contest in held):
+    for name in dict.fromkeys(contest.score for contest in contests):
         own = [standings.get((name, choice.place, choice.label)) for choice in choices]
         intervals = [standing.interval if standing else None for standing in own]
         columns[name] = [standing.value if standing else None for standing in own]
@@ -175,7 +175,7 @@ def _ends(prefix: str, interval: Interval | None) -> dict[str, float | None]:
     return {f"{prefix}low": low, f"{prefix}high": high}
 
 
-def pairs_of(held: Sequence[Contest]) -> pd.DataFrame:
+def pairs_of(contests: Sequence[Contest]) -> pd.DataFrame:
     """One row for each two methods that answered the same items, each in its chosen setting, the better one first.
 
     study, model, data                  text
@@ -185,7 +185,7 @@ def pairs_of(held: Sequence[Contest]) -> pd.DataFrame:
     corrected                           p corrected for all tests of the study, the best method against each
     decision                            text: different, equivalent or not decided
     """
-    return pd.DataFrame([row for contest in held if contest.primary for row in _pairs(contest)], columns=PAIRS)
+    return pd.DataFrame([row for contest in contests if contest.primary for row in _pairs(contest)], columns=PAIRS)
 
 
 PAIRS = ["study", "model", "data", "score", "better", "other", "difference", "low", "high", "p", "corrected"]

@@ -17,31 +17,31 @@ from harness.report.tables.table import Table, title
 BEST = "*"
 
 
-def published_of(answer: StudyAnswer, found: Reruns) -> Table:
+def published_of(answer: StudyAnswer, summary: Reruns) -> Table:
     """The experiments of `answer` with intervals of their scores, and which others each differs from significantly.
 
     `Table.data` is None, as `best`'s.
     """
-    tries = Counter(experiment.record.cell.method for experiment in found.experiments)
-    best = [each for each in best_on_validation(found).values() if tries[each.record.cell.method] > 1]
-    header, shown = accuracy_style(found)
+    tries = Counter(experiment.record.cell.method for experiment in summary.experiments)
+    best = [each for each in best_on_validation(summary).values() if tries[each.record.cell.method] > 1]
+    header, format_value = accuracy_style(summary)
     columns = ["#", "Method", "Setting", header, "Better than", "Worse than"]
-    columns += ["Earlier runs"] * bool(found.repeated) + ["Reserved in 99% of steps", "Tokens/s amortised"]
+    columns += ["Earlier runs"] * bool(summary.repeated) + ["Reserved in 99% of steps", "Tokens/s amortised"]
     lines = []
-    for number, (experiment, choice) in enumerate(zip(found.experiments, answer.choices, strict=True), 1):
+    for number, (experiment, choice) in enumerate(zip(summary.experiments, answer.choices, strict=True), 1):
         numbers = measures(experiment.record)
-        score, low, high = (shown(value) for value in experiment.interval)
-        earlier = ", ".join(shown(run.score.value) for run in experiment.runs[:-1])
+        score, low, high = (format_value(value) for value in experiment.interval)
+        earlier = ", ".join(format_value(run.score.value) for run in experiment.runs[:-1])
         line = [str(number), choice.method, (choice.setting or ABSENT) + f" {BEST}" * (experiment in best)]
         line += [f"{score} ({low}–{high})", _numbers(experiment.above), _numbers(experiment.below)]
-        line += [earlier or ABSENT] * bool(found.repeated)
+        line += [earlier or ABSENT] * bool(summary.repeated)
         line += [_text(numbers["train_reserved_p99"], units.size), _text(numbers["tokens_per_second_amortised"], rate)]
         lines.append(line)
     return Table(
         title=f"{title(answer.rows)}: all experiments by score",
         columns=columns,
         rows=lines,
-        caption=list(_caption(found, bool(best))),
+        caption=list(_caption(summary, bool(best))),
         data=None,
         answer=answer.sentences,
     )
@@ -66,23 +66,23 @@ def _text(value: float | None, text: Callable[[float], str]) -> str:
     return ABSENT if value is None else text(value)
 
 
-def _caption(found: Reruns, chosen: bool) -> Iterator[str]:
-    pairs, differ = found.pairs
+def _caption(summary: Reruns, any_best: bool) -> Iterator[str]:
+    pairs, differ = summary.pairs
     yield (
         f"{differ:,} of {pairs:,} pairs of experiments differ significantly (p < 0.05, normal test on the latest runs, "
         f"Holm's correction). Better than, worse than: the rows (#) that an experiment differs from significantly; it "
         "can't be told apart from the others."
     )
-    if found.repeated:
-        several = units.plural(found.repeated, "experiment")
+    if summary.repeated:
+        several = units.plural(summary.repeated, "experiment")
         yield (
-            f"Brackets: 95% intervals over items and runs. {several} ran more than once: from run "
-            f"to run an accuracy of 50% has a standard deviation of {100 * found.sd:.1f} points, beside shifts between "
-            "versions of the libraries. Earlier runs: their scores, the first one first."
+            f"Brackets: 95% intervals over items and runs. {several} ran more than once: from run to run an accuracy "
+            f"of 50% has a standard deviation of {100 * summary.sd:.1f} points, beside shifts between versions of the "
+            "libraries. Earlier runs: their scores, the first one first."
         )
     else:
         yield "Brackets: 95% intervals over items. No experiment ran twice, so they exclude the variance between runs."
-    for shift in found.shifts:
+    for shift in summary.shifts:
         same = units.plural(shift.experiments, "experiment")
         change = _points(shift.change)
         yield f"From {shift.before} to {shift.after} the score of the same {same} changed by {change} points."
@@ -90,7 +90,7 @@ def _caption(found: Reruns, chosen: bool) -> Iterator[str]:
         "Answers to single items are not known: items count as independent, and models are not paired by item. Pairing "
         "would narrow the intervals of differences; groups of alike items would widen all."
     )
-    if chosen:
+    if any_best:
         yield f"{BEST} The best of its method by the source's accuracy on its validation items."
 
 

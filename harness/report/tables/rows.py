@@ -74,8 +74,8 @@ class Row:
 
     def mean(self, measure: str) -> float | None:
         """The mean of `values`; None if no seed has it."""
-        known = self.values(measure)
-        return fmean(known) if known else None
+        values = self.values(measure)
+        return fmean(values) if values else None
 
     def over(self, other: Row, measure: str) -> float | None:
         """The mean of a column of `frame` over that of `other`; None if one has none or they are not comparable."""
@@ -107,8 +107,8 @@ class Row:
     def kinds(self) -> dict[str, float]:
         """Bytes of live tensors by kind at the probe's peak, means over seeds; empty unless every kind was measured."""
         means = ((kind, self.mean(f"peak_{kind}")) for kind in KINDS)
-        known = {kind: mean for kind, mean in means if mean is not None}
-        return known if len(known) == len(KINDS) else {}
+        by_kind = {kind: mean for kind, mean in means if mean is not None}
+        return by_kind if len(by_kind) == len(KINDS) else {}
 
     @cached_property
     def scores(self) -> dict[str, MeanScore]:
@@ -119,15 +119,15 @@ class Row:
     def served(self) -> list[tuple[Record, float]]:
         """The records that measured it, with the median seconds per decoded token of the model as it is served
         (merged, or without adapter)."""
-        found = []
+        latencies = []
         for record in self.measured:
             forms = record.inference
             speed = forms.get("merged") or (None if "unmerged" in forms else forms.get("base"))
             if speed is None or not (tokens := decoded_tokens(speed)):
                 continue
             if (seconds := median(speed.decode_seconds or [0.0])) > 0:
-                found.append((record, seconds / tokens))
-        return found
+                latencies.append((record, seconds / tokens))
+        return latencies
 
     @cached_property
     def numbers(self) -> list[dict[str, float | None]]:
@@ -137,8 +137,8 @@ class Row:
     @cached_property
     def _counted(self) -> list[dict[str, float | None]]:
         """`measures` of each of `measured`."""
-        found = zip(self.records, self.numbers, strict=True)
-        return [numbers for record, numbers in found if record.status == "ok" or not self.finished]
+        numbered = zip(self.records, self.numbers, strict=True)
+        return [numbers for record, numbers in numbered if record.status == "ok" or not self.finished]
 
     @cached_property
     def instruments(self) -> set[Instrument]:
@@ -199,12 +199,12 @@ class Rows(list[Row]):
 
         Searching all rows for each row would take quadratic time.
         """
-        found = defaultdict(list)
+        rows_by_key = defaultdict(list)
         for row in self:
             if row.finished:
                 for key in ((row.place,), (row.place[:2],), (row.place, row.rank)):
-                    found[row.method, *key].append(row)
-        return found
+                    rows_by_key[row.method, *key].append(row)
+        return rows_by_key
 
 
 def device_hours(record: Record) -> float | None:

@@ -59,18 +59,18 @@ def comparison(records: Sequence[Record], columns: Sequence[str] | None = None) 
 
 def comparison_of(rows: Rows, columns: Sequence[str] | None = None) -> Table:
     """`comparison` for the records of `rows`."""
-    chosen = {i for choice in rows.choices for i in choice.index}
+    positions = {i for choice in rows.choices for i in choice.index}
     names = choose(columns, rows)
-    shown = [(name, header, column) for name in names for header, column in texts(name, rows).items()]
+    visible = [(name, header, column) for name in names for header, column in texts(name, rows).items()]
     if columns is None or "all" in columns:
-        shown = [(name, header, column) for name, header, column in shown if not rows or set(column) != {ABSENT}]
+        visible = [(name, header, column) for name, header, column in visible if not rows or set(column) != {ABSENT}]
     return Table(
         title=title(rows),
-        columns=[header for _, header, _ in shown],
-        rows=[[column[i] for _, _, column in shown] for i in range(len(rows))],
-        caption=caption(rows, list(dict.fromkeys(name for name, _, _ in shown)), "scores" in names),
+        columns=[header for _, header, _ in visible],
+        rows=[[column[i] for _, _, column in visible] for i in range(len(rows))],
+        caption=caption(rows, list(dict.fromkeys(name for name, _, _ in visible)), "scores" in names),
         data=rows.data.assign(
-            chosen=[i in chosen for i in range(len(rows.records))],
+            chosen=[i in positions for i in range(len(rows.records))],
             **({} if rows.price is None else {"cost": [rows.cost(record) for record in rows.records]}),
         ),
     )

@@ -50,7 +50,7 @@ def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypat
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = ("data=local", "data.test_share=0")
     clean, leaky = (
-        prepared_inputs.of(composed(*asking, *own, f"data.path={name}.jsonl").settings, None).contamination
+        prepared_inputs.inputs_of(composed(*asking, *own, f"data.path={name}.jsonl").settings, None).contamination
         for name in ("clean", "leaky")
     )
     assert clean == {"wordmath_short": Contamination(13, 6, 6, 0, same=0, near=0)}
@@ -59,7 +59,7 @@ def test_test_questions_among_what_is_trained_on_are_counted(tmp_path, monkeypat
 
 
 def test_an_untuned_model_has_no_contamination():
-    assert prepared_inputs.of(tiny("method=base").settings, None).contamination == {}
+    assert prepared_inputs.inputs_of(tiny("method=base").settings, None).contamination == {}
 
 
 def test_choices_are_looked_for_where_they_are_what_is_asked():

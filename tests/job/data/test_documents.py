@@ -123,7 +123,7 @@ def test_blocks_hold_every_token_once():
     for block in blocks:
         read = tokenizer.decode(block["block"])
         assert all(f"Document {i}:" in "".join(block["documents"]) for i in range(40) if f"Document {i}:" in read)
-    inputs = prepared_inputs.of(cell.settings, None)
+    inputs = prepared_inputs.inputs_of(cell.settings, None)
     drawn = [example for step in inputs.steps for batch in step for example in batch]
     assert all(len(example.supervised) == len(example.ids) - 1 for example in drawn)
     plan = examples.draw(cell, None)

@@ -64,7 +64,7 @@ def test_doubles_fall_in_one_part(tmp_path, monkeypatch):
     asked = [{normalised(item["question"]) for item in items} for items in parts.values()]
     assert [len(items) for items in parts.values()] == [4 * len(part) for part in asked]
     assert sum(map(len, asked)) == len(set.union(*asked)) == 150
-    counts = prepared_inputs.of(settings, None).contamination["held_out"]
+    counts = prepared_inputs.inputs_of(settings, None).contamination["held_out"]
     assert (counts.looked_at, counts.shared, counts.same, counts.near) == (counts.items, 0, 0, 0)
 
 
@@ -73,7 +73,7 @@ def test_doubles_that_a_column_keeps_apart_are_counted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"question": text, "answer": "a", "id": f"{i}"} for i, text in enumerate(["I can't log in", "i cant"] * 60)]
     settings = composed_with(rows, "+data.load.held_out_by=id", "train.max_steps=20", "train.batch_size=16")
-    counts = prepared_inputs.of(settings, None).contamination["held_out"]
+    counts = prepared_inputs.inputs_of(settings, None).contamination["held_out"]
     assert counts.same == counts.shared == counts.items > 5
 
 

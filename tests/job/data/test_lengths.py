@@ -37,13 +37,13 @@ def test_long_records_are_refused_before_any_is_drawn():
     with pytest.raises(UserError, match=said):
         examples.draw(cell, None)
     with pytest.raises(UserError, match=said):
-        prepared_inputs.of(cell.settings, None)
+        prepared_inputs.inputs_of(cell.settings, None)
 
 
 @pytest.mark.parametrize("rule", ["cut", "drop"])
 def test_long_records_are_cut_or_left_out_and_counted(rule, tmp_path):
     cell = composed(*SMALL, f"data.too_long={rule}")
-    inputs = prepared_inputs.of(cell.settings, None)
+    inputs = prepared_inputs.inputs_of(cell.settings, None)
     drawn = [example for step in inputs.steps for batch in step for example in batch]
     assert max(len(example.ids) for example in drawn) == 64 if rule == "cut" else inputs.longest < 64
     cut = {tuple(example.ids) for example in drawn if example.cut}

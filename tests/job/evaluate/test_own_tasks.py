@@ -107,15 +107,15 @@ def test_a_prompt_that_its_code_changes_is_asked_anew(tmp_path):
 
 def test_what_is_no_folder_of_tasks_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"eval\.include_path must be a folder of lm-eval tasks, got /no/folder\."):
-        IncludedTasks.of("/no/folder")
+        IncludedTasks.in_folder("/no/folder")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"eval\.include_path=\S+empty has no YAML file of a task"):
-        scoring.Tasks(EvalSettings(tasks=["facts"]), None, None, IncludedTasks.of(str(tmp_path / "empty")))
+        scoring.Tasks(EvalSettings(tasks=["facts"]), None, None, IncludedTasks.in_folder(str(tmp_path / "empty")))
 
 
 @pytest.mark.parametrize("name", ["facts", "held_out"])
 def test_a_task_may_not_hide_another(tmp_path, name):
-    include = IncludedTasks.of(folder(tmp_path / "mine", name))
+    include = IncludedTasks.in_folder(folder(tmp_path / "mine", name))
     with pytest.raises(UserError, match=rf"has a task {name}, as has lm-eval; rename it"):
         scoring.Tasks(EvalSettings(tasks=[name]), None, None, include)
 
@@ -124,8 +124,8 @@ def test_a_task_may_not_hide_another(tmp_path, name):
 @pytest.mark.slow
 def test_nor_a_stock_task(tmp_path, monkeypatch):
     monkeypatch.setattr(task_index, "stock", STOCK)
-    include = IncludedTasks.of(folder(tmp_path / "mine", "gsm8k"))
+    include = IncludedTasks.in_folder(folder(tmp_path / "mine", "gsm8k"))
     with pytest.raises(UserError, match="has a task gsm8k, as has lm-eval; rename it"):
         scoring.Tasks(EvalSettings(tasks=["facts"]), None, None, include)
-    found = task_index.index_of(["parity", "gsm8k"], IncludedTasks.of(folder(tmp_path / "other")))
+    found = task_index.index_of(["parity", "gsm8k"], IncludedTasks.in_folder(folder(tmp_path / "other")))
     assert {"parity", "gsm8k", "facts"} <= set(found.all_tasks)

@@ -126,7 +126,8 @@ def test_a_damaged_file_does_not_compete(at_rungs, tmp_path):
 
 def test_seeds_of_a_setting_are_one_and_knobs_are_others(cell):
     first, seed, other = (
-        Competitor.of(cell(*SMALL, *overrides), RULE) for overrides in ((), ("seed=1",), ("train.weight_decay=0.1",))
+        Competitor.of_cell(cell(*SMALL, *overrides), RULE)
+        for overrides in ((), ("seed=1",), ("train.weight_decay=0.1",))
     )
     assert first.setting == seed.setting != other.setting
     assert first.group == seed.group == other.group

@@ -97,7 +97,7 @@ def evaluates(dataset: type) -> bool:
 @functools.lru_cache(HELD)
 def _drawn(task: str, options: str, seed: int, train: int, validation: int, test: int) -> tuple[Any, dict]:
     """The task's data set of the test part, and the problems of each part."""
-    taken: set[str] = set()
+    questions: set[str] = set()
     datasets, parts = {}, {}
     for part, count in {"test": test, "validation": validation, "train": train}.items():
         if count < 1:
@@ -105,7 +105,7 @@ def _drawn(task: str, options: str, seed: int, train: int, validation: int, test
         size, own = max(TRIES * count, FEWEST_TRIES), _seed(task, seed, part)
         with _seeded(own):
             datasets[part] = _dataset(task, json.loads(options), own, size)
-            parts[part] = _fresh(datasets[part], count, taken)
+            parts[part] = _fresh(datasets[part], count, questions)
         if len(parts[part]) < count:
             raise UserError(
                 f"data.load.{part} must be at most {len(parts[part])}, the different problems that "
@@ -125,20 +125,20 @@ def _seeded(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _fresh(dataset: Any, count: int, taken: set[str]) -> list[Problem]:
-    """The first `count` problems of `dataset` whose questions are not in `taken`, to which they are added."""
-    found: list[Problem] = []
+def _fresh(dataset: Any, count: int, questions: set[str]) -> list[Problem]:
+    """The first `count` problems of `dataset` whose questions are not in `questions`, to which they are added."""
+    problems: list[Problem] = []
     templates = getattr(dataset, "task_indices", None)  # of gsm_symbolic, the template of each problem
     for index in range(len(dataset)):
-        if len(found) == count:
+        if len(problems) == count:
             break
         entry = dataset[index]
         question = entry["question"].strip()
-        if question not in taken:
-            taken.add(question)
+        if question not in questions:
+            questions.add(question)
             template = None if templates is None else str(templates[index])
-            found.append(Problem(question, _answer(entry), entry, template))
-    return found
+            problems.append(Problem(question, _answer(entry), entry, template))
+    return problems
 
 
 def _answer(entry: dict[str, Any]) -> str:
@@ -174,11 +174,11 @@ def _dataset(task: str, options: dict[str, Any], seed: int, size: int) -> Any:
     if unknown := sorted(options.keys() - fields):
         raise UserError(f"data.options.{unknown[0]} is no option of data.task={task}, which has: {', '.join(fields)}.")
     try:
-        given = {
+        arguments = {
             name: type(fields[name])(value) if isinstance(fields[name], enum.Enum) else value
             for name, value in options.items()
         }
-        return create_dataset(task, seed=seed, size=size, **given)
+        return create_dataset(task, seed=seed, size=size, **arguments)
     except (AssertionError, ValueError, TypeError) as error:
         why = first_line(error) if str(error) else "out of range"  # many of its assertions have no message
         raise UserError(f"data.options don't fit data.task={task}: {why}.") from error

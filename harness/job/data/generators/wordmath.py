@@ -83,13 +83,13 @@ def _draw(split: str, count: int, seed: int, max_steps: int) -> list[dict[str, s
         if not order:  # each block of `max_steps` items has every number of steps once, so the first n are balanced
             order = rng.sample(range(1, max_steps + 1), max_steps)
         template = rng.choice(by_steps[order[-1]])
-        chosen = tuple(rng.choice(values) for values in template.free.values())
-        key = template.key(chosen)
+        numbers = tuple(rng.choice(values) for values in template.free.values())
+        key = template.key(numbers)
         if key in seen or split_of(key) != split:
             continue
         order.pop()
         seen.add(key)
-        items.append(template.render(chosen, rng))
+        items.append(template.render(numbers, rng))
     return items
 
 

@@ -33,8 +33,8 @@ def final(text: str) -> str:
 
 def last_number(text: str) -> str | None:
     """The number at the end of `text`, as it is written there; None if it ends otherwise."""
-    found = LAST.search(final(text).translate(SIGNS).rstrip())
-    return found[0] if found else None
+    match = LAST.search(final(text).translate(SIGNS).rstrip())
+    return match[0] if match else None
 
 
 def states_result(text: str) -> bool:

@@ -49,7 +49,7 @@ def of_items(items: Iterable[Compared], rewards: Iterable[Sequence[float]]) -> l
 
 
 @torch.no_grad()
-def of(
+def of_answers(
     model: nn.Module, batches: Iterable[PairBatch], objective: PairObjective, accelerator: Accelerator
 ) -> list[list[float]]:
     """The rewards that `objective` gives the answers of each item of `batches`, in their order."""

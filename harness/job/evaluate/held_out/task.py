@@ -150,10 +150,10 @@ class HeldOutTask(ConfigurableTask):
         answer = (ctx, between + doc["answer"])
         if self.kind == MARKED:
             return Instance("loglikelihood", doc, answer, 0, metadata=form["metadata"])
-        written = super().construct_requests(doc, ctx, **form)
+        request = super().construct_requests(doc, ctx, **form)
         if not self._bits:
-            return written
-        return [written, Instance("loglikelihood", doc, answer, 1, metadata=form["metadata"])]
+            return request
+        return [request, Instance("loglikelihood", doc, answer, 1, metadata=form["metadata"])]
 
 
 def _up_to_words(write: Callable[..., Any], turns: list[dict[str, Any]]) -> Any:

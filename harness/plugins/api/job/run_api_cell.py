@@ -112,7 +112,7 @@ def _is_chat(settings: Settings) -> bool:
 
 
 def _tasks(settings: Settings, data_root: str | None, include_path: str | None) -> Tasks:
-    include = IncludedTasks.of(include_path)
+    include = IncludedTasks.in_folder(include_path)
     return _made(settings.eval, settings.data, _is_chat(settings), data_root, include)
 
 

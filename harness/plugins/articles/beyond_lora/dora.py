@@ -81,10 +81,10 @@ def dora_serving(at: Evidence) -> Judgement:
     record has their size, the rates decide. Rates that differ all the same leave the claim open.
     """
     rates = _serving_rates(at)
-    sizes = {method: {_merged_bytes(record) for record in at.of(method)} - {None} for method in ("dora", "lora")}
+    sizes = {method: {_merged_bytes(record) for record in at.finished(method)} - {None} for method in ("dora", "lora")}
     if not all(sizes.values()):
         return rates
-    used = tuple(record.cell.name for record in at.of("dora", "lora") if _merged_bytes(record))
+    used = tuple(record.cell.name for record in at.finished("dora", "lora") if _merged_bytes(record))
     bounds = Bounds(1 / 1.1, 1.1, ratio=True)
     if sizes["dora"] != sizes["lora"]:
         dora, lora = (max(size for size in sizes[method] if size) for method in ("dora", "lora"))

@@ -34,7 +34,7 @@ SHARES = Bounds(low=TENTH, small=(-TENTH, TENTH), margin="10 points", more="more
 
 def lora_parameters(at: Evidence) -> Judgement:
     """Exact, of the model that the article means; the remark has the smallest adapter of the records."""
-    cells = [(record, counts) for record in at.of("lora") if (counts := record.parameters) and counts.trainable]
+    cells = [(record, counts) for record in at.finished("lora") if (counts := record.parameters) and counts.trainable]
     if not cells:
         return lacking("lora")
     least, parameters = min(cells, key=lambda cell: cell[1].trainable)

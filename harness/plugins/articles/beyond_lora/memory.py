@@ -10,8 +10,8 @@ from harness.report.frame import TRAIN_MEMORY
 
 def qlora_memory(at: Evidence) -> Judgement:
     """The effect is the ratio to the method whose memory is closest to QLoRA's."""
-    others = [method for method in ("full", "lora", "dora", "galore") if at.of(method)]
-    if not at.of("qlora") or len(others) < 4:
+    others = [method for method in ("full", "lora", "dora", "galore") if at.finished(method)]
+    if not at.finished("qlora") or len(others) < 4:
         return lacking("qlora", "all of full, lora, dora and galore")
     return hold_all([(other, memory_ratio(at, "qlora", other, TRAIN_MEMORY, 0, 1)) for other in others])
 

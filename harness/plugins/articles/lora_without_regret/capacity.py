@@ -70,7 +70,7 @@ class _Adapter:
 
 def _adapters(at: Evidence) -> list[_Adapter]:
     """Each LoRA adapter (rank and the modules it changes), smallest first."""
-    kinds = {_kind(record) for record in at.of("lora") if record.parameters}
+    kinds = {_kind(record) for record in at.finished("lora") if record.parameters}
     parts = [at.where(_of_kind(kind)) for kind in kinds]
     chosen = [part.chosen(choice) for part in parts for choice in part.choices().values()]
     adapters = [_Adapter(records, records[0].parameters.trainable) for records in chosen if records[0].parameters]

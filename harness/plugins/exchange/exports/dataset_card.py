@@ -64,12 +64,12 @@ def _card(records: Sequence[Record], folder: Path, first: Table) -> str:
     configs = [{"config_name": "cells", "data_files": CELLS, "default": True}]
     if any(record.items_sha256 for record in records):
         configs.append({"config_name": "items", "data_files": "*.items.parquet"})
-    told = {"pretty_name": study, "tags": ["finetune-harness", *methods], "configs": configs}
-    told["task_categories"] = ["text-generation"]
+    head = {"pretty_name": study, "tags": ["finetune-harness", *methods], "configs": configs}
+    head["task_categories"] = ["text-generation"]
     versions = dict.fromkeys(_versions(record) for record in records)
     return redact.redact(
         CARD.format(
-            head="\n".join(f"{key}: {json.dumps(value)}" for key, value in told.items()),  # JSON is YAML
+            head="\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items()),  # JSON is YAML
             study=study,
             folder=study.rpartition("/")[2],
             many=units.plural(len(records), "cell"),
@@ -82,5 +82,5 @@ def _card(records: Sequence[Record], folder: Path, first: Table) -> str:
 
 
 def _versions(record: Record) -> str:
-    found = record.environment.get("versions") or {}
-    return ", ".join(f"{name} {version}" for name, version in found.items() if version) or "unknown versions"
+    versions = record.environment.get("versions") or {}
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "unknown versions"

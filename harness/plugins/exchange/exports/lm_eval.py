@@ -34,7 +34,7 @@ def write(records: Sequence[Record], folder: Path, out: Path) -> list[Path]:
     MODEL is STUDY__CELL, as lm-eval writes the name of a model in a path. DATE is when the cell started, so writing
     again replaces the same files. folder: of the study, where the items are, which name the subjects of groups.
     """
-    written = []
+    paths = []
     for record in records:
         if record.scores:
             value = results(record, folder)
@@ -42,8 +42,8 @@ def write(records: Sequence[Record], folder: Path, out: Path) -> list[Path]:
             path = out / value["model_name_sanitized"] / f"results_{date}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            written.append(path)
-    return written
+            paths.append(path)
+    return paths
 
 
 def results(record: Record, folder: Path) -> dict[str, Any]:
@@ -51,70 +51,70 @@ def results(record: Record, folder: Path) -> dict[str, Any]:
     subjects = _subjects(folder / f"{record.cell.name}.items.parquet")
     by_task = grouped((score.task, score) for score in record.scores)
     groups = {task: list(subjects[task]) for task in by_task if set(subjects.get(task, {})) - {task}}
-    found: Values = {name: {} for name in ("results", "versions", "n-shot", "higher_is_better", "n-samples", "configs")}
+    parts: Values = {name: {} for name in ("results", "versions", "n-shot", "higher_is_better", "n-samples", "configs")}
     for task, scores in by_task.items():
-        _add(found, task, scores, _metrics(scores), None if task in groups else scores[0].n, record)
+        _add(parts, task, scores, _metrics(scores), None if task in groups else scores[0].n, record)
         for leaf in groups.get(task, ()):
             values = subjects[task][leaf]
-            _add(found, leaf, scores, _means(values), max(map(len, values.values())), record)
+            _add(parts, leaf, scores, _means(values), max(map(len, values.values())), record)
     return {
-        **found,
-        **({"groups": {task: found["results"][task] for task in groups}} if groups else {}),
+        **parts,
+        **({"groups": {task: parts["results"][task] for task in groups}} if groups else {}),
         "group_subtasks": groups,
         **_run(record),
     }
 
 
 def _add(
-    found: Values, name: str, scores: Sequence[Score], metrics: dict[str, Any], n: int | None, record: Record
+    parts: Values, name: str, scores: Sequence[Score], metrics: dict[str, Any], n: int | None, record: Record
 ) -> None:
     """Enter a task, or a group of which n is None: lm-eval counts samples and keeps configs by task alone."""
     first, limit = scores[0], record.cell.settings.eval.limit
     samples = n if n is not None else first.n
-    found["results"][name] = {"name": name, "alias": name, "sample_len": samples, **metrics}
-    found["versions"][name] = float(first.version) if re.fullmatch(r"\d+(\.\d+)?", first.version) else first.version
-    found["n-shot"][name] = first.num_fewshot
-    found["higher_is_better"][name] = {score.metric: score.higher_is_better for score in scores}
+    parts["results"][name] = {"name": name, "alias": name, "sample_len": samples, **metrics}
+    parts["versions"][name] = float(first.version) if re.fullmatch(r"\d+(\.\d+)?", first.version) else first.version
+    parts["n-shot"][name] = first.num_fewshot
+    parts["higher_is_better"][name] = {score.metric: score.higher_is_better for score in scores}
     if n is not None:
-        found["n-samples"][name] = {"original": n if limit is None else None, "effective": n}
-        found["configs"][name] = {
+        parts["n-samples"][name] = {"original": n if limit is None else None, "effective": n}
+        parts["configs"][name] = {
             "task": name,
             "num_fewshot": first.num_fewshot,
             "metric_list": [
                 {"metric": metric, "higher_is_better": better}
-                for metric, better in found["higher_is_better"][name].items()
+                for metric, better in parts["higher_is_better"][name].items()
             ],
-            "metadata": {"version": found["versions"][name]},
+            "metadata": {"version": parts["versions"][name]},
         }
 
 
 def _metrics(scores: Iterable[Score]) -> dict[str, Any]:
     """Values and standard errors as lm-eval names them: ``acc,none`` and ``acc_stderr,none``."""
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for score in scores:
-        found[f"{score.metric},{score.filter}"] = score.value
-        found[f"{score.metric}_stderr,{score.filter}"] = "N/A" if score.stderr is None else score.stderr
-    return found
+        metrics[f"{score.metric},{score.filter}"] = score.value
+        metrics[f"{score.metric}_stderr,{score.filter}"] = "N/A" if score.stderr is None else score.stderr
+    return metrics
 
 
 def _means(values: dict[tuple[str, str], list[float]]) -> dict[str, Any]:
     """As `_metrics`, of one subject's items, by metric and filter."""
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for (metric, kind), of in values.items():
-        found[f"{metric},{kind}"] = float(np.mean(of))
+        metrics[f"{metric},{kind}"] = float(np.mean(of))
         error = float(np.std(of, ddof=1) / len(of) ** 0.5) if len(of) > 1 else "N/A"
-        found[f"{metric}_stderr,{kind}"] = error
-    return found
+        metrics[f"{metric}_stderr,{kind}"] = error
+    return metrics
 
 
 def _subjects(path: Path) -> dict[str, dict[str, dict[tuple[str, str], list[float]]]]:
     """The values of items by task, subject, and metric and filter; empty without a file."""
-    found: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    values: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     if path.is_file():
         for batch in batches(path, [*KEYS, "value"]):
             for (task, subject, metric, kind), of in batch.to_pandas().groupby(KEYS, sort=False)["value"]:
-                found[task][subject][metric, kind].extend(of.tolist())
-    return found
+                values[task][subject][metric, kind].extend(of.tolist())
+    return values
 
 
 def _run(record: Record) -> dict[str, Any]:

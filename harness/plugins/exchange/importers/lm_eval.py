@@ -69,7 +69,7 @@ def read_lm_eval(value: dict[str, Any], path: Path, sha256: str) -> Imported:
     fingerprints = {f"items of {leaf}": digest for leaf, digest in value.get("task_hashes", {}).items()}
     if config.get("model_sha"):
         fingerprints["model"] = f"hub:{config['model_sha']}"
-    found = Record(
+    record = Record(
         cell=cell,
         study="",
         status="ok",
@@ -85,7 +85,7 @@ def read_lm_eval(value: dict[str, Any], path: Path, sha256: str) -> Imported:
         fingerprints=fingerprints,
         source=Source("lm-eval", path.name, sha256, list(LM_EVAL_NOTES if own is None else EXPORT_NOTES)),
     )
-    return Imported(found, items, path)
+    return Imported(record, items, path)
 
 
 def _exported(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -105,11 +105,11 @@ def _ids(items: pd.DataFrame) -> dict[str, list[int]]:
     return {leaf: sorted(set(ids.tolist())) for leaf, ids in items.groupby("subject")["item"]}
 
 
-def _arguments(told: dict[str, Any] | str) -> dict[str, Any]:
+def _arguments(model_args: dict[str, Any] | str) -> dict[str, Any]:
     """model_args as a dict; older versions store the typed text, such as ``pretrained=gpt2,dtype=float32``."""
-    if isinstance(told, str):
-        return dict(part.split("=", 1) for part in told.split(",") if "=" in part)
-    return dict(told)
+    if isinstance(model_args, str):
+        return dict(part.split("=", 1) for part in model_args.split(",") if "=" in part)
+    return dict(model_args)
 
 
 def _basename(path: str) -> str:
@@ -180,8 +180,8 @@ def _lm_eval_scores(name: str, leaves: list[str], value: dict[str, Any]) -> list
 
 def _by_subject(number: float, leaves: list[str], score: tuple[str, str], value: dict[str, Any]) -> bool:
     """Whether a group's score is the mean of its tasks' means and not that of all items; the file does not say."""
-    found = (_values(value["results"].get(leaf, {})).get(score) for leaf in leaves)
-    means = [mean for mean in found if mean is not None]
+    values_of_leaves = (_values(value["results"].get(leaf, {})).get(score) for leaf in leaves)
+    means = [mean for mean in values_of_leaves if mean is not None]
     if len(leaves) < 2 or len(means) < len(leaves):
         return False
     sizes = [value["n-samples"][leaf]["effective"] for leaf in leaves]

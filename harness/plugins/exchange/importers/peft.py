@@ -34,7 +34,7 @@ def read_peft(value: dict[str, Any], path: Path, sha256: str) -> Imported:
     config, adapter = run["train_config"], run["peft_config"]
     cell = _peft_cell(run["experiment_name"], config, adapter)
     *windows, last = trained["metrics"] or [{}]
-    found = Record(
+    record = Record(
         cell=cell,
         study="",
         status="ok",
@@ -48,17 +48,17 @@ def read_peft(value: dict[str, Any], path: Path, sha256: str) -> Imported:
         source=Source("peft", path.name, sha256, list(PEFT_NOTES)),
     )
     data = [f"{name}@{info['sha']}" for name, info in sorted(meta["dataset_info"].items())]
-    found.fingerprints["data"] = f"hub:{','.join(data)}"
+    record.fingerprints["data"] = f"hub:{','.join(data)}"
     if trained["status"] != "success":
         oom = "out of memory" in run["error_msg"].lower()
-        found.status = "oom" if oom else "failed"
+        record.status = "oom" if oom else "failed"
         reason = (run["error_msg"].splitlines() or [trained["status"]])[0]
-        found.failure = Failure("train", last.get("step"), reason)
-        return Imported(found, None, path)
+        record.failure = Failure("train", last.get("step"), reason)
+        return Imported(record, None, path)
     seconds = sum(window["train time"] for window in windows)
     tokens = sum(window["train time"] * window["tokens / sec"] for window in windows)
-    found.phases["train"] = Phase(seconds, Memory(reserved_p99=trained["accelerator_memory_reserved_99th"]))
-    found.train = Train(
+    record.phases["train"] = Phase(seconds, Memory(reserved_p99=trained["accelerator_memory_reserved_99th"]))
+    record.train = Train(
         steps=last["step"],
         tokens=Tokens(last["train total tokens"], None, None),
         step_seconds=[],
@@ -68,8 +68,8 @@ def read_peft(value: dict[str, Any], path: Path, sha256: str) -> Imported:
         loss=[],
         batches=None,
     )
-    found.scores = _peft_scores(last, windows)
-    return Imported(found, None, path)
+    record.scores = _peft_scores(last, windows)
+    return Imported(record, None, path)
 
 
 def _peft_cell(experiment: str, config: dict[str, Any], adapter: dict[str, Any] | None) -> Cell:
@@ -128,10 +128,10 @@ def _sorted(part: Any) -> Any:
 
 
 def _peft_environment(meta: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    told, versions = meta["package_info"], {}
+    packages, versions = meta["package_info"], {}
     for name in ("torch", "transformers", "peft", "datasets", "bitsandbytes"):
-        commit = told.get(f"{name}-commit-hash")
-        versions[name] = told[f"{name}-version"] + (f" ({commit[:12]})" if commit else "")
+        commit = packages.get(f"{name}-commit-hash")
+        versions[name] = packages[f"{name}-version"] + (f" ({commit[:12]})" if commit else "")
     system = meta["system_info"]
     return {
         "versions": versions,

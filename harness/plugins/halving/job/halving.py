@@ -62,7 +62,7 @@ class Competitor:
     results: list[RungResult] = field(default_factory=list)
 
     @classmethod
-    def of(cls, cell: Cell, rule: StopRule) -> Competitor:
+    def of_cell(cls, cell: Cell, rule: StopRule) -> Competitor:
         train = cell.settings.train.tuned()
         steps = (train.max_steps, train.micro_batch * train.grad_accum, train.packing)
         budget = (train.max_length, train.max_tokens or (train.epochs and f"{train.epochs:g} epochs") or steps)
@@ -155,7 +155,7 @@ def early_stop(cell: Cell, stopping: EarlyStopping, step_tokens: Sequence[int], 
     import optuna  # noqa: F401  now, as it takes time and memory that would be training's
 
     rule = stopping.rule
-    halving = CellHalving(rule, Path(stopping.folder), Competitor.of(cell, rule), rungs(rule, step_tokens), meter)
+    halving = CellHalving(rule, Path(stopping.folder), Competitor.of_cell(cell, rule), rungs(rule, step_tokens), meter)
     if (earlier := _read(halving.path)) is not None and earlier.group == halving.own.group:
         halving.own.results = earlier.results  # of a process that was killed
     return halving
