@@ -35,7 +35,7 @@ def read(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
     """The records of a study's folder, such as ``results/quickstart``, or of several.
 
     A file that is no good record is named in `RecordedStudy.problems`; the others are read. Raises UserError if a
-    folder is missing or holds no record.
+    folder is missing or holds no record, or if no record is good.
     """
     from harness.python.study import read_folders
 
