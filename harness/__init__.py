@@ -35,7 +35,7 @@ def read(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
     """The records of a study's folder, such as ``results/quickstart``, or of several.
 
     A file that is no good record is named in `RecordedStudy.problems`; the others are read. Raises UserError if a
-    folder is missing or holds no record.
+    folder is missing or holds no record, or if no record is good.
     """
     from harness.python.study import read_folders
 
@@ -56,7 +56,9 @@ def plan(
     quiet: bool = False,
     **axes: Any,
 ) -> pd.DataFrame:
-    """What the cells of a grid would take, as `harness plan` computes it: a row a cell. Nothing is downloaded or run.
+    """What the cells of a grid would take, as `harness plan` computes it: a row a cell. Nothing is run.
+
+    For a model with a hub id the config is downloaded, and with your own data the tokenizer.
 
     model: a name in conf/model/; several are an axis. methods: the same as ``method=``. sweep: the name of a sweep
     whose grid is planned. budget: memory in bytes, or as ``"24GiB"`` (null: this machine's), or money that the training

@@ -105,6 +105,11 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def until(self, condition: str) -> None:
+        """Return once an expression is true on the page; fails after 20 seconds."""
+        look = f"() => ({condition}) ? done() : Date.now() > end ? fail('still false') : setTimeout(look, 20)"
+        self.ask(f"new Promise((done, fail) => {{ const end = Date.now() + 20_000; const look = {look}; look(); }})")
+
     def press(self, key: str) -> None:
         code = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
         down = {"type": "keyDown", "text": TEXT[key]} if key in TEXT else {"type": "rawKeyDown"}

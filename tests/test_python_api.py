@@ -168,6 +168,15 @@ def test_bad_records_are_named_and_the_others_read(tmp_path):
     assert "bad.json is not complete JSON" in found._repr_html_()
 
 
+def test_a_folder_without_any_good_record_is_refused(folder):
+    (folder / "bad").mkdir()
+    (folder / "bad" / "cell.json").write_text("{")
+    with pytest.raises(
+        harness.UserError, match=r"^There are no good records in bad: \S*cell\.json is not complete JSON"
+    ):
+        harness.read("bad")
+
+
 def test_several_folders_are_read_together(study):
     both = harness.read([QUICKSTART, REFERENCE / "memory"])
     assert len(both) == 18

@@ -34,7 +34,10 @@ def read_folders(folders: Folders) -> RecordedStudy:
     paths = [Path(folder).expanduser() for folder in names]
     for path in paths:
         _require_records(path)
-    return RecordedStudy(paths)
+    study = RecordedStudy(paths)
+    if not study.records:
+        raise UserError(f"There are no good records in {', '.join(map(str, paths))}: {study.problems[0]}")
+    return study
 
 
 def _require_records(folder: Path) -> None:

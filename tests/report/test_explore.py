@@ -286,7 +286,8 @@ def test_a_range_of_an_axis_holds_for_the_whole_page(shown, page):
 @in_a_browser
 def test_a_range_is_dragged_along_an_axis(shown, page):
     browser = shown(page)
-    browser.ask("document.getElementById('chart-axes').scrollIntoView(); new Promise((done) => setTimeout(done, 300))")
+    browser.ask("document.getElementById('chart-axes').scrollIntoView()")
+    browser.until("document.querySelectorAll('#chart-axes [data-end^=\"lr \"]').length === 2")
     places = browser.ask(
         "[...document.querySelectorAll('#chart-axes [data-end^=\"lr \"]')].map((end) => end.getBoundingClientRect())"
         ".map((box) => [box.x + box.width / 2, box.y])"
@@ -295,7 +296,7 @@ def test_a_range_is_dragged_along_an_axis(shown, page):
     for kind, y in (("mousePressed", bottom + 3), ("mouseMoved", (bottom + top) / 2), ("mouseReleased", 0)):
         y = y or (bottom + top) / 2
         browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
-    browser.ask("new Promise((done) => setTimeout(done, 300))")
+    browser.until("document.querySelector('#filters output').value.startsWith('12 ')")
     assert browser.ask("document.querySelector('#filters output').value") == "12 of 24 settings shown"
     browser.ask("[...document.querySelectorAll('#chart-axes button')].find((button) => !button.hidden).click()")
     assert browser.ask("document.querySelector('#filters output').value") == "24 of 24 settings shown"
@@ -341,13 +342,6 @@ def test_columns_are_hidden_and_shown(shown, page):
     assert all(browser.ask(setting))
 
 
-def wait(browser, condition):
-    """Until it is true on the page: charts are drawn when they are seen, one frame later."""
-    browser.ask(
-        f"new Promise((done) => {{ const look = () => ({condition} ? done() : setTimeout(look, 50)); look(); }})"
-    )
-
-
 @in_a_browser
 def test_ranks_are_drawn_by_the_score_of_the_place_that_is_shown(shown, tmp_path):
     records = [measured(make_record("lora", rank, 2.0 * rank, 1e-4)) for rank in (8, 16)]
@@ -360,10 +354,10 @@ def test_ranks_are_drawn_by_the_score_of_the_place_that_is_shown(shown, tmp_path
         ".map((text) => text.textContent)"
     )
     browser.ask("document.getElementById('chart-ranks').scrollIntoView()")
-    wait(browser, f"{label}?.includes('gsm8k, exact match, strict format (%)')")
+    browser.until(f"{label}?.includes('gsm8k, exact match, strict format (%)')")
     assert browser.ask(ticks) == ["8", "16"]
     browser.ask("state.set({at: study.places[1].id})")
-    wait(browser, f"{label}?.includes('alidation loss')")
+    browser.until(f"{label}?.includes('alidation loss')")
     assert browser.ask(ticks) == ["4", "32"]
     assert browser.complaints() == []
 
@@ -413,10 +407,10 @@ def test_costs_of_two_devices_and_memory_of_two_instruments_are_not_compared(sho
     assert ratios["Validation loss"] == "1.01×"
     line = "document.querySelectorAll('#chart-score svg [aria-label=\"line\"] path').length"
     browser.ask("document.getElementById('chart-score').scrollIntoView()")
-    wait(browser, "document.querySelector('#chart-score svg')")
+    browser.until("document.querySelector('#chart-score svg')")
     assert browser.ask(line) == 0
     browser.ask("state.set({without: 'dora'})")
-    wait(browser, f"{line} === 1")
+    browser.until(f"{line} === 1")
 
 
 @in_a_browser
@@ -428,7 +422,7 @@ def test_an_interval_below_zero_leaves_the_first_chart_on_its_logarithmic_axis(s
         lr = None if method == "base" else 1e-4
         records.append(measured(make_record(method, lr=lr, scores=[make_score(value, 3, **perplexity)])))
     browser = shown(render(records, tmp_path))
-    wait(browser, "document.querySelector('#chart-first svg')")
+    browser.until("document.querySelector('#chart-first svg')")
     marks = browser.ask(
         "[...document.querySelectorAll('#chart-first svg [aria-label=\"dot\"] path')].map((path) => path.outerHTML)"
     )
@@ -442,7 +436,7 @@ def test_models_beyond_the_axis_share_a_line_of_text(shown, tmp_path):
     records = [measured(make_record(name, scores=[make_score(0.01)])) for name in ("base", "base_nf4")]
     records += [measured(make_record(name, lr=1e-4, scores=[make_score(0.9)])) for name in ("lora", "dora")]
     browser = shown(render(records, tmp_path))
-    wait(browser, "document.querySelector('#chart-first svg')")
+    browser.until("document.querySelector('#chart-first svg')")
     texts = browser.ask("[...document.querySelectorAll('#chart-first svg text')].map((text) => text.textContent)")
     assert [text for text in texts if "↓" in text] == ["↓ base 1.0%, base_nf4 1.0%"]
 
@@ -451,7 +445,7 @@ def test_models_beyond_the_axis_share_a_line_of_text(shown, tmp_path):
 def test_without_a_cost_of_training_the_first_chart_shows_the_time(shown, tmp_path):
     records = [make_record(name, scores=[make_score(0.5)]) for name in ("base", "base_nf4")]
     browser = shown(render(records, tmp_path))
-    wait(browser, "document.querySelector('#chart-first svg')")
+    browser.until("document.querySelector('#chart-first svg')")
     assert browser.ask("document.getElementById('chart-first-title').textContent") == "Quality against time of the job"
 
 
@@ -459,12 +453,12 @@ def test_without_a_cost_of_training_the_first_chart_shows_the_time(shown, tmp_pa
 def test_a_choice_to_compare_with_keeps_the_focus_and_is_read_out_in_short(shown, page):
     browser = shown(page, f"pick={grid()[3].cell.id[:10]}")
     browser.ask("document.getElementById('chart-score').scrollIntoView()")
-    wait(browser, "document.getElementById('choose-against')")
+    browser.until("document.getElementById('choose-against')")
     browser.ask(
         "(() => { const choose = document.getElementById('choose-against'); choose.focus();"
         "choose.value = choose.options[1].value; choose.dispatchEvent(new Event('change')); })()"
     )
-    wait(browser, "document.querySelector('.comparison')")
+    browser.until("document.querySelector('.comparison')")
     assert browser.ask("document.activeElement.id") == "choose-against"
     said = browser.ask("document.querySelector('#chart-score [role=\"status\"]').textContent")
     assert said.startswith(browser.ask("document.querySelector('#detail h4').textContent"))

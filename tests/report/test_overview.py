@@ -198,8 +198,8 @@ def test_an_address_survives_a_growing_study(shown, tmp_path):
 @in_a_browser
 def test_a_chart_is_taken_as_a_picture_and_as_numbers(shown, skill):
     browser = shown(skill)
-    browser.ask("new Promise((done) => setTimeout(done, 400))")
     svg = "document.querySelector('#chart-first svg')"
+    browser.until(f"{svg}?.rows")
     picture = browser.ask(f"exporter.picture({svg})")
     assert picture.startswith("<svg")
     assert 'xmlns="http://www.w3.org/2000/svg"' in picture

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -237,14 +238,21 @@ def _openings(items: Sequence[Item]) -> list[str]:
     a conversation are trained on.
     """
     openings = [normalised(text_before(item)) for item in items]
-    texts = set(openings)
+    texts, letters = set(openings), set(map(_letters, openings))
 
     def opening(item: Item) -> str:
-        answers_at = [at for at, turn in enumerate(item[CHAT]) if is_answer(turn)]
+        # Letters of turns add up, so one pass over them finds the few beginnings that may be known.
+        before = list(accumulate((_letters(normalised(turn["content"])) for turn in item[CHAT]), initial=""))
+        answers_at = [at for at, turn in enumerate(item[CHAT]) if is_answer(turn) and before[at] in letters]
         prefixes = (normalised(text_before({CHAT: item[CHAT][: at + 1]})) for at in answers_at)
         return next(text for text in prefixes if text in texts)
 
     return [opening(item) if CHAT in item else text for text, item in zip(openings, items, strict=True)]
+
+
+def _letters(text: str) -> str:
+    """The letters and digits of a normalised text alone."""
+    return "".join(filter(str.isalnum, text))
 
 
 def from_documents(

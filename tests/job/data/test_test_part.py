@@ -81,6 +81,18 @@ def test_a_conversation_that_is_logged_after_each_answer_is_in_one_part():
     assert not parts["train"] & (parts["validation"] | parts["test"])
 
 
+def test_a_long_conversation_is_normalised_a_few_times_and_not_once_per_answer(monkeypatch):
+    """Also where its turns end in a number or begin with a dash, which together are a minus."""
+    words, lengths = [f"Turn {i}, - 5\n- {i}" for i in range(60)], []
+    turns = [{"role": ("user", "assistant")[i % 2], "content": word} for i, word in enumerate(words)]
+    items = [{"messages": turns}, {"messages": turns[:4]}, {"messages": turns[4:]}]
+    once = sources.normalised
+    monkeypatch.setattr(sources, "normalised", lambda text: (lengths.append(len(text)), once(text))[1])
+    openings = sources._openings(items)
+    assert openings == [once("\n".join(part)) for part in (words[:3], words[:3], words[4:59])]
+    assert sum(lengths) < 4 * sum(len(turn["content"]) for item in items for turn in item["messages"])
+
+
 def test_conversations_that_ask_the_same_are_in_one_part():
     chats = [
         {
