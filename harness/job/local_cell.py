@@ -39,7 +39,7 @@ class LocalCell:
         self.inputs = prepared_inputs.inputs_of(self.settings, request.data_root, request.local.include_path)
         checks.check_length(self.settings.model, self.inputs.longest)
         self.train = self.settings.train.validated()
-        self.tuned, self.objective = self.settings.method.tuned, objectives.of(self.train)
+        self.tuned, self.objective = self.settings.method.tuned, objectives.objective_of(self.train)
         micro_batch = request.smaller.batch_size if request.smaller else self.train.micro_batch
         self.batch_size = micro_batch // self.train.total_devices
         self.bf16 = device.compute_dtype(self.train.precision) is torch.bfloat16

@@ -263,7 +263,7 @@ def pairs_of(tokenizer, count: int = 3) -> list[encoding.Pair]:
 
 
 def objective(name: str, beta: float = 0.1) -> objectives.PairObjective:
-    return objectives.of(TrainSettings(objective=name, preference_beta=beta))
+    return objectives.objective_of(TrainSettings(objective=name, preference_beta=beta))
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -348,7 +348,7 @@ def test_odds_are_finite_where_an_answer_is_certain():
 def test_a_guess_is_told_from_what_was_learned():
     assert objective("dpo").of_a_guess(100) == math.inf
     assert objective("orpo", 0.5).of_a_guess(100) == pytest.approx(math.log(100) + 0.5 * COIN)
-    assert objectives.of(TrainSettings()).of_a_guess(100) == math.log(100)
+    assert objectives.objective_of(TrainSettings()).of_a_guess(100) == math.log(100)
 
 
 # From the file to the record

@@ -94,16 +94,16 @@ def test_status_counts_pruned_cells_apart_from_failed_ones(records, tmp_path):
 
 
 def test_a_sweep_with_pruned_cells_ends_well_and_runs_none_again(records, compose):
-    session = Session(outcomes=[Outcome.of(record) for record in records])
+    session = Session(outcomes=[Outcome.of_record(record) for record in records])
     assert session.exit_status == 0
     assert not to_run(records[2], point_of(compose(*NINE_STEPS), []))
     assert to_run(records[2], point_of(compose(*NINE_STEPS, "retry.statuses=[pruned]"), []))
 
 
 def test_a_sampler_is_told_a_pruned_cells_loss_at_its_rung(records):
-    assert [float(Outcome.of(record)) for record in records] == [1.0, 0.9, 0.5, 2.0, 0.8]
+    assert [float(Outcome.of_record(record)) for record in records] == [1.0, 0.9, 0.5, 2.0, 0.8]
     failed = finished(1e-2, 3.0, status="failed")
-    assert Outcome.of(failed).loss is None
+    assert Outcome.of_record(failed).loss is None
 
 
 def test_removing_a_cell_removes_what_it_noted_at_its_rungs(records, tmp_path):

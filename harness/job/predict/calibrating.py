@@ -141,7 +141,7 @@ class _Step:
         bf16 = device.compute_dtype(self._train.precision) is torch.bfloat16
         AcceleratorState._reset_state(True)  # accelerate keeps one precision for a process
         self._accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=on.type == "cpu")
-        self._objective, self._on = objectives.of(self._train), on
+        self._objective, self._on = objectives.objective_of(self._train), on
         net: nn.Module = adapting.adapt(loading.load(cell, on), cell)
         self._layout, _ = speedups.enable(net, cell.settings.speedups, 0, self._accelerator)
         if self._train.gradient_checkpointing:

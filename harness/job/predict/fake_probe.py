@@ -94,7 +94,7 @@ class FakeProbe:
         self.fuses_loss = fuses_loss
         self._settings, self._train = cell.settings, cell.settings.train
         self._bf16 = self._train.precision == "bf16"
-        self._objective = objectives.of(self._train, valued=False)
+        self._objective = objectives.objective_of(self._train, valued=False)
         self._roofline = device.roofline(self._train.compile)
         # A sharded model gathers its weights on a second stream, which has blocks of its own.
         self._trace = Trace() if device.kernels == "cuda" and not self._train.sharded else None

@@ -355,7 +355,7 @@ KINDS: dict[str, type[PairObjective]] = {
 }
 
 
-def of(train: TrainSettings, valued: bool = True) -> AnyObjective:
+def objective_of(train: TrainSettings, valued: bool = True) -> AnyObjective:
     """The objective of the settings `train`. valued: False for a prediction, which has no values of the base."""
     return pairwise(train, valued) if train.paired else ANSWERS
 

@@ -39,7 +39,7 @@ class Composer:
         self._pickled = functools.lru_cache(maxsize=128)(lambda overrides: pickle.dumps(compose(overrides)))
 
     @classmethod
-    def of(cls, loader: ConfigLoader, config: DictConfig) -> Composer:
+    def of_sweep(cls, loader: ConfigLoader, config: DictConfig) -> Composer:
         """Composes points of the sweep that Hydra composed as `config`."""
 
         def compose(overrides: Sequence[str]) -> DictConfig:

@@ -104,9 +104,9 @@ class RunPoint:
     def _ended(self, record: Record, study: Study) -> Outcome:
         """How a cell that ran ended; a single cell is summed up."""
         if self.session.progress is None:
-            self.session.outcomes.append(Outcome.of(record))
+            self.session.outcomes.append(Outcome.of_record(record))
             _print_summary(record, study)
-        return Outcome.of(record)
+        return Outcome.of_record(record)
 
     @contextmanager
     def _progress(self, point: Point) -> Iterator[SweepProgress]:
@@ -131,10 +131,10 @@ class RunPoint:
         if lacks_weights(recorded, point.study, point.request.save):
             warn_of_missing_weights([recorded], point.study, point.request.save)
         if self.session.progress is None:
-            self.session.outcomes.append(Outcome.of(recorded))
+            self.session.outcomes.append(Outcome.of_record(recorded))
         else:
             self.session.progress.skip()
-        return Outcome.of(recorded)
+        return Outcome.of_record(recorded)
 
     def _assist(self, point: Point, rendezvous: Rendezvous) -> Outcome:
         """Train the cell of `point` along with the first machine, whose record it is."""
@@ -143,8 +143,8 @@ class RunPoint:
         if recorded is None:
             raise UserError(f"{point.cell.name} has no record: the first machine ended without one.")
         self.session.record, self.session.folder = recorded, point.study.folder
-        self.session.outcomes.append(Outcome.of(recorded))
-        return Outcome.of(recorded)
+        self.session.outcomes.append(Outcome.of_record(recorded))
+        return Outcome.of_record(recorded)
 
 
 def _refusal(error: Exception) -> UserError | None:

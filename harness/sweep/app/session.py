@@ -69,7 +69,7 @@ class Outcome:
     loss: float | None
 
     @classmethod
-    def of(cls, record: Record) -> Outcome:
+    def of_record(cls, record: Record) -> Outcome:
         lasts = record.validation[-1:] if record.status in COMPLETE else []
         return cls(record.status, next((point.loss for point in lasts), None))
 

@@ -59,7 +59,7 @@ class GridSweeper(Sweeper):
         if not isinstance(task_function, RunPoint):
             raise TypeError(f"the sweeper runs grid points by RunPoint, got {task_function}")
         self._config_name = config.hydra.job.config_name
-        self._compose = Composer.of(hydra_context.config_loader, config)
+        self._compose = Composer.of_sweep(hydra_context.config_loader, config)
         self._session = task_function.session
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config

@@ -57,7 +57,7 @@ class LocalParallel(CellLauncher, Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run points for another sweeper, such as Optuna's, which has not composed them."""
         setup_globals()
-        compose = Composer.of(self._loader, self._config)
+        compose = Composer.of_sweep(self._loader, self._config)
         points = [
             point_of(compose(overrides), list(overrides)).at(number + 1)
             for number, overrides in enumerate(job_overrides, initial_job_idx)
