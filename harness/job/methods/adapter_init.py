@@ -11,6 +11,7 @@ from pathlib import Path
 
 import peft
 import torch
+from huggingface_hub import snapshot_download
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.lora.loraga import preprocess_loraga
@@ -74,12 +75,14 @@ def lora_ga(
 def loftq(base: PreTrainedModel, config: peft.LoraConfig, _samples: Samples) -> peft.PeftModel:
     """A and B: the leading part of the weights' quantisation error (Li et al. 2023, arXiv:2310.08659), one step.
 
-    The original weights are read from the model's safetensors, matrix by matrix. peft's function for this is correct
-    for alpha = r only, and requires CUDA.
+    The original weights are read from the model's safetensors of the same revision, matrix by matrix. peft's function
+    for this is correct for alpha = r only, and requires CUDA.
     """
     net = peft.get_peft_model(base, config)
-    where = base.config._name_or_path
-    whole = _SafetensorLoader(net, where if Path(where).is_dir() else None)
+    place = base.config._name_or_path
+    if not Path(place).is_dir():
+        place = snapshot_download(place, revision=base.config._commit_hash, local_files_only=True)
+    whole = _SafetensorLoader(net, place)
     for name, layer in net.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
             quantised = dequantize_module_weight(layer.get_base_layer()).float()

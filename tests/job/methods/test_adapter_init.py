@@ -8,6 +8,7 @@ from itertools import islice
 import peft
 import pytest
 import torch
+from huggingface_hub import constants
 from job_helpers import prepared, run_request, tiny
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
@@ -211,6 +212,24 @@ def test_loftq_reads_matrices_that_are_stored_transposed(gpt2):
             a, b = parts(layer)
             rest = torch.linalg.svdvals(lost)[R:].norm()
             assert float((lost - b @ a).norm()) == pytest.approx(float(rest), rel=1e-3), name
+
+
+def test_loftq_reads_the_revision_that_was_quantised(gpt2, tmp_path, monkeypatch):
+    quantised, whole = gpt2
+    cache = tmp_path / "models--some--model"
+    pinned, newest = "1" * 40, "2" * 40
+    for revision, weights in ((pinned, whole), (newest, GPT2LMHeadModel(whole.config))):
+        weights.save_pretrained(cache / "snapshots" / revision)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(newest)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    quantised.config._name_or_path, quantised.config._commit_hash = "some/model", pinned
+    config = peft.LoraConfig(r=R, lora_alpha=R, target_modules="all-linear", task_type="CAUSAL_LM")
+    net = adapter_init.loftq(quantised, config, lambda _: iter(()))
+    layer = next(m for m in net.modules() if isinstance(m, LoraLayer))
+    lost = whole.transformer.h[0].attn.c_attn.weight.detach().T - dequantize_module_weight(layer.get_base_layer())
+    a, b = parts(layer)
+    assert float((lost - b @ a).norm()) < 0.9 * float(lost.norm())
 
 
 def test_olora_is_refused_where_peft_takes_it_for_another_matrix(gpt2):
