@@ -233,8 +233,6 @@ def test_an_adapter_learns_is_all_that_moves_and_comes_back(tmp_path, method):
         again = peft.PeftModel.from_pretrained(copy.deepcopy(place().base), tmp_path)
     assert torch.allclose(logits(bench, again), after, atol=1e-5)
 
-    if method == "fourierft":  # starts 80 times tiny's weights: in fp32 rounding alone is above the bound
-        after = logits(bench, net.double())
     merged, told = adapter_merge.merge(net, bench.held_out, bench.accelerator)
     if method in UNMERGED:
         assert UNMERGED[method] in told.reason
