@@ -10,6 +10,7 @@ What it lets through, by part of the record:
 - Slots: a function, and each of its arguments, if a config file has it at the same place. Numbers are free. A text must
   be one that a file has there, or that the setting has which the file refers to.
 - Model: weights as safetensors alone, without code of their own.
+- Prompts: templates with nothing but names in braces.
 - Tasks: names in lm-eval's index, and no files.
 - Saved weights: the files of the record's own folder, as they were saved, none of which is code or names code.
 """
@@ -32,7 +33,7 @@ from harness.config_folders import conf_folders, sweep_folders
 from harness.errors import UserError
 from harness.record import Cell, Record, model_folder, read
 from harness.redact import leaves
-from harness.settings import Settings, cell_id, plain
+from harness.settings import Settings, cell_id, plain, prompt_fields
 from harness.validate import SETTINGS
 
 GROUPS = ("method", "data")  # of config files, that have functions in them
@@ -86,7 +87,7 @@ def objection(record: Record) -> str | None:
         return "it trusts code or pickled weights of its model"
     if settings.eval.unsafe_code:
         return "it runs code that a model writes"
-    return next((why for of in (_texts, _places, _tasks, _slots) for why in of(settings)), None)
+    return next((why for of in (_texts, _prompts, _places, _tasks, _slots) for why in of(settings)), None)
 
 
 def runnable(record: Record) -> bool:
@@ -122,6 +123,16 @@ def _texts(settings: Settings) -> Iterator[str]:
         choices = SETTINGS[key].rule.choices if key in SETTINGS else ()
         if isinstance(value, str) and choices and value not in choices:
             yield f"{key}={value} is unknown"
+
+
+def _prompts(settings: Settings) -> Iterator[str]:
+    """Objections to prompt templates: one may exhaust the memory, or show what its fields hold inside."""
+    for key in ("prompt", "prompt_if_empty"):
+        template = getattr(settings.data, key) or ""
+        try:
+            prompt_fields(template)
+        except UserError:
+            yield f"data.{key}={template!r} has more in its braces than names"
 
 
 def _places(settings: Settings) -> Iterator[str]:

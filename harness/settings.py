@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import re
+import string
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -33,6 +34,7 @@ IN_8_BITS = ("int8", "int8wo", "fp8wo")  # formats of a quantised base; all othe
 HELD_OUT = "held_out"  # the task that is made of the test part of the cell's own data
 REWARDS = "rewards"  # the task that an objective's rewards of those answers are, against the untuned model's
 ROOMS = re.compile(r"harness\.(?:\w+\.)+(?=\w+\.\w+$)")  # of a callable's path, the folders between
+FIELD = re.compile(r"(?!\d+$)[^.\[\]]+")  # of a prompt template: a name, and no place, attribute or index
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,24 @@ class ModelSettings:
         if parts[0] in ("", ".", "..", "~") or (len(parts) < 3 if self.is_gguf else len(parts) > 2):
             return None
         return "/".join(parts[:2]), "/".join(parts[2:])
+
+
+def prompt_fields(template: str) -> list[str]:
+    """The names of the fields of a prompt template, in order. Who fills one in asks here first: it may be anybody's.
+
+    Raises UserError if a field is more than a name in braces: a width of some digits makes gigabytes, and an attribute
+    shows what no prompt is to show.
+    """
+    try:
+        fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        raise UserError(f"data.prompt must have fields as {{question}}, got {template!r} ({error}).") from None
+    if any(form or conversion or not FIELD.fullmatch(name or "") for name, form, conversion in fields):
+        raise UserError(
+            f"Fields of data.prompt must be names alone, as {{question}}, got {template!r}; a brace that is no field is "
+            "written twice, as {{ or }}."
+        )
+    return [name for name, _, _ in fields if name]
 
 
 @dataclass(frozen=True)

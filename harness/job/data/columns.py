@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import string
 import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from harness.job.data.formats import CHATS, PAIRS
 from harness.job.data.places import Place, by_record, read_each
 from harness.job.data.preferences import CHOSEN, MARK, REJECTED, check_marks, mark_of, paired
 from harness.job.data.turns import CALLS, CHAT, Turn, answers, is_missing, text_of, turns_of, with_beside, words_of
+from harness.settings import prompt_fields
 
 Item = dict[str, Any]
 OPTIONS = "options"
@@ -203,29 +203,19 @@ def check_prompt(prompt: str, items: list[Item]) -> None:
     """Raise UserError if `prompt` has a field that items lack, or more than its name in braces."""
     if not items or CHAT in items[0]:
         return
-    try:
-        plain = not any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(prompt))
-    except ValueError as error:
-        raise UserError(f"data.prompt must have fields as {{question}}, got {prompt!r} ({error}).") from None
-    if not plain:  # a width of some digits makes gigabytes
-        raise UserError(
-            f"Fields of data.prompt must be names alone, as {{question}}, got {prompt!r}; a brace that is no field is "
-            "written twice, as {{{{ or }}}}."
-        )
-    if missing := sorted(set(_fields(prompt)) - items[0].keys()):
+    if missing := sorted(set(prompt_fields(prompt)) - items[0].keys()):
         raise UserError(
             f"The field {{{missing[0]}}} of data.prompt must be mapped to a column; mapped are: {', '.join(items[0])}."
         )
 
 
 def question_field(template: str) -> str | None:
-    """The field of a prompt template that takes a question which is no record: `question`, or else the first one."""
-    fields = _fields(template)
+    """The field of a prompt template that takes a question which is no record: `question`, or else the first one.
+
+    Raises UserError if a field is more than a name.
+    """
+    fields = prompt_fields(template)
     return "question" if "question" in fields else next(iter(fields), None)
-
-
-def _fields(template: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
 
 
 def asked(item: Item, prompt: str, prompt_if_empty: str | None = None) -> str:

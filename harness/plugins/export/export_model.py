@@ -7,7 +7,7 @@ Everything lies in DIR then, with a model card from the record. An adapter that 
 
 from __future__ import annotations
 
-import json
+import re
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from harness import gate, record
 from harness.errors import UserError, about_file
+from harness.plugins.export import adapter_config
 from harness.plugins.export.requests import ExportModel
 from harness.record import Record, Saved, model_card, read
 from harness.studies import verify
@@ -33,6 +34,7 @@ UNKNOWN_TO_VLLM = (
     *("trainable_token_indices", "layer_replication", "use_qalora", "use_bdlora", "alora_invocation_tokens"),
     *("arrow_config", "kasa_config", "velora_config", "monteclora_config"),
 )
+HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)  # which no command takes for an option
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,15 @@ class ExportedModel:
 def export(found: CellRef, to: Target, out: Path) -> ExportedModel:
     """Write the model of a cell to `out`, a new or empty folder, all or nothing.
 
-    Raises UserError if the cell has no saved weights, if they are damaged, if `out` is in use, or if the model can't
-    take that form.
+    Raises UserError if the cell has no saved weights, if they are damaged, if `out` is in use, if the model can't take
+    that form, or if the adapter names a base that no command should be given.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out must name a new or empty folder, got {out}.")
     known, saved = _known(found)
     folder, target = record.model_folder(found.record), out.absolute()
     form = _form(saved, to, folder, known.cell.settings.method.bits)
+    command = _vllm_with_adapter(known, folder, out) if form == "adapter" else _command(known, to, out)
     if saved.form == "adapter" != form:
         _check_mergeable(found, known, folder)
     made = target.with_name(f".{target.name}.tmp")
@@ -75,7 +78,6 @@ def export(found: CellRef, to: Target, out: Path) -> ExportedModel:
         raise UserError(about_file(error)) from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    command = _vllm_with_adapter(known, out) if form == "adapter" else _command(known, to, out)
     return ExportedModel(str(found), form, out, command, _notes(known, saved, to, form))
 
 
@@ -88,7 +90,7 @@ def _form(saved: Saved, to: Target, folder: Path, bits: int | None) -> Form:
         return "gguf"
     if saved.form != "adapter":
         return saved.form
-    return "adapter" if to == "vllm" and bits is None and _served_by_vllm(_adapter_config(folder)) else "merged"
+    return "adapter" if to == "vllm" and bits is None and _served_by_vllm(adapter_config.complete(folder)) else "merged"
 
 
 def _known(found: CellRef) -> tuple[Record, Saved]:
@@ -113,6 +115,8 @@ def _known(found: CellRef) -> tuple[Record, Saved]:
     if problems := verify.check(found.record):
         raise UserError(problems[0])
     gate.require(known, found.record)
+    if saved.form == "adapter":
+        adapter_config.complete(record.model_folder(found.record))
     return known, saved
 
 
@@ -128,24 +132,36 @@ def _check_mergeable(found: CellRef, known: Record, folder: Path) -> None:
 # How it is served
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-
-
 def _served_by_vllm(told: dict[str, Any]) -> bool:
     """Whether vLLM serves an adapter with this config."""
     lora = told["peft_type"] == "LORA" and told["bias"] == "none" and told["r"] <= RANKS[-1]
     return lora and not any(told.get(name) for name in UNKNOWN_TO_VLLM)
 
 
-def _vllm_with_adapter(known: Record, out: Path) -> str:
-    told = _adapter_config(out)
-    rank = next(rank for rank in RANKS if rank >= told["r"])
-    words, (_, revision) = ["vllm", "serve", told["base_model_name_or_path"]], model_card.base_of(known)
+def _vllm_with_adapter(known: Record, folder: Path, out: Path) -> str:
+    """The command that serves the adapter of `folder` from its copy in `out`."""
+    config, (_, revision) = adapter_config.complete(folder), model_card.base_of(known)
+    rank = next(rank for rank in RANKS if rank >= config["r"])
+    words = ["vllm", "serve", _checked_base(config["base_model_name_or_path"], known, folder)]
     if revision:
         words += ["--revision", revision]
     words += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{known.cell.name}={out}"]
     return shlex.join(words)
+
+
+def _checked_base(base: str, known: Record, folder: Path) -> str:
+    """`base`, as the adapter in `folder` names it. Raises UserError if it may be an option, or a place of others.
+
+    The folder may be anybody's, and a reader copies the command that is printed.
+    """
+    own = base == known.cell.settings.model.path and not base.startswith("-")
+    local = not model_card.on_hub(known) and Path(base).is_absolute() and Path(base).is_dir()
+    if not (own or local or HUB_ID.fullmatch(base)):
+        raise UserError(
+            f"base_model_name_or_path in {folder / adapter_config.NAME} must be the record's model.path, an id of the "
+            f"hub, or the absolute path of a base's folder, got {base!r}."
+        )
+    return base
 
 
 def _command(known: Record, to: Target, out: Path) -> str:

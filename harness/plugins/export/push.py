@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness import record
 from harness.errors import UserError
+from harness.plugins.export import adapter_config
 from harness.record import model_card, read
 from harness.studies import verify
 from harness.studies.find import CellRef
@@ -40,7 +41,5 @@ def _weights(folder: Path, base: str | None) -> Files:
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     if base is None:
         return files
-    path = files["adapter_config.json"]
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base
-    return files | {path.name: json.dumps(config, indent=2, sort_keys=True).encode()}
+    config = adapter_config.read(folder) | {"base_model_name_or_path": base}
+    return files | {adapter_config.NAME: json.dumps(config, indent=2, sort_keys=True).encode()}

@@ -24,6 +24,7 @@ from transformers.cli.serve import Serve
 
 from harness import terminal
 from harness.__main__ import main
+from harness.errors import UserError
 from harness.job.models import embedded, loading
 from harness.plugins.api import side_by_side
 from harness.plugins.api.job import judge, prompting
@@ -235,6 +236,15 @@ def test_the_terminal_has_columns_where_they_fit_and_no_control_characters_but_i
 )
 def test_a_prompt_is_put_as_the_data_puts_its_questions(template, text, begins):
     assert prompting.put(template, "Why?") == (text, begins)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{question:>1000000000}", "{question.__class__}", "{question} {a[0]}", "{question!r}", "{0}", "{question"],
+)
+def test_a_prompt_of_others_has_nothing_but_names_in_braces(template):
+    with pytest.raises(UserError, match=r"ields of data\.prompt must be names alone|must have fields as \{question\}"):
+        prompting.put(template, "Why?")
 
 
 @pytest.mark.parametrize(

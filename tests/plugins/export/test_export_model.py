@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
 import shutil
 
@@ -314,3 +316,68 @@ def test_changed_weights_are_not_handed_over(results, tmp_path, capsys):
     arguments = ["export-model", "lora", "--to", "vllm", "--out", str(tmp_path / "out"), "--results-dir", str(copy)]
     assert main(arguments) == 2
     assert "is not the file that was saved" in capsys.readouterr().err
+
+
+# Adapters of others
+
+
+def received(results, to, method="lora", **changes):
+    """A copy of `results` in `to`, where the adapter's config has `changes`, under hashes that fit.
+
+    config: the text of the config instead; null for none at all.
+    """
+    shutil.copytree(results, to)
+    path = of(to, method)
+    config = model_folder(path) / "adapter_config.json"
+    text = changes.get("config", json.dumps(json.loads(config.read_text()) | changes))
+    config.unlink()
+    if text is not None:
+        config.write_text(text)
+    found = read(path)
+    found.saved = dataclasses.replace(found.saved, files=record.hashes(model_folder(path)))
+    record.write(found, path)
+    return to
+
+
+def refusal(capsys, results, out, to="vllm", model="lora"):
+    capsys.readouterr()
+    assert main(["export-model", model, "--to", to, "--out", str(out), "--results-dir", str(results)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert not out.exists()
+    return line
+
+
+@pytest.mark.parametrize("base", ["--trust-remote-code", "-x", "../x", "/no/such/folder", "a b", "http://host/x", ""])
+def test_the_base_of_a_received_adapter_is_no_option_and_no_place_of_others(results, tmp_path, capsys, base):
+    theirs = received(results, tmp_path / "theirs", base_model_name_or_path=base)
+    line = refusal(capsys, theirs, tmp_path / "out")
+    assert line.startswith("error: base_model_name_or_path in ")
+    assert line.endswith(
+        f"must be the record's model.path, an id of the hub, or the absolute path of a base's folder, got {base!r}."
+    )
+
+
+def test_a_base_by_its_id_on_the_hub_is_served(results, tmp_path, capsys):
+    theirs = received(results, tmp_path / "theirs", base_model_name_or_path="owner/name-1.5_b")
+    out = ["--out", str(tmp_path / "out"), "--results-dir", str(theirs)]
+    assert main(["export-model", "lora", "--to", "vllm", *out]) == 0
+    assert "vllm serve owner/name-1.5_b --enable-lora" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to", ["vllm", "merged"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"config": None}, "must be an adapter's config as a JSON object"),
+        ({"config": "[]"}, "must be an adapter's config as a JSON object"),
+        ({"config": "{"}, "names code in its text, which can't be read"),
+        ({"config": '{"peft_type": "LORA", "base_model_name_or_path": "a/b", "r": 8}'}, "bias in "),
+        ({"config": '{"peft_type": "LORA"}'}, "base_model_name_or_path in "),
+        ({"config": "{}"}, "peft_type in "),
+        ({"r": "8"}, 'must be an integer, got "8"'),
+        ({"r": None}, "must be an integer, got null"),
+    ],
+)
+def test_an_adapters_config_that_lacks_something_is_one_sentence(results, tmp_path, capsys, changes, said, to):
+    theirs = received(results, tmp_path / "theirs", **changes)
+    assert said in refusal(capsys, theirs, tmp_path / "out", to)
