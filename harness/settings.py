@@ -119,8 +119,8 @@ def prompt_fields(template: str) -> list[str]:
         raise UserError(f"data.prompt must have fields as {{question}}, got {template!r} ({error}).") from None
     if any(form or conversion or not FIELD.fullmatch(name or "") for name, form, conversion in fields):
         raise UserError(
-            f"Fields of data.prompt must be names alone, as {{question}}, got {template!r}; a brace that is no field is "
-            "written twice, as {{ or }}."
+            f"Fields of data.prompt must be names alone, as {{question}}, got {template!r}; a brace that is no field "
+            "is written twice, as {{ or }}."
         )
     return [name for name, _, _ in fields if name]
 
