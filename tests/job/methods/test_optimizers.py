@@ -123,8 +123,6 @@ def test_biases_and_scales_alone_are_not_decayed_either():
         ("full", {"layernorm", "norm"}),
         ("lora", set()),
         ("dora", {"lora_magnitude_vector"}),
-        ("ia3", {"ia3_l"}),
-        ("ln_tuning", {"layernorm", "norm"}),
         ("fourierft", set()),
         ("boft", {"boft_s"}),
     ],
@@ -139,6 +137,15 @@ def test_matrices_of_any_rank_are_decayed_and_norms_and_scales_are_not(method, s
     of_scales = {name for name in trained if any(part in name for part in spared)}
     assert bool(of_scales) == bool(spared)
     assert {name for name, decay in trained.items() if not decay} == of_scales
+
+
+@pytest.mark.parametrize("method", ["beft", "bitfit", "ia3", "ln_tuning"])
+def test_a_decay_that_would_act_on_nothing_is_refused(method):
+    with pytest.raises(UserError, match="on which weight decay does not act"):
+        tiny(f"method={method}", "train.weight_decay=0.1")
+    bench = prepared(tiny(f"method={method}"))
+    _, groups = decayed(bench.net, 0.5)
+    assert {group["weight_decay"] for group in groups} == {0.0}
 
 
 def test_groups_without_decay_stay_whole():
