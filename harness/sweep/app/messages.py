@@ -77,8 +77,8 @@ BESIDE = {
     "eval": " A task is scored by eval.tasks=[{}].",
 }
 
-# What OmegaConf says of a value of another type, and the type in the words of the command line.
 WITHOUT_DEFAULTS = "A sweep's file must begin its list `defaults` with config, which has all settings."
+# What OmegaConf says of a value of another type, and the type in the words of the command line.
 KINDS = {"converted to Integer": "a whole number", "converted to Float": "a number", "valid bool": "true or false"}
 
 # One value that has letters beyond ASCII.
