@@ -139,9 +139,22 @@ def test_a_study_shows_its_answer_and_table_in_a_notebook(study):
 
 
 def test_records_of_others_can_not_put_markup_into_a_notebook(tmp_path):
-    record = make_record(study="<script>alert(1)</script>")
+    record = make_record("<script>alert(1)")
     write(record, tmp_path / "demo" / f"{record.cell.name}.json")
-    assert "<script" not in harness.read(tmp_path / "demo")._repr_html_()
+    shown = harness.read(tmp_path / "demo")._repr_html_()
+    assert "<script" not in shown
+    assert "&lt;script&gt;alert(1)" in shown
+
+
+@pytest.mark.parametrize("study", ["<script>alert(1)</script>", "../demo", "", "a b", "demo\n"])
+def test_a_record_whose_study_is_no_folders_name_is_not_read(tmp_path, study):
+    record = make_record(study=study)
+    write(record, tmp_path / "demo" / f"{record.cell.name}.json")
+    found = harness.read(tmp_path / "demo")
+    assert len(found) == 0
+    (problem,) = found.problems
+    assert f"is a damaged record (study is {study!r}, which must name a folder by letters" in problem
+    assert "<script" not in found._repr_html_()
 
 
 def test_a_record_shows_itself_in_one_line(study):

@@ -256,14 +256,18 @@ def verify(options: argparse.Namespace) -> int:
     names = study_names(options)
     checks = {name: verify.study(options.results_dir, name) for name in names}
     refused = {name: verify.refusals(options.results_dir, name) for name in names}
+    misplaced = {name: verify.misplaced(options.results_dir, name) for name in names}
     notes = {name: verify.plan_notes(options.results_dir, name) for name in names}
     if options.format == "json":
         facts = {name: {"records": n, "problems": bad} for name, (n, bad) in checks.items()}
-        print_json({name: summary | {"refused": refused[name], "plan": notes[name]} for name, summary in facts.items()})
+        sentences = {
+            name: {"refused": refused[name], "misplaced": misplaced[name], "plan": notes[name]} for name in names
+        }
+        print_json({name: facts[name] | sentences[name] for name in names})
     else:
         for name, (n, bad) in checks.items():
             print(f"{name}: {units.plural(n, 'record')}, {units.plural(len(bad), 'problem') if bad else 'no problems'}")
-            for sentence in (*refused[name], *notes[name]):
+            for sentence in (*refused[name], *misplaced[name], *notes[name]):
                 print(f"- {sentence}")
     print_errors([problem for _, bad in checks.values() for problem in bad])
     return int(any(bad for _, bad in checks.values()))

@@ -1,4 +1,5 @@
-"""Which values the fields of a record may have, where their types admit more: finite, not negative, a real moment.
+"""Which values the fields of a record may have, where their types admit more: finite, not negative, a real moment, a
+study's name.
 
 Whoever reads a record reckons with its numbers. One that no measurement gives (a negative size, a count beyond 2**53,
 a date that is none) would end a whole table far from where it stands.
@@ -18,8 +19,9 @@ from harness.errors import UserError
 from harness.record.codec import Misfit, decode
 from harness.record.failures import SmallerBatches
 from harness.record.measurements import Gpu, Inference, PairRewards, Parameters
+from harness.record.names import STUDY_NAME
 from harness.record.packed import PackedPoints
-from harness.record.schema import Cell
+from harness.record.schema import Cell, Record
 from harness.record.scores import Score
 from harness.settings import Settings, TrainSettings
 
@@ -84,6 +86,11 @@ def _moment(value: str) -> None:
     except ValueError:
         pass
     raise Misfit(f"is {value!r}, which is no date and time with a time zone, as 2026-01-31T12:00:00+00:00")
+
+
+def _study_name(value: str) -> None:
+    if not STUDY_NAME.fullmatch(value):
+        raise Misfit(f"is {value!r}, which must name a folder by letters, digits, '.', '_', '-' and '/'")
 
 
 def _free(value: Any, levels: int = DEEPEST) -> None:
@@ -160,6 +167,8 @@ def _of_field(owner: type, name: str, kind: Any) -> Check | None:
         return _of_field(owner, name, kinds[0]) if len(kinds) == 1 else _free  # as a batch size that may be auto
     if name in MOMENTS:
         return _moment
+    if (owner, name) == (Record, "study"):
+        return _study_name
     if name == "environment":
         return _environment
     if kind in (int, float):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,6 +40,19 @@ def study(results: Path, name: str) -> tuple[int, list[str]]:
 def plan_notes(results: Path, name: str) -> list[str]:
     """What the study `name` below `results` lacks of its plan, or has beside it: a sentence each."""
     return _plan(results / name)[1]
+
+
+def misplaced(results: Path, name: str) -> list[str]:
+    """One sentence for each study whose records lie in the folder of another one, `name` below `results`.
+
+    A folder may have been put below another one, as published studies were: its own name alone is compared.
+    """
+    studies = Counter(recorded.study for recorded in record.read_study(results / name)[0])
+    return [
+        f"{results / name} holds {units.plural(count, 'record')} of the study {study}."
+        for study, count in sorted(studies.items())
+        if study.rpartition("/")[2] != name.rpartition("/")[2]
+    ]
 
 
 def _plan(folder: Path) -> tuple[list[str], list[str]]:

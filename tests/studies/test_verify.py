@@ -49,6 +49,23 @@ def test_the_published_records_are_sound(study):
     assert verify.study(ROOT / "results" / "reference", study)[1] == []
 
 
+def test_records_of_another_study_are_noted_and_are_no_problem(tmp_path, capsys):
+    sound(make_record("lora", 16, 32.0, 2e-4), tmp_path / "mine" / "renamed")
+    assert main(["verify", "--results-dir", str(tmp_path)]) == 0
+    note = f"{tmp_path}/mine/renamed holds 1 record of the study demo."
+    assert capsys.readouterr().out == f"mine/renamed: 1 record, no problems\n- {note}\n"
+    assert main(["verify", "--results-dir", str(tmp_path), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mine/renamed"]["misplaced"] == [note]
+
+
+@pytest.mark.parametrize(
+    ("folder", "study"), [("moved/demo", "demo"), ("demo", "reference/demo"), ("later/demo", "reference/demo")]
+)
+def test_a_study_below_another_folder_is_the_same(tmp_path, folder, study):
+    sound(make_record("lora", 16, study=study), tmp_path / folder)
+    assert verify.misplaced(tmp_path, folder) == []
+
+
 def truncate(path):
     path.write_text(path.read_text()[:-20])
 
