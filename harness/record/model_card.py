@@ -61,9 +61,10 @@ def text(record: Record, form: str | None = None) -> str:
     use = USE[form].format(base=named, file=json.dumps(f"{cell.name}.gguf"), auto=_auto_class(record))
     parts = [
         _head(record, form),
-        f"# {_line(cell.name)}\n",
-        f"The {WHAT[form]} that `{_line(cell.method)}` made of `{_line(base)}` by training on `{_line(cell.data)}`. "
-        f"This card was made from the record `{_line(cell.name)}.json` of the study `{_line(record.study)}`; nothing "
+        f"# {one_line(cell.name)}\n",
+        f"The {WHAT[form]} that `{one_line(cell.method)}` made of `{one_line(base)}` by training on "
+        f"`{one_line(cell.data)}`. This card was made from the record `{one_line(cell.name)}.json` of the study "
+        f"`{one_line(record.study)}`; nothing "
         "in it was written by hand.\n",
         "## Use\n",
         f"```python\n{use}```\n",
@@ -203,7 +204,7 @@ def _versions(environment: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((name, str(version)) for name, version in versions.items() if version)
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` as what can't end a line, or the code that it stands in."""
     return re.sub(r"[\s`]+", " ", text)
 

@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from records import make_record, sound
 
 from harness.__main__ import main
 from harness.config import ROOT
+from harness.plugins.exchange.exports import dataset_card
 from harness.record import PLAN, add_plans, read_study
 
 REFERENCE = ROOT / "results" / "reference"
@@ -62,6 +65,14 @@ def test_the_card_has_the_table_and_what_the_hub_reads(sent):
     assert "| lora     | r=16 α=32 lr=1e-3" in text
     assert "Single seed" in text
     assert "torch 2." in text
+
+
+def test_names_in_records_are_no_markup_of_the_card():
+    record = make_record("lora", 16, environment={"versions": {"torch": "2.1\n# <script>"}})
+    record.cell = replace(record.cell, method="<img src=x>`")
+    card = dataset_card.files([record], Path("quickstart"))["README.md"].decode()
+    assert "- `torch 2.1 # <script>`" in card
+    assert "`<img src=x> `" in card
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import redact, units
-from harness.record import Record
+from harness.record import Record, model_card
 from harness.report.tables.best import tables
 from harness.report.tables.formats import document, tidy
 from harness.report.tables.table import Table
@@ -73,10 +73,10 @@ def _card(records: Sequence[Record], folder: Path, first: Table) -> str:
             study=study,
             folder=study.rpartition("/")[2],
             many=units.plural(len(records), "cell"),
-            methods=", ".join(methods),
+            methods=", ".join(map(_code, methods)),
             table=document([first], "md"),
             cells=CELLS,
-            versions="\n".join(f"- {line}" for line in versions),
+            versions="\n".join(f"- {_code(line)}" for line in versions),
         )
     )
 
@@ -84,3 +84,8 @@ def _card(records: Sequence[Record], folder: Path, first: Table) -> str:
 def _versions(record: Record) -> str:
     versions = record.environment.get("versions") or {}
     return ", ".join(f"{name} {version}" for name, version in versions.items() if version) or "unknown versions"
+
+
+def _code(text: str) -> str:
+    """`text`, which may be anybody's, as code, so that it is no markup."""
+    return f"`{model_card.one_line(text)}`"
