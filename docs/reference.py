@@ -54,8 +54,10 @@ The last member of the file, `sha256`, is the hash of the file's text without it
 again. A record that was damaged or edited is named in one sentence and left out, and the others are shown. The hash
 finds accidents and edits. It is no signature: whoever makes up a whole record can compute it too.
 
-A number must be finite and not negative, a count at most 2**53, and a time must have a time zone. `items_sha256` and
-`saved.files` are the hashes of the files beside the record; `harness verify` compares them.
+A number must be finite and not negative, a count at most 2**53, a time must have a time zone, and `study` must be a
+folder's name by letters, digits, `.`, `_`, `-` and `/`. `verify` notes records that lie in a folder of another name
+than their study's. `items_sha256` and `saved.files` are the hashes of the files beside the record; `harness verify`
+compares them.
 
 ## Records of others
 
