@@ -123,8 +123,8 @@ def _require_suited(recorded: Record, changed: dict[str, Any]) -> None:
 
 def _require_same_data(study: Study, records: Sequence[Record], data_root: str | None) -> None:
     """Raise UserError if other cells of the study ran with other data than those of `records` would now."""
-    cells = [record.cell for record in records]
-    if (changed := changed_since(study.folder, cells, {cell.id for cell in cells}, data_root)) is not None:
+    cells, recorded = [record.cell for record in records], read_study(study.folder)[0]
+    if (changed := changed_since(recorded, cells, {cell.id for cell in cells}, data_root)) is not None:
         raise UserError(f"{changed}, so that this study would mix two data sets; run a sweep with another study=NAME.")
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 
 from harness import data_files
-from harness.record import Cell, Record, read_study
+from harness.record import Cell, Record
 
 
-def changed_since(folder: Path, cells: Iterable[Cell], replaced: Collection[str], data_root: str | None) -> str | None:
-    """`changed_file` of all records in the study's `folder` that have a file of `cells`.
+def changed_since(
+    records: Iterable[Record], cells: Iterable[Cell], replaced: Collection[str], data_root: str | None
+) -> str | None:
+    """`changed_file` of all `records` of a study that have a file of `cells`.
 
     replaced: ids of cells that run again, so that their records go. Cells of other settings count, too: a comparison
     puts them beside `cells`.
     """
     paths = {cell.settings.data.path for cell in cells} - {None}
-    records = read_study(folder)[0] if paths else []
     stay = [r for r in records if r.cell.settings.data.path in paths and r.cell.id not in replaced]
     return changed_file(stay, data_root)
 

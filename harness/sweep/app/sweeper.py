@@ -196,12 +196,12 @@ class GridSweeper(Sweeper):
         """
         replaced = {point.cell.id for point in pending if not point.repeat}
         cells, data_root = [point.cell for point in points], points[0].request.data_root
-        records = record.read_study(study.folder)[0] if pending else []
+        records = record.read_study(study.folder)[0]
         if pending and (shared := shared_name(records, cells, data_root)) is not None:
             raise UserError(shared)
-        if words := other_study(records, study.folder, study.name):
+        if pending and (words := other_study(records, study.folder, study.name)) is not None:
             print(f"warning: {words}", file=sys.stderr)
-        changed = changed_since(study.folder, cells, replaced, data_root)
+        changed = changed_since(records, cells, replaced, data_root)
         if changed is None:
             return
         anew = f"study=NAME trains all cells on the new data; `{study.command('rm')}` removes what was recorded"
