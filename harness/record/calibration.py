@@ -92,6 +92,10 @@ class Calibration:
         keys = {_key(kernel) for kernel in self.kernels}
         return replace(self, kernels=[*self.kernels, *(k for k in earlier.kernels if _key(k) not in keys)])
 
+    def timed_alike(self, name: str, flops: int, moved: int) -> bool:
+        """Whether the operation `name` was timed at a like size."""
+        return any(_distance(kernel, flops, moved) <= FAR for kernel in self._groups.get(name, []))
+
     @cached_property
     def _groups(self) -> dict[Any, list[_Comparable]]:
         return grouped(

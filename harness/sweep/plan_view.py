@@ -41,7 +41,6 @@ COLUMNS = (
     FittedColumn("batch ≤", 4, right=True),
 )
 BAR = FittedColumn("memory", 2)
-LEFT_OUT = "Decompositions and what devices send each other are left out."
 WIDTHS = (48, 24, 12)  # of bars; the widest that leaves room for what is more important
 KINDS = {"weights": ("█", "blue"), "adapters": ("▓", "magenta"), "optimizer": ("▒", "yellow")}
 KINDS |= {"gradients": ("░", "red"), "activations": ("▪", "green"), "overhead": ("·", "dim")}
@@ -284,14 +283,15 @@ def time_notes(plan: Plan, times: Times) -> list[str]:
     if times.calibrated and plan.calibration is not None:
         notes.append(
             f"Time{others}: training steps, estimated from kernels that were timed on "
-            f"{plan.calibration['device'][1]} on {plan.calibration['created'][:10]}. {LEFT_OUT}"
+            f"{plan.calibration['device'][1]} on {plan.calibration['created'][:10]}."
         )
     if times.by_rates and plan.card is not None:
         notes.append(
             f"Time{others}: training steps, estimated from the rates of {plan.card.name} ({_rates(plan.card)}). It is "
             f"the range in which {_published(plan.card)} lie around such estimates; `harness calibrate` on the card "
-            f"gives one time. {LEFT_OUT}"
+            "gives one time."
         )
+    notes += _left_out(plan, times)
     unlimited = any(point.prediction["shape"]["steps"] is None for point in plan.predicted)
     if times.throughput is None and not (times.used or times.by_rates or times.calibrated or unlimited):
         notes.append(
@@ -309,6 +309,20 @@ def time_notes(plan: Plan, times: Times) -> list[str]:
         notes.append(f"Cost: {time} at {units.dollars(times.price)} an hour and device.")
     elif plan.card is not None:
         notes.append(f"Cost: unknown without a price; --price sets dollars an hour for one {plan.card.name}.")
+    return notes
+
+
+def _left_out(plan: Plan, times: Times) -> list[str]:
+    """What times lack that rest on kernels or on rates."""
+    notes = []
+    if times.undecomposed:
+        notes.append(
+            f"Time: without the decompositions of gradients by {', '.join(sorted(times.undecomposed))}, which may take "
+            "longer than the steps; `harness calibrate` with such a cell times them."
+        )
+    by_work = times.calibrated or times.by_rates
+    if by_work and any(point.cell.settings.train.total_devices > 1 for point in plan.predicted):
+        notes.append("Time: without what devices send each other.")
     return notes
 
 

@@ -67,6 +67,26 @@ def _int8_mixed_flops(a: Tensor, quantised: Tensor, b: Tensor, *_: Any, **__: An
     return _int8_flops(quantised, b)
 
 
+def _svd_flops(matrix: Tensor, *_: Any, **__: Any) -> int:
+    """Singular values and vectors of `matrix` [..., m, n]: 6mn² + 20n³ where m ≥ n, by QR first.
+
+    Golub and Van Loan (2013), Matrix Computations, fourth edition, figure 8.6.1.
+    """
+    rows, columns = _tall(matrix)
+    return matrix.shape[:-2].numel() * (6 * rows * columns**2 + 20 * columns**3)
+
+
+def _qr_flops(matrix: Tensor, *_: Any, **__: Any) -> int:
+    """Householder's factors of `matrix` [..., m, n]: 4mn² − 4n³/3 where m ≥ n, half of it to form Q (ibid., 5.2)."""
+    rows, columns = _tall(matrix)
+    return matrix.shape[:-2].numel() * (4 * rows * columns**2 - 4 * columns**3 // 3)
+
+
+def _tall(matrix: Tensor) -> tuple[int, int]:
+    """The longer and the shorter side of `matrix`."""
+    return max(matrix.shape[-2:]), min(matrix.shape[-2:])
+
+
 def _flops() -> dict[Any, Callable[..., int]]:
     """Torch's formulas by operation, and ours for bitsandbytes' products and for attention.
 
@@ -104,3 +124,8 @@ ATTENTION = {
     torch.ops.aten._softmax: "eager",
 }
 FLOPS = _flops()
+# They are no part of a step's FLOPs: they are rare, and reach a small share of the rate of products.
+DECOMPOSITIONS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._linalg_svd: _svd_flops,
+    torch.ops.aten.linalg_qr: _qr_flops,
+}

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.job.measure.flops import FLOPS
+from harness.job.measure.flops import DECOMPOSITIONS, FLOPS
 
 NO_KERNEL = {  # what allocates or renames alone, besides views
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"),
@@ -82,7 +82,7 @@ class KernelTimes(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.is_view:
             return func(*args, **kwargs)
-        formula = FLOPS.get(func._overloadpacket)
+        formula = FLOPS.get(func._overloadpacket) or DECOMPOSITIONS.get(func._overloadpacket)
         out, seconds = self._timed(func, args, kwargs)
         flops = 0 if formula is None else formula(*args, **kwargs, out_val=out)
         if (kernel := kernel_of(func, (args, kwargs), out, flops)) is not None:

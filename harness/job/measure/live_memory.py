@@ -54,6 +54,8 @@ class OperationTimes(Protocol):
 
     def add(self, operation: Any, arguments: Any, out: Any, flops: int) -> None: ...
 
+    def add_uncounted(self, operation: Any, arguments: Any, out: Any) -> None: ...
+
     def lap(self, part: str) -> None: ...
 
 
@@ -196,6 +198,8 @@ class LiveBytes(TorchDispatchMode):
             self.burst(workspace(*args, **kwargs))
         if self._counted:
             self._add(func, args, kwargs, out)
+        elif self.roofline is not None:
+            self.roofline.add_uncounted(func, (args, kwargs), out)
         name = ATTENTION.get(func._overloadpacket)
         if name is not None and (args[0].ndim == 4 or name == "varlen"):  # not a router's softmax
             self.attention[f"{name} {str(args[0].dtype).removeprefix('torch.')}"] += 1

@@ -31,6 +31,7 @@ from harness.errors import UserError
 from harness.job import speedups
 from harness.job.data.batching import Batch
 from harness.job.measure import device
+from harness.job.measure.flops import DECOMPOSITIONS
 from harness.job.measure.kernels import Kernel, KernelTimes
 from harness.job.measure.timing import synchronize
 from harness.job.methods import optimizers
@@ -45,6 +46,8 @@ DEPTH = 2  # decoder layers
 REPEATS = 3  # steps of a size, of which the least time of each operation counts
 SMALL = 16  # tokens of the micro-batch whose time is the host's
 MOMENTS = 7  # in which the host's time is looked at
+
+DECOMPOSING = {operation._qualified_op_name.partition("::")[2] for operation in DECOMPOSITIONS}
 
 Call = tuple[Kernel, float]
 
@@ -94,6 +97,8 @@ def _time(planned: PlannedCell, on: torch.device, timed: Timings) -> None:
         for shape in _shapes(cell):
             for kernel, seconds in step.kernels(shape):
                 timed.kernels.setdefault(kernel, []).append(seconds)
+        for kernel, seconds in step.decompositions.items():
+            timed.kernels.setdefault(kernel, []).append(seconds)
         timed.launches.append(step.launch(on.type == "cuda"))
         del step
         gc.collect()  # accelerate's model refers to itself, and the next one needs its memory
@@ -134,7 +139,10 @@ def _shapes(cell: Cell) -> Iterator[Shape]:
 
 
 class _Step:
-    """Steps of the shallow `cell` on the device `on`, as a run takes them."""
+    """Steps of the shallow `cell` on the device `on`, as a run takes them.
+
+    decompositions: what a step decomposed as it made the optimizer's state, and the least seconds that each took.
+    """
 
     def __init__(self, cell: Cell, on: torch.device):
         self._train = cell.settings.train.tuned()
@@ -154,11 +162,14 @@ class _Step:
             optimizers.group_steps(self._optimizer)
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
+        self.decompositions: dict[Kernel, float] = {}
 
     def kernels(self, shape: Shape) -> list[Call]:
         """Each operation of a step over `shape`, with its seconds."""
         batch = self._batch(shape)
-        self._take(batch)  # chooses kernels, and makes the optimizer's state
+        for kernel, seconds in self._timed(batch):  # this step chooses kernels, and makes the optimizer's state
+            if kernel.name in DECOMPOSING:
+                self.decompositions[kernel] = min(seconds, self.decompositions.get(kernel, seconds))
         return _least([self._timed(batch) for _ in range(REPEATS)])
 
     def launch(self, ahead: bool) -> float:

@@ -226,11 +226,12 @@ class FakeProbe:
     def _work(self, padded: int, count: int) -> dict[str, float]:
         """The work of a step by kind: of its optimizer, and for each of the `padded` tokens of `count` micro-batches.
 
-        Operations that the host begins are of a micro-batch, and of the optimizer.
+        Operations that the host begins are of a micro-batch, and of the optimizer. Decompositions are of a first step.
         """
         if self._roofline is None or not self._settings.method.tuned:
             return {}
         step, optimizer = self._roofline.work["step"], self._roofline.work["optimizer"]
         work = {f"optimizer:{kind}": float(optimizer[kind]) for kind in (*WORK, "launches")}
         work |= {f"token:{kind}": step[kind] / padded for kind in WORK}
+        work |= {"decomposing": self._roofline.decomposing, "untimed": float(self._roofline.untimed)}
         return work | {"launches": step["launches"] / count}

@@ -115,6 +115,7 @@ class Predictor:
             "reference_flops": self._reference_flops(cell, shape, layout, architecture),
             "work": None if (work := _work(line, shape, devices)) is None or self._device.rates is None else work,
             "calibrated_seconds": _calibrated(work, self._calibration),
+            "decomposition_seconds": _decomposing(line, self._calibration),
             "shape": {
                 "sequences": shape.sequences,
                 "tokens": max(sum(n for n, _ in batch) for batch in shape.micro),
@@ -384,6 +385,16 @@ def _calibrated(work: dict[str, float] | None, calibration: Calibration | None) 
     if work is None or calibration is None:
         return None
     return calibration.total(work["timed"], work["launches"], work["optimizer"])
+
+
+def _decomposing(line: Line, calibration: Calibration | None) -> float | None:
+    """Seconds in which the optimizer's first step decomposes gradients, by the kernels that were timed.
+
+    None without a calibration, or if it lacks one of these kernels.
+    """
+    if calibration is None or round(line.others.get("untimed", 0.0)):
+        return None
+    return line.others.get("decomposing", 0.0)
 
 
 def _drawn_by(cell: Cell) -> list[Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from harness.job.measure.flops import KERNELS
+from harness.job.measure.flops import DECOMPOSITIONS, KERNELS
 from harness.job.measure.kernels import Kernel, kernel_of, tensors_in
 from harness.protocol import CardRates
 from harness.record import Calibration
@@ -36,15 +36,24 @@ class Roofline:
     rates: of a card, for seconds of products, attention and of what is moved, as if each reached its rate, and
     launches (null: launches alone). calibration: for the seconds of the device's own kernels, as ``timed`` (null:
     none). compiled: whether neighbouring operations on single numbers are one kernel.
+
+    decomposing: seconds, by the calibration, of the decompositions that only the first step has, as it makes the
+    optimizer's state. untimed: how many of them the calibration has no time of.
     """
 
     def __init__(self, rates: CardRates | None, calibration: Calibration | None = None, compiled: bool = False):
         self._rates, self._calibration, self._compiled = rates, calibration, compiled
         self._known: dict[Kernel, float] = {}  # seconds, of the calibration
         self._chain = _Chain()
+        self.decomposing, self.untimed = 0.0, 0
+        self._decompositions: list[Kernel] = []  # of the step that counts
         self.reset()
 
     def reset(self) -> None:
+        """Count the work of another step from zero: what was decomposed until now is of the first."""
+        for kernel in self._decompositions:
+            self._decompose(kernel)
+        self._decompositions.clear()
         self.work: dict[str, defaultdict[str, float]] = {name: defaultdict(float) for name in ("step", "optimizer")}
         self._part: defaultdict[str, float] = defaultdict(float)
 
@@ -54,12 +63,29 @@ class Roofline:
         if kernel is None:
             return
         self._part["launches"] += 1
+        if (decomposition := _decomposition(operation, arguments, out)) is not None:
+            self._decompositions.append(decomposition)
         if self._calibration is not None:
-            if kernel not in self._known:
-                self._known[kernel] = self._calibration.seconds(kernel.name, kernel.formats, kernel.flops, kernel.moved)
-            self._part["timed"] += self._known[kernel]
+            self._part["timed"] += self._seconds(self._calibration, decomposition or kernel)
         if self._rates is not None:
             self._add_least(self._rates, operation, kernel, arguments, out)
+
+    def add_uncounted(self, operation: Any, arguments: Any, out: Any) -> None:
+        """Count an operation of a first step, of which decompositions alone count."""
+        if (decomposition := _decomposition(operation, arguments, out)) is not None:
+            self._decompose(decomposition)
+
+    def _decompose(self, kernel: Kernel) -> None:
+        calibration = self._calibration
+        if calibration is None or not calibration.timed_alike(kernel.name, kernel.flops, kernel.moved):
+            self.untimed += 1
+        else:
+            self.decomposing += self._seconds(calibration, kernel)
+
+    def _seconds(self, calibration: Calibration, kernel: Kernel) -> float:
+        if kernel not in self._known:
+            self._known[kernel] = calibration.seconds(kernel.name, kernel.formats, kernel.flops, kernel.moved)
+        return self._known[kernel]
 
     def _add_least(self, rates: CardRates, operation: Any, kernel: Kernel, arguments: Any, out: Any) -> None:
         moved = kernel.moved
@@ -90,6 +116,15 @@ class Roofline:
         for kind, amount in self._part.items():
             of[kind] += amount
         self._part.clear()
+
+
+def _decomposition(operation: Any, arguments: Any, out: Any) -> Kernel | None:
+    """The kernel of an `operation` that decomposes a matrix; None of all others."""
+    formula = DECOMPOSITIONS.get(operation._overloadpacket)
+    if formula is None:
+        return None
+    positional, named = arguments
+    return kernel_of(operation, arguments, out, formula(*positional, **named))
 
 
 class _Chain:

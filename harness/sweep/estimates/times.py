@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,12 @@ class Timing:
     def step_tokens(self) -> float:
         """Raw tokens of a step."""
         return self.train.tokens.raw / self.steps
+
+    @property
+    def first_excess(self) -> float:
+        """Seconds by which the first step, in which an optimizer makes its state, was longer than the steady ones."""
+        first = self.train.step_seconds[0] - sum(self.train.compile_seconds[:1])
+        return max(0.0, first - self.step_tokens / self.tokens_per_second)
 
     @property
     def flops_per_second(self) -> float | None:
@@ -82,6 +89,7 @@ class Times:
         self._card = card
         self.by_rates = False  # whether a time rests on a card's rates
         self.calibrated = False  # whether a time rests on the device's timed kernels
+        self.undecomposed: set[str] = set()  # methods whose times lack the decompositions of their gradients
 
     def dollars(self, point: Planned) -> float | None:
         """The price of `seconds` on all devices; None if either is unknown."""
@@ -113,7 +121,7 @@ class Times:
         size, else by the kernels that were timed, else FLOPs at the median FLOP/s per device of models and steps of a
         like size in the same arithmetic, else the work at what kernels reach of the card's rates.
         """
-        p = point.prediction
+        p, decompositions = point.prediction, _decompositions(point)
         if not p["trainable"] or p["shape"]["steps"] is None:
             return None
         if self.throughput is not None:
@@ -122,11 +130,21 @@ class Times:
         like = [timed for timed in self._timed if _alike(timed.step_tokens, step)]
         if same := [timed for timed in like if _kind(timed.record.cell) == _kind(point.cell)]:
             self.used |= {id(timed.record) for timed in same}
-            return Estimate(p["shape"]["raw"] / median(timed.tokens_per_second for timed in same), "records")
-        if p["calibrated_seconds"] is not None:
-            self.calibrated = True
-            return Estimate(p["calibrated_seconds"], "calibration")
-        return self._by_size(point, like) or self._by_rates(p)
+            seconds = p["shape"]["raw"] / median(timed.tokens_per_second for timed in same)
+            each = median(timed.first_excess for timed in same)
+            return Estimate(seconds + decompositions * each, "records")
+        estimate = self._by_kernels(p, decompositions) or self._by_size(point, like) or self._by_rates(p)
+        if estimate and decompositions and (estimate.basis != "calibration" or p["decomposition_seconds"] is None):
+            self.undecomposed.add(point.cell.method)
+        return estimate
+
+    def _by_kernels(self, prediction: dict[str, Any], decompositions: int) -> Estimate | None:
+        """By the calibration."""
+        seconds, each = prediction["calibrated_seconds"], prediction["decomposition_seconds"]
+        if seconds is None:
+            return None
+        self.calibrated = True
+        return Estimate(seconds + decompositions * (each or 0.0), "calibration")
 
     def _by_size(self, point: Planned, like: list[Timing]) -> Estimate | None:
         """By records of models of a like size. like: those with steps of a like size."""
@@ -149,6 +167,15 @@ class Times:
             return None
         self.by_rates = True
         return Estimate(rates.seconds(prediction["work"], self._card.reached), "rates")
+
+
+def _decompositions(point: Planned) -> int:
+    """How often a point's training decomposes gradients, as GaLore does; APOLLO's projections are random."""
+    optimizer, steps = point.cell.settings.method.optim, point.prediction["shape"]["steps"]
+    matrices = (optimizer or {}).get("matrices") or {}
+    if not steps or "update_proj_gap" not in matrices or matrices.get("proj") == "random":
+        return 0
+    return math.ceil(steps / matrices["update_proj_gap"])
 
 
 def _alike(a: float, b: float) -> bool:

@@ -63,6 +63,7 @@ def test_all_kernels_that_a_plan_counts_were_timed(calibration, calibration_of_g
     noting = Noting(**vars(calibration))
     found = prediction.Predictor(None, "fp32", calibration=noting).predict(tiny(f"method={method}", *SMALL), None)
     assert found["calibrated_seconds"] > 0
+    assert found["decomposition_seconds"] > 0 if method == "galore" else found["decomposition_seconds"] == 0
     if method != "dora":
         assert asked <= names, asked - names
 

@@ -384,6 +384,26 @@ def test_a_calibration_gives_the_time_of_kernels():
     assert prediction.Predictor(None, "fp32").predict(tiny(), None)["calibrated_seconds"] is None
 
 
+@pytest.mark.parametrize("settings", [("method=galore",), ("method=galore_layer", "train.max_grad_norm=null")])
+def test_a_calibration_gives_the_time_of_decompositions(settings):
+    """Each of tiny's two layers has two matrices of 64 × 64, two of 64 × 32 and three of 64 × 128."""
+    product = TimedKernel("mm", "f", 10**9, 1, 1.0)
+    numbers = {(64, 32): 2, (64, 64): 2, (128, 64): 3}
+    svds = [
+        TimedKernel("_linalg_svd", "f", 6 * m * n * n + 20 * n**3, 4 * (2 * m * n + n + n * n), 1e-3 * m + n)
+        for m, n in numbers
+    ]
+    all_of_them = 2 * sum((1e-3 * m + n) * number for (m, n), number in numbers.items())
+    cell = tiny(*settings, "rank=4", "train.max_steps=3", "train.batch_size=2")
+    for kernels, seconds in (([product, *svds], all_of_them), ([product], None)):
+        timed = Calibration(["cpu", "x", 1], "now", "2", 0.0, False, kernels)
+        found = prediction.Predictor(None, "fp32", calibration=timed).predict(cell, None)
+        assert found["decomposition_seconds"] == (None if seconds is None else pytest.approx(seconds))
+    timed = Calibration(["cpu", "x", 1], "now", "2", 0.0, False, [product])
+    lora = prediction.Predictor(None, "fp32", calibration=timed).predict(tiny("method=lora"), None)
+    assert lora["decomposition_seconds"] == 0
+
+
 def test_a_model_that_would_not_be_quantised_is_refused():
     """Falcon's layers are of a class of its own, which transformers leaves as they are."""
     sizes = {"model_type": "falcon", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
@@ -469,7 +489,7 @@ def test_time_is_by_records_of_the_same_device(tmp_path):
 
 def point(method: str, raw: int = 1000, total: int = 1000) -> planning.Planned:
     prediction = {"trainable": 1, "total": total, "shape": {"raw": raw, "steps": 10}, "flops": 5000.0}
-    prediction |= {"reference_flops": 0.0, "work": None, "calibrated_seconds": None}
+    prediction |= {"reference_flops": 0.0, "work": None, "calibrated_seconds": None, "decomposition_seconds": None}
     return planning.Planned(method, known(method, 1.0, {}).cell, prediction)
 
 
@@ -520,6 +540,47 @@ def test_timed_kernels_come_before_records_of_other_methods_and_before_rates(tmp
         planned.prediction |= {"work": work_of(2000.0), "calibrated_seconds": 300.0}
     assert (of.seconds(dora), of.range(dora), of.calibrated) == (300.0, None, True)
     assert of.seconds(lora) == 1000 / 50
+
+
+def decomposing(every: int, **matrices: str) -> planning.Planned:
+    """A point of ten steps whose optimizer decomposes its gradients, but for random projections."""
+    planned = point("galore")
+    optim = {"matrices": {"update_proj_gap": every, **matrices}}
+    settings = planned.cell.settings
+    planned.cell.settings = dataclasses.replace(settings, method=dataclasses.replace(settings.method, optim=optim))
+    return planned
+
+
+def test_the_time_has_decompositions_where_they_were_timed(tmp_path):
+    here = {"device": {"type": "cuda", "name": "A"}}
+    card = Card("a", ["A"], 24.0, 100.0, 50.0, 1000.0)
+    of = times.Times(tmp_path, here, "cuda", card)
+    for planned, number in ((decomposing(4), 3), (decomposing(200), 1), (decomposing(4, proj="random"), 0)):
+        planned.prediction |= {"calibrated_seconds": 300.0, "decomposition_seconds": 20.0}
+        assert of.seconds(planned) == 300 + 20 * number
+    assert not of.undecomposed
+    planned.prediction |= {"decomposition_seconds": None}
+    assert (of.seconds(planned), of.undecomposed) == (300, set())  # it has none
+    planned = decomposing(4)
+    planned.prediction |= {"calibrated_seconds": 300.0}
+    assert (of.seconds(planned), of.undecomposed) == (300, {"galore"})
+
+
+def test_the_time_by_records_has_what_a_first_step_took_longer_for_each_decomposition(tmp_path):
+    here = {"device": {"type": "cuda", "name": "A"}}
+    slow = known("galore", 50.0, here, flops=10.0)
+    slow.train = dataclasses.replace(slow.train, steps=2, step_seconds=[31.0, 1.0])  # a step of 50 tokens takes 1 s
+    write(slow, tmp_path / "s" / "one.json")
+    of = times.Times(tmp_path, here, "cuda")
+    assert of.seconds(decomposing(4)) == 1000 / 50 + 3 * 30
+    assert of.seconds(decomposing(4, proj="random")) == 1000 / 50
+    lora = point("lora")
+    assert of.seconds(lora) is not None
+    assert not of.undecomposed
+    other = decomposing(4)
+    other.cell.method = "galore_rsvd"
+    assert of.seconds(other) is not None  # by the FLOPs of other methods
+    assert of.undecomposed == {"galore_rsvd"}
 
 
 def test_the_time_has_the_pass_of_the_base_that_an_objective_refers_to(tmp_path):
