@@ -21,6 +21,18 @@ def test_a_switch_is_shown_as_it_was_typed():
     assert points(["train.packing=true,false"]) == [["train.packing=true"], ["train.packing=false"]]
 
 
+def test_a_pattern_stands_for_the_names_in_its_group():
+    class Loader:
+        def get_group_options(self, group, results_filter):
+            return {"method": ["full", "lora", "loraplus", "pissa"]}.get(group, [])
+
+    assert points(["method=glob(lora*)"], Loader()) == [["method=lora"], ["method=loraplus"]]
+    assert points(["method=glob(*,exclude=lora*)"], Loader()) == [["method=full"], ["method=pissa"]]
+    for pattern in ("method=glob(x*)", "rank=glob(*)"):
+        with pytest.raises(UserError, match=r"matches nothing in conf/"):
+            points([pattern], Loader())
+
+
 def test_a_range_of_an_optimizer_is_no_axis_of_a_grid():
     with pytest.raises(UserError, match=r"^A grid requires key=a,b,c, got lr=interval\(0,1\)\.$"):
         points(["lr=interval(0,1)"])

@@ -59,7 +59,8 @@ class GridSweeper(Sweeper):
         if not isinstance(task_function, RunPoint):
             raise TypeError(f"the sweeper runs grid points by RunPoint, got {task_function}")
         self._config_name = config.hydra.job.config_name
-        self._compose = Composer.of_sweep(hydra_context.config_loader, config)
+        self._loader = hydra_context.config_loader
+        self._compose = Composer.of_sweep(self._loader, config)
         self._session = task_function.session
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -68,7 +69,7 @@ class GridSweeper(Sweeper):
         self._launched = 0
 
     def sweep(self, arguments: list[str]) -> list[Outcome | UserError]:
-        requested = grid(self._params, self._candidates, arguments)
+        requested = grid(self._params, self._candidates, arguments, self._loader)
         options = self._session.options
         if options.calibrate:
             calibrating.calibrate(requested, self._composed)
