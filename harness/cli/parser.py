@@ -34,7 +34,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized") and any(action.dest == "settings" for action in self._actions):
-            message += "; a setting is KEY=VALUE, without dashes"
+            shows = "`harness plan` shows a grid and runs none of it"
+            message += f"; {shows if '--dry-run' in message else 'a setting is KEY=VALUE, without dashes'}"
         raise UserError(f"{message}; `{self.prog} --help` lists the options.")
 
 

@@ -173,6 +173,7 @@ def test_a_slip_gets_its_remedy(capsys, line, culprits):
         ("run lr 1e-3", "An override must be KEY=VALUE, got 'lr'; write lr=VALUE, without spaces."),
         ("run =3", "An override must be KEY=VALUE, got '=3'"),
         ("run --lr 1e-3", "unrecognized arguments: --lr; a setting is KEY=VALUE, without dashes;"),
+        ("sweep quickstart --dry-run", "`harness plan` shows a grid and runs none of it;"),
         ("run quickstart", "`sweep quickstart` runs the sweep of that name, one at a time."),
         ("run hydra/launcher=nope", "hydra/launcher=nope is unknown. There is: basic, local_parallel"),
         ("sweep", "`sweep` requires a grid: KEY=A,B,C, or one of alpha, "),
