@@ -140,12 +140,7 @@ def _places(rows: Mapping[str, Sequence[JudgedClaim]]) -> dict[Place, str]:
     return dict(zip(places, place_titles(places), strict=True))
 
 
-def _forest(
-    axes: Axes,
-    unit: Unit,
-    effects: Sequence[tuple[JudgedClaim, Interval]],
-    names: Sequence[str],
-) -> None:
+def _forest(axes: Axes, unit: Unit, effects: Sequence[tuple[JudgedClaim, Interval]], names: Sequence[str]) -> None:
     """effects: verdicts, each with its effect at a whole number. names: what stands above each effect."""
     below = BAR / 2 / _row_height(names)  # of a row of height 1; what is claimed stands in the rest
     low, high = _limits(unit, [effect for _, effect in effects])

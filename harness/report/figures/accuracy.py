@@ -73,10 +73,7 @@ def accuracy_memory(study: StudyResults) -> Drawn | None:
 
 
 FAINT: Style = {"mfc": "white", "alpha": 0.35, "ms": 3}
-MEMORY = {
-    TRAIN_MEMORY: "peak train memory",
-    "train_reserved_p99": "memory reserved in 99% of training steps",
-}
+MEMORY = {TRAIN_MEMORY: "peak train memory", "train_reserved_p99": "memory reserved in 99% of training steps"}
 
 
 def _of_one_instrument(rows: list[Row], measure: str) -> list[Row]:
