@@ -128,7 +128,7 @@ def prepare_cell(request: RunCell) -> None:
         prepared_inputs.inputs_of(request.cell.settings, request.data_root, request.local.include_path)
 
 
-def prepare_check(request: protocol.CheckCells | protocol.SortCells) -> None:
+def prepare_check(request: protocol.CheckCells) -> None:
     """Read the data, import the libraries of cells and index their tasks: it takes seconds, and the cells need it too.
 
     The rest as prepare_cell.

@@ -70,7 +70,8 @@ def impossible(
 
     elsewhere: as of `check`. Raises UserError for data that can't be read.
     """
-    answers = _ask("The check before the sweep", protocol.SortCells(cells, _absolute(data_root), local, elsewhere))
+    request = protocol.SortCells(cells, _absolute(data_root), local=local, elsewhere=elsewhere)
+    answers = _ask("The check before the sweep", request)
     return {answer["id"]: answer for answer in answers}
 
 
