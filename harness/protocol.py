@@ -170,20 +170,13 @@ class CheckCells(Request):
 
 
 @dataclass(frozen=True)
-class SortCells(Request):
+class SortCells(CheckCells):
     """Answer which of `cells` the method, the model or this machine refuses: id, reason and environment of each.
 
-    Data that can't be read are refused: no cell is to be left out for them. elsewhere: as of CheckCells.
+    Data that can't be read are refused: no cell is to be left out for them.
     """
 
     target: ClassVar[str] = "harness.job.services:sort"
-    libraries: ClassVar[str] = READING
-    prepare: ClassVar[str | None] = "harness.job.services:prepare_check"
-
-    cells: list[Cell]
-    data_root: str | None = None
-    local: LocalPaths = NO_PATHS
-    elsewhere: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,7 @@ T = TypeVar("T", bound="EvalSettings | TrainSettings | InferSettings")
 AUTO: Literal["auto"] = "auto"  # the batch size that is chosen where a cell is run
 REFERRING = ("dpo", "ipo", "kto")  # objectives that compare the model with its base
 WITH_MARGIN = ("simpo", "cpo_simpo")  # objectives that have train.preference_margin
-BY_MICRO_BATCH = (
-    "kto",
-    "cpo_simpo",
-    "orpo_trl",
-)  # objectives whose loss depends on how a step is cut
+BY_MICRO_BATCH = ("kto", "cpo_simpo", "orpo_trl")  # objectives whose loss depends on how a step is cut
 IN_8_BITS = ("int8", "int8wo", "fp8wo")  # formats of a quantised base; all others have 4
 HELD_OUT = "held_out"  # the task that is made of the test part of the cell's own data
 REWARDS = "rewards"  # the task that an objective's rewards of those answers are, against the untuned model's

@@ -5,16 +5,24 @@ from __future__ import annotations
 import argparse
 
 from harness import plugin
-from harness.cli import cells, results, sweep, tools
-from harness.cli.parser import CommandLine
+from harness.cli import cells, results, sweep
+from harness.cli.parser import CommandLine, add_data_root, add_results_dir
 from harness.errors import UserError
 
 
 def command_line(prog: str) -> CommandLine:
     """prog: how the command line begins, ``harness`` or ``python -m harness``."""
     root = CommandLine(prog)
-    for commands in (sweep, cells, results, tools):
+    for commands in (sweep, cells, results):
         commands.add(root)
+    parser = root.group("tools").add(
+        doctor,
+        "doctor",
+        "Show what this machine can run, and what is missing. Downloads nothing.",
+        "--data-root ~/data",
+    )
+    add_data_root(parser)
+    add_results_dir(parser)
     for part in plugin.installed():
         if part.commands is not None:
             plugin.load(part.commands)(root)
@@ -34,6 +42,20 @@ def without_multirun(name: str, arguments: list[str]) -> tuple[str, list[str]]:
     if name not in ("run", "sweep", "plan") or len(others) == len(arguments):
         return name, arguments
     return ("sweep" if name == "run" else name), others
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print what this machine can run; 1 if not even the embedded default model can."""
+    from harness import terminal
+    from harness.studies import doctor as machine
+
+    facts = machine.examine(options.results_dir, options.data_root)
+    console = terminal.console()
+    if console.is_terminal:
+        terminal.show(console, machine.view(facts))
+    else:
+        print("\n".join(machine.lines(facts)))
+    return int(machine.obstacle(facts) is not None)
 
 
 def completion(options: argparse.Namespace) -> int:

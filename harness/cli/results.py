@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING
 from harness import units
 from harness.cli import view
 from harness.cli.output import find_cell, print_errors, print_json, render, study_names, write
-from harness.cli.parser import (
-    CommandLine,
-    add_cells,
-    add_json,
-    add_out,
-    add_study_name,
-    add_tables,
-    comma_separated,
-)
+from harness.cli.parser import CommandLine, add_cells, add_json, add_out, add_study_name, add_tables, comma_separated
 from harness.errors import UserError, require_positive
 from harness.program import results_option
 from harness.record import Record, read, read_study, require_one_folder_each
@@ -83,10 +75,7 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw it too, as PNG or SVG by the name's ending")
 
     parser = group.add(
-        power,
-        "power",
-        "Show how many items and seeds tell two methods apart.",
-        "--effect 0.02 --seeds 3",
+        power, "power", "Show how many items and seeds tell two methods apart.", "--effect 0.02 --seeds 3"
     )
     add_study_name(parser, "study to measure the noise on (default: assumptions)")
     parser.add_argument("--effect", type=float, required=True, metavar="SHARE", help="0.02 is 2 points of accuracy")

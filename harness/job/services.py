@@ -11,43 +11,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness import cell_runner, data_files
+from harness import cell_runner, data_files, protocol
 from harness.errors import UserError
-from harness.protocol import (
-    LIBRARIES,
-    CalibrateDevice,
-    CheckCells,
-    CheckTasks,
-    ExamineMachine,
-    JobEvent,
-    Noted,
-    PlanCells,
-    Progress,
-    Report,
-    Rescore,
-    Result,
-    RunCell,
-    SortCells,
-    Warned,
-)
+from harness.protocol import Noted, Progress, Report, RunCell
 from harness.record import Cell, encode
 from harness.settings import DataSettings
 
-Send = Callable[[JobEvent], None]
+Send = Callable[[protocol.JobEvent], None]
 
 
 def progress(send: Send) -> Report:
     """A function that sends a report of the job's own code: a warning as Warned, a note as Noted, else Progress."""
 
-    def event(report: dict[str, Any]) -> JobEvent:
+    def event(report: dict[str, Any]) -> protocol.JobEvent:
         if "warning" in report:
-            return Warned(report["warning"])
+            return protocol.Warned(report["warning"])
         return Noted(report["note"]) if "note" in report else Progress(**report)
 
     return lambda report: send(event(report))
 
 
-def check(request: CheckCells, send: Send) -> None:
+def check(request: protocol.CheckCells, send: Send) -> None:
     from harness.job import reachable
 
     local = _local(request.cells)
@@ -59,10 +43,10 @@ def check(request: CheckCells, send: Send) -> None:
     for cell in request.cells:
         if (by_plugin := cell_runner.runner_of(cell.settings)) is not None:
             cost = by_plugin.check(cell, request.extra[cell.id], request.data_root, request.local)
-            send(Result({"id": cell.id, "cost": cost}))
+            send(protocol.Result({"id": cell.id, "cost": cost}))
 
 
-def sort(request: SortCells, send: Send) -> None:
+def sort(request: protocol.SortCells, send: Send) -> None:
     from harness import env
     from harness.job import reachable
 
@@ -75,7 +59,7 @@ def sort(request: SortCells, send: Send) -> None:
 
             preflight.check_cell(cell, request.local, request.elsewhere)
         except UserError as error:
-            send(Result({"id": cell.id, "reason": str(error), "environment": env.describe()}))
+            send(protocol.Result({"id": cell.id, "reason": str(error), "environment": env.describe()}))
 
 
 def _local(cells: Sequence[Cell]) -> list[Cell]:
@@ -83,7 +67,7 @@ def _local(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell_runner.runner_of(cell.settings) is None]
 
 
-def plan(request: PlanCells, send: Send) -> None:
+def plan(request: protocol.PlanCells, send: Send) -> None:
     from harness.job.predict import pool
 
     if own := [planned.cell for planned in request.cells if planned.cell.settings.data.own]:
@@ -93,33 +77,33 @@ def plan(request: PlanCells, send: Send) -> None:
         for note in own_files.notes(own, request.data_root):
             send(Noted(note))
     for answer in pool.answer(request):
-        send(Result(answer))
+        send(protocol.Result(answer))
 
 
 def _on_hub(cell: Cell, data_root: str | None) -> bool:
     return data_files.names_hub(str(cell.settings.data.path), Path(data_root or "."))
 
 
-def calibrate(request: CalibrateDevice, send: Send) -> None:
+def calibrate(request: protocol.CalibrateDevice, send: Send) -> None:
     from harness.job.predict import calibrating
 
-    send(Result(encode(calibrating.answer(request, progress(send)))))
+    send(protocol.Result(encode(calibrating.answer(request, progress(send)))))
 
 
-def examine(request: ExamineMachine, send: Send) -> None:
+def examine(request: protocol.ExamineMachine, send: Send) -> None:
     from harness.job import machine
 
-    send(Result(machine.examine(request.models, request.data, request.data_root)))
+    send(protocol.Result(machine.examine(request.models, request.data, request.data_root)))
 
 
-def check_tasks(request: CheckTasks, send: Send) -> None:
+def check_tasks(request: protocol.CheckTasks, send: Send) -> None:
     from harness.job import prepared_inputs
 
     prepared_inputs.tasks(request.settings, request.data, request.data_root, request.local.include_path)
     prepared_inputs.own_task(request.settings, request.data, request.data_root)  # with the encoder of its scores
 
 
-def rescore(request: Rescore, send: Send) -> None:
+def rescore(request: protocol.Rescore, send: Send) -> None:
     from harness.job.evaluate import rescoring
 
     path, report = Path(request.path), progress(send)
@@ -138,13 +122,13 @@ def prepare_cell(request: RunCell) -> None:
 
     with suppress(Exception):  # the job meets the same error, and reports it
         reachable.check(_local([request.cell]), request.data_root)
-        libraries.load(LIBRARIES)
+        libraries.load(protocol.LIBRARIES)
         from harness.job import prepared_inputs
 
         prepared_inputs.inputs_of(request.cell.settings, request.data_root, request.local.include_path)
 
 
-def prepare_check(request: CheckCells | SortCells) -> None:
+def prepare_check(request: protocol.CheckCells) -> None:
     """Read the data, import the libraries of cells and index their tasks: it takes seconds, and the cells need it too.
 
     The rest as prepare_cell.
@@ -153,7 +137,7 @@ def prepare_check(request: CheckCells | SortCells) -> None:
 
     with suppress(Exception):
         reachable.check(_local(request.cells), request.data_root)
-        libraries.load(LIBRARIES)
+        libraries.load(protocol.LIBRARIES)
         from harness.job.evaluate import task_index
 
         include = task_index.IncludedTasks.in_folder(request.local.include_path)
@@ -161,17 +145,17 @@ def prepare_check(request: CheckCells | SortCells) -> None:
             task_index.index_of(tasks, include)
 
 
-def prepare_tasks(request: CheckTasks) -> None:
+def prepare_tasks(request: protocol.CheckTasks) -> None:
     """Load the tasks."""
     _load_tasks(request, request.data)
 
 
-def prepare_scoring(request: Rescore) -> None:
+def prepare_scoring(request: protocol.Rescore) -> None:
     """Load the tasks, without the record's data, which are not read here."""
     _load_tasks(request, DataSettings())
 
 
-def _load_tasks(request: CheckTasks | Rescore, data: DataSettings) -> None:
+def _load_tasks(request: protocol.CheckTasks | protocol.Rescore, data: DataSettings) -> None:
     from harness.job import prepared_inputs
 
     with suppress(Exception):  # the job meets the same error, and reports it

@@ -71,19 +71,10 @@ def sweep(
     from harness.sweep import app
 
     overrides = overrides_of(axes, settings, ("name", "budget", *options, *SETTINGS), grid=True)
+    overrides = overrides if name is None else [name, *overrides]
     with undisturbed(quiet):
-        named = [] if name is None else [name]
-        session = app.main(
-            *requested(
-                "sweep",
-                [*named, *overrides],
-                budget=amount,
-                config_dir=config_dir,
-                choose=chosen,
-                rules=judging_rules(),
-                **options,
-            )
-        )
+        more = {"choose": chosen, "rules": judging_rules(), **options}
+        session = app.main(*requested("sweep", overrides, budget=amount, config_dir=config_dir, **more))
         folder = session.folder if session.study is None else session.study.folder
     if options["confirm"] and session.study is None:
         raise UserError("confirm requires hydra/sweeper=grid, which runs every seed of a setting.")

@@ -13,7 +13,7 @@ from harness.errors import require_positive
 from harness.python.launching import SETTINGS, amount_of, requested, undisturbed
 from harness.python.overrides import overrides_of
 from harness.record import Record
-from harness.report.frame import setting_texts
+from harness.report.frame import KINDS, setting_texts
 
 if TYPE_CHECKING:
     from harness.sweep.estimates.times import Times
@@ -23,21 +23,9 @@ OPTIONS = ("model", "methods", "sweep", "budget", "device", "throughput", "price
 TEXTS = ("cell", "method", "setting", "model", "data", "limited_by", "reason")
 FLAGS = ("fits", "tight")
 NUMBERS = ("alpha", "lr", "seconds", "seconds_least", "seconds_most", "dollars", "flops")
-KINDS = ("weights", "adapters", "gradients", "optimizer", "activations")
 COLUMNS = ["cell", "method", "setting", "model", "data", "rank", "alpha", "lr", "seed", "batch_size"]
-COLUMNS += [
-    "grad_accum",
-    "max_length",
-    "fits",
-    "tight",
-    "limited_by",
-    "reason",
-    "largest_batch",
-    "peak",
-    "reserved",
-    "overhead",
-    "budget",
-]
+COLUMNS += ["grad_accum", "max_length", "fits", "tight", "limited_by", "reason", "largest_batch"]
+COLUMNS += ["peak", "reserved", "overhead", "budget"]
 COLUMNS += [f"peak_{kind}" for kind in KINDS]
 COLUMNS += ["resident", "trainable", "total", "flops", "seconds", "seconds_least", "seconds_most", "dollars"]
 
@@ -59,6 +47,7 @@ def plan(
     from harness.sweep.plan_view import unknown_lengths
 
     overrides = overrides_of(axes, settings, OPTIONS, grid=True)
+    overrides = overrides if sweep is None else [sweep, *overrides]
     frames: list[pd.DataFrame] = []
 
     def keep(plan: Plan, times: Times) -> None:
@@ -67,12 +56,8 @@ def plan(
             print(sentence, file=sys.stderr)
 
     with undisturbed(quiet):
-        named = [] if sweep is None else [sweep]
-        app.main(
-            *requested(
-                "plan", [*named, *overrides], budget=amount, config_dir=config_dir, plan=True, show=keep, **options
-            )
-        )
+        more = {"plan": True, "show": keep, **options}
+        app.main(*requested("plan", overrides, budget=amount, config_dir=config_dir, **more))
     return frames[0] if frames else _typed(pd.DataFrame(columns=COLUMNS))
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from harness.python.plots import Plots
     from harness.report.figures.study_results import StudyResults
-    from harness.report.pairwise import Contest
     from harness.report.tables.table import Table
 
 Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -144,7 +143,7 @@ class RecordedStudy:
         """A row for each two methods that answered the same items, with the difference and its test."""
         from harness.report.tables.frames import pairs_of
 
-        return self._joined(lambda part: pairs_of(part.contests))
+        return self._joined(lambda part: pairs_of(part.results.answer.contests))
 
     def costs(self, price: float | None = None) -> pd.DataFrame:
         """A row for each chosen setting and task: what it costs beside its score, as `harness table --cost` shows it.
@@ -170,9 +169,9 @@ class RecordedStudy:
         item                                the item's number within its subject
         value                               what the answer scored, as its task defines it (1 is right, 0 wrong)
         """
-        from harness.python.items import items_of
+        from harness.report.tables.frames import items_of
 
-        return self._joined(lambda part: items_of(part.contests, part.results.rows.records, part.folder))
+        return self._joined(lambda part: items_of(part.results.answer))
 
     def claims(self, article: str | None = None, long: bool = False) -> pd.DataFrame:
         """A row for each claim of the articles, or of one `article`, with the verdict of all records together.
@@ -259,10 +258,6 @@ class _Part:
         from harness.report.figures.study_results import StudyResults
 
         return StudyResults(self.records, self.folder)
-
-    @property
-    def contests(self) -> list[Contest]:
-        return self.results.answer.contests
 
     @cached_property
     def table(self) -> Table:

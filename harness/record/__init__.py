@@ -14,12 +14,7 @@ from harness.record.calibration import (
     write_calibration,
 )
 from harness.record.clusters import cluster_numbers, clustered_error, subject_weights
-from harness.record.codec import (
-    decode,
-    decode_tagged,
-    encode,
-    encode_tagged,
-)
+from harness.record.codec import decode, decode_tagged, encode, encode_tagged
 from harness.record.commands import COMMANDS, add_merged_commands, note_command, noted_commands, repeated_sweeps
 from harness.record.failures import Failure, Precautions, Shortage, SmallerBatches, StopRule
 from harness.record.files import (
@@ -59,12 +54,7 @@ from harness.record.measurements import (
     Train,
     ValidationPoint,
 )
-from harness.record.names import (
-    STUDY_NAME,
-    cell_name,
-    names_a_file,
-    short,
-)
+from harness.record.names import STUDY_NAME, cell_name, names_a_file, short
 from harness.record.overlaps import overlapping
 from harness.record.own_data import Lengths, OwnData
 from harness.record.planned_study import PlannedStudy, PlanProgress
@@ -106,9 +96,4 @@ from harness.record.study_plan import (
     planned_seeds,
     read_plans,
 )
-from harness.record.train_memory import (
-    Instrument,
-    memory_instrument,
-    memory_remainder,
-    train_memory,
-)
+from harness.record.train_memory import Instrument, memory_instrument, memory_remainder, train_memory

@@ -18,27 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from harness import env, record, redact, units
+from harness import env, protocol, record, redact, units
 from harness.errors import UserError, first_line
-from harness.protocol import (
-    NO_PATHS,
-    CalibrateDevice,
-    CardRates,
-    CheckCells,
-    CheckTasks,
-    ExamineMachine,
-    LocalPaths,
-    PlanCells,
-    PlannedCell,
-    Progress,
-    Rendezvous,
-    Request,
-    Rescore,
-    Result,
-    RunCell,
-    SortCells,
-    facts,
-)
+from harness.protocol import NO_PATHS, LocalPaths, PlannedCell, Progress, Request, RunCell
 from harness.record import Calibration, Cell, Failure, Record, SmallerBatches
 from harness.settings import DataSettings, EvalSettings
 from harness.sweep import micro_batch
@@ -76,7 +58,7 @@ def check(
     Raises UserError for the first thing that does not work; warns if others use this machine.
     """
     _warn_of_load()
-    request = CheckCells(cells, _absolute(data_root), extra or {}, True, local, elsewhere)
+    request = protocol.CheckCells(cells, _absolute(data_root), extra or {}, True, local, elsewhere)
     answers = _ask("The check before the sweep", request)
     return {answer["id"]: answer["cost"] for answer in answers}
 
@@ -88,7 +70,8 @@ def impossible(
 
     elsewhere: as of `check`. Raises UserError for data that can't be read.
     """
-    answers = _ask("The check before the sweep", SortCells(cells, _absolute(data_root), local, elsewhere))
+    request = protocol.SortCells(cells, _absolute(data_root), local=local, elsewhere=elsewhere)
+    answers = _ask("The check before the sweep", request)
     return {answer["id"]: answer for answer in answers}
 
 
@@ -98,7 +81,7 @@ def doctor(models: dict[str, dict], data: dict[str, dict], data_root: str | None
     Raises UserError if a job can't even start; warns as `check` does.
     """
     _warn_of_load()
-    request = ExamineMachine(models, data, _absolute(data_root), warn=True)
+    request = protocol.ExamineMachine(models, data, _absolute(data_root), warn=True)
     return _ask("The job that looks at the machine", request)[0]
 
 
@@ -107,7 +90,7 @@ def plan(
     data_root: str | None,
     budget: int | None = None,
     kernels: str | None = None,
-    rates: CardRates | None = None,
+    rates: protocol.CardRates | None = None,
     calibrations: Sequence[Calibration] = (),
 ) -> dict[str, Any]:
     """A job's predictions for `cells`: ``harness/job/predict/``. Without budget, kernels and rates: for this machine.
@@ -115,7 +98,7 @@ def plan(
     Returns predictions, in order; budget, in bytes, of this machine's device if none was given; kernels; environment;
     device and date of the calibration that is used, if one of `calibrations` applies.
     """
-    request = PlanCells(cells, _absolute(data_root), budget, BESIDE, TIGHT, kernels, rates, [*calibrations])
+    request = protocol.PlanCells(cells, _absolute(data_root), budget, BESIDE, TIGHT, kernels, rates, [*calibrations])
     cache = PredictionCache(request)
     head, predictions = cache.head, [cache.prediction(planned) for planned in cells]
     missing = [i for i, prediction in enumerate(predictions) if prediction is None]
@@ -135,13 +118,13 @@ def calibrate(cells: list[PlannedCell], on_event: OnEvent, timeout: float | None
     Raises UserError if a cell can't be timed, and Overdue if it takes longer; warns as `check` does.
     """
     _warn_of_load()
-    answer = _ask("The job that times kernels", CalibrateDevice(cells, warn=True), on_event, timeout)[-1]
+    answer = _ask("The job that times kernels", protocol.CalibrateDevice(cells, warn=True), on_event, timeout)[-1]
     return record.decode(Calibration, answer)
 
 
 def check_tasks(settings: EvalSettings, data: DataSettings, data_root: str | None, local: LocalPaths) -> None:
     """Have a job check that the tasks of `settings` can be loaded for cells with `data`; UserError if not."""
-    _ask("The check of the tasks", CheckTasks(settings, data, _absolute(data_root), local))
+    _ask("The check of the tasks", protocol.CheckTasks(settings, data, _absolute(data_root), local))
 
 
 def score(
@@ -160,12 +143,14 @@ def score(
     Raises UserError if that fails; then the record does not change.
     """
     path, log = study.path(cell), study.log(cell)
-    request = Rescore(str(path.absolute()), settings, _absolute(data_root), local, cell if from_command_line else None)
+    request = protocol.Rescore(
+        str(path.absolute()), settings, _absolute(data_root), local, cell if from_command_line else None
+    )
     try:
         with open(record.without_link(log), "ab") as stderr, Conversation(_server.start(stderr), request, lease) as job:
             for event in job.progress():
                 on_event(event)
-                lease(facts(event))
+                lease(protocol.facts(event))
     finally:
         redact.scrub(log)
     if job.exit_status:
@@ -186,7 +171,7 @@ def _ask(
     with tempfile.TemporaryFile() as stderr:
         with Conversation(_server.start(stderr), request, timeout=timeout) as job:
             for event in job:
-                if isinstance(event, Result):
+                if isinstance(event, protocol.Result):
                     answers.append(event.value)
                 elif on_event is not None:
                     on_event(event)
@@ -300,7 +285,7 @@ class _Attempt:
             yield event
             if another or time.monotonic() - noted > 1:  # steps may come faster than a shared disk likes
                 noted = time.monotonic()
-                self._lease(facts(event))
+                self._lease(protocol.facts(event))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> bool:
         if error is None:
@@ -330,7 +315,7 @@ def _is_of_the_queue(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] == "submitit"
 
 
-def assist(request: RunCell, rendezvous: Rendezvous, study: Study) -> None:
+def assist(request: RunCell, rendezvous: protocol.Rendezvous, study: Study) -> None:
     """Train the cell of `request` along with the first machine, at `rendezvous`, until that has recorded it.
 
     Raises UserError if the first machine does not appear, or if a job refuses its input.

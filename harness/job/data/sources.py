@@ -256,11 +256,7 @@ def _letters(text: str) -> str:
 
 
 def from_documents(
-    path: str | None,
-    columns: dict[str, str | None],
-    window: int,
-    share: float = 0.1,
-    test_share: float = 0.0,
+    path: str | None, columns: dict[str, str | None], window: int, share: float = 0.1, test_share: float = 0.0
 ) -> dict[str, list[Item]]:
     """The texts of a folder, or of a column of a file, as documents: harness/job/data/documents.py.
 

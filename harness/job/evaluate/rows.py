@@ -177,10 +177,7 @@ def placed(segments: list[Segment], device: torch.device, *extra: Sequence[int])
         tuple(lengths),
         with_lengths(ends.int(), lengths),
         SharedKeys(
-            query,
-            key,
-            with_lengths(query_ends.int(), map(len, queries)),
-            with_lengths(key_ends.int(), map(len, keys)),
+            query, key, with_lengths(query_ends.int(), map(len, queries)), with_lengths(key_ends.int(), map(len, keys))
         ),
         more,
     )

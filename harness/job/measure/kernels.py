@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.job.measure.flops import DECOMPOSITIONS, FLOPS
 
 NO_KERNEL = {  # what allocates or renames alone, besides views
-    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"),
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh")
 }
 ROWS = ("embedding",)  # what reads of its table only the rows that it returns
 EVENT = 5e-7  # seconds that two events tell apart

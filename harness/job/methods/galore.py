@@ -57,8 +57,12 @@ def project_stacks(optimizer: GaLoreAdamW) -> None:
         for p in group["params"] if "rank" in group else ():
             if p.ndim == 3:
                 kind = type(optimizer.state[p].get("projector") or GaLoreProjector(group["rank"]))
-                settings = {name: group[name] for name in ("rank", "update_proj_gap", "scale", "proj_type")}
-                optimizer.state[p]["projector"] = StackProjector(kind(**settings) for _ in range(len(p)))
+                optimizer.state[p]["projector"] = StackProjector(projector(group, kind) for _ in range(len(p)))
+
+
+def projector(group: dict[str, Any], kind: type[GaLoreProjector] = GaLoreProjector) -> GaLoreProjector:
+    """A projector of the `kind` with the settings of a group of parameters."""
+    return kind(**{name: group[name] for name in ("rank", "update_proj_gap", "scale", "proj_type")})
 
 
 class RandomisedGaLoreAdamW(GaLoreAdamW):
@@ -68,9 +72,8 @@ class RandomisedGaLoreAdamW(GaLoreAdamW):
         super().__init__(params, **keywords)
         for group in self.param_groups:
             if "rank" in group:
-                names = ("rank", "update_proj_gap", "scale", "proj_type")
                 for parameter in group["params"]:
-                    self.state[parameter]["projector"] = RandomisedProjector(**{name: group[name] for name in names})
+                    self.state[parameter]["projector"] = projector(group, RandomisedProjector)
 
 
 class GroupedGaLoreAdamW(GaLoreAdamW):
@@ -111,8 +114,7 @@ class GroupedGaLoreAdamW(GaLoreAdamW):
         state.setdefault("step", 0)
         if "rank" in group:
             if "projector" not in state:
-                names = ("rank", "update_proj_gap", "scale", "proj_type")
-                state["projector"] = GaLoreProjector(**{name: group[name] for name in names})
+                state["projector"] = projector(group)
             gradient = state["projector"].project(gradient, state["step"])
         for moment in ("exp_avg", "exp_avg_sq"):
             if moment not in state:
@@ -179,8 +181,7 @@ class EightBitGaLoreAdamW(Bitsandbytes):
             return
         state = self.state[p]
         if "projector" not in state:
-            names = ("rank", "update_proj_gap", "scale", "proj_type")
-            state["projector"] = GaLoreProjector(**{name: group[name] for name in names})
+            state["projector"] = projector(group)
         gradient = state["projector"].project(p.grad, state.get("step", 0))
         low = torch.zeros_like(gradient)
         low.grad = gradient

@@ -15,9 +15,7 @@ from hydra.utils import instantiate
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from harness.errors import UserError, first_line
 from harness.job.data.batching import Batch

@@ -61,12 +61,7 @@ class _ExpandedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,  # torch's FunctionCtx, which takes attributes
-        x: Tensor,
-        values: Tensor,
-        scales: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, values: Tensor, scales: Tensor) -> Tensor:
         kind = x.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         ctx.input_dtype = x.dtype

@@ -148,12 +148,7 @@ class Predictor:
         }
 
     def _fitting(
-        self,
-        cell: Cell,
-        sizes: list[int],
-        room: int,
-        layout: batching.Layout,
-        architecture: dict[str, Any] | None,
+        self, cell: Cell, sizes: list[int], room: int, layout: batching.Layout, architecture: dict[str, Any] | None
     ) -> int:
         """The first of `sizes`, which fall, that takes at most `room` bytes; else the last."""
 
@@ -177,12 +172,7 @@ class Predictor:
         return self._line(base, shape, 1, layout, architecture).others["flops_per_token"] * shape.reference
 
     def _largest(
-        self,
-        cell: Cell,
-        shape: Shape,
-        layout: batching.Layout,
-        architecture: dict[str, Any] | None,
-        budget: int,
+        self, cell: Cell, shape: Shape, layout: batching.Layout, architecture: dict[str, Any] | None, budget: int
     ) -> int | None:
         """The largest train.batch_size, up to LIMIT, of such sequences or packs that takes at most `budget`."""
         train = cell.settings.train.validated()

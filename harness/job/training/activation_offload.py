@@ -40,10 +40,7 @@ def enable(net: nn.Module, host: torch.device = HOST, least: int | None = None) 
     least: bytes of the smallest storage that is moved (null: LEAST).
     """
     offload = _Offload(net, host, LEAST if least is None else least)
-    handles = (
-        net.register_forward_pre_hook(offload.begin),
-        net.register_forward_hook(offload.end, always_call=True),
-    )
+    handles = (net.register_forward_pre_hook(offload.begin), net.register_forward_hook(offload.end, always_call=True))
 
     def disable() -> None:
         for handle in handles:

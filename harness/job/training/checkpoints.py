@@ -37,11 +37,11 @@ from harness.job.methods.galore import PROJECTORS
 from harness.protocol import RunCell
 from harness.record import Phase
 
-FORMAT = 2  # of the files
 PARAMETERS, STATE, ABOUT = "parameters.pt", "state.pt", "about.json"
 STEP = "step-"
 JOB = Path(__file__).parents[1]
 OF_ONE_MACHINE = ("id", "memory_bytes", "driver")  # of a device, by which nothing is computed
+FAILURES = (OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, PickleError)  # of reading a file
 
 
 class Unusable(Exception):
@@ -57,6 +57,7 @@ class Checkpoints:
     """
 
     by_all_ranks: ClassVar[bool] = False  # or by the first alone
+    form: ClassVar[int] = 2  # of the files
 
     folder: Path
     every: int
@@ -84,36 +85,42 @@ class Checkpoints:
         """
         with self.meter.aside():
             parameters = {name: p.detach() for name, p in trainable(model)}
-            state = {
-                "optimizer": optimizer_state(optimizer),
-                "schedule": schedule.state_dict(),
-                "random": random_state(),
-                "measured": measured,
-                "phase": dataclasses.asdict(self.meter.so_far()),
-            }
             temporary = self.folder / f".{STEP}{step}.tmp"
             try:
-                self._write(temporary, parameters, state)
-                made = temporary.rename(cleared(self.folder / f"{STEP}{step}"))
-                record.sync(self.folder)
+                self._write(temporary, parameters, self._state(optimizer, schedule, measured))
+                self._finish(temporary, step)
             except (OSError, RuntimeError, ValueError, PickleError) as error:
                 cleared(temporary)
                 say(f"The checkpoint of step {step} was not saved ({first_line(error)}); training continues.")
-                return
-            for other in self._found():
-                if other != made:
-                    cleared(other)
+
+    def _state(self, optimizer: Optimizer, schedule: LRScheduler, measured: dict[str, Any]) -> dict[str, Any]:
+        """All but the weights."""
+        return {
+            "optimizer": optimizer_state(optimizer),
+            "schedule": schedule.state_dict(),
+            "random": random_state(),
+            "measured": measured,
+            "phase": dataclasses.asdict(self.meter.so_far()),
+        }
 
     def _write(self, folder: Path, parameters: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Write a checkpoint to the new `folder`, synced to disk. Raises ValueError if it could not be read back."""
+        """Write a checkpoint to the new `folder`. Raises ValueError if it could not be read back."""
         cleared(folder).mkdir(parents=True)
         torch.save(parameters, folder / PARAMETERS)
         torch.save(state, folder / STATE)
         check_readable(folder / STATE)
-        about = {"format": FORMAT, "of": self.of, "sha256": _hashes(folder)}
+
+    def _finish(self, folder: Path, step: int) -> None:
+        """Complete the checkpoint that was written to `folder`, synced to disk; older ones are removed."""
+        about = {"format": self.form, "of": self.of, "sha256": hashes(folder)}
         (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         for path in (*folder.iterdir(), folder):
             record.sync(path)
+        complete = folder.rename(cleared(self.folder / f"{STEP}{step}"))
+        record.sync(self.folder)
+        for other in self._found():
+            if other != complete:
+                cleared(other)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any] | None:
         """Restore the last checkpoint, and return what was measured by then.
@@ -131,12 +138,16 @@ class Checkpoints:
                     say(f"The checkpoint {folder.name} is not used: {why}.")
                     continue
                 load_optimizer(optimizer, state["optimizer"])
-                schedule.load_state_dict(state["schedule"])
-                self.meter.go_on_from(record.decode(Phase, state["phase"]))
-                load_random(state["random"])
-                say(f"Resuming from the checkpoint {folder.name}.")
-                return state["measured"]
+                return self._resume(folder.name, state, schedule)
         return None
+
+    def _resume(self, name: str, state: dict[str, Any], schedule: LRScheduler) -> dict[str, Any]:
+        """Restore all but weights and optimizer from `state`, of the checkpoint `name`; returns what was measured."""
+        schedule.load_state_dict(state["schedule"])
+        self.meter.go_on_from(record.decode(Phase, state["phase"]))
+        load_random(state["random"])
+        say(f"Resuming from the checkpoint {name}.")
+        return state["measured"]
 
     def _clear_unfinished(self) -> None:
         for torn in self.folder.glob(f".{STEP}*.tmp"):
@@ -150,23 +161,23 @@ class Checkpoints:
     def _read(self, folder: Path) -> dict[str, Any]:
         """The state in `folder`, after all files were checked. Raises Unusable."""
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            self._check_origin(about, FORMAT)
-            if about["sha256"] != _hashes(folder):
+            if self._hashes_of(folder) != {name: record.sha256(folder / name) for name in (PARAMETERS, STATE)}:
                 raise Unusable("its files do not match their hashes")
             # Each tensor returns to its device, and as the view that it was.
             with torch.serialization.safe_globals(_projectors()):
                 return torch.load(folder / STATE, weights_only=True)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, PickleError) as error:
+        except FAILURES as error:
             raise Unusable(f"it can't be read ({first_line(error)})") from None
 
-    def _check_origin(self, about: dict[str, Any], form: int) -> None:
-        """Raise Unusable if the checkpoint `about` is of another cell or machine, or not of the format `form`."""
-        if about["format"] != form:
+    def _hashes_of(self, folder: Path) -> dict[str, str]:
+        """What the files in `folder` are to hash to. Raises Unusable if they are of another cell, machine or format."""
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if about["format"] != self.form:
             raise Unusable("another version of the harness wrote it")
         was = about["of"]
         if other := [name for name in self.of.keys() | was.keys() if self.of.get(name) != was.get(name)]:
             raise Unusable(f"it differs in {', '.join(sorted(other))}")
+        return about["sha256"]
 
 
 def check_readable(path: Path) -> None:
@@ -272,8 +283,10 @@ def load_random(saved: dict[str, Any]) -> None:
     np.random.set_state(numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].numpy().astype(np.uint32)}})
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    return {name: record.sha256(folder / name) for name in (PARAMETERS, STATE)}
+def hashes(folder: Path) -> dict[str, str]:
+    """Hashes of all files in `folder` but that which names them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ABOUT)
+    return {str(path.relative_to(folder)): record.sha256(path) for path in paths}
 
 
 def say(sentence: str) -> None:

@@ -26,12 +26,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    fsdp2_prepare_model,
-    gather_object,
-)
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, fsdp2_prepare_model, gather_object
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor

@@ -14,6 +14,7 @@ from torch import nn
 
 from harness import plugin
 from harness.job.ended import CellEnded
+from harness.job.training.checkpoints import trainable
 from harness.protocol import RunCell
 from harness.record import BestStep, ValidationPoint
 from harness.settings import TrainSettings
@@ -81,7 +82,7 @@ class PatientStop:
         if self.best is None or point.loss < self.best.loss:
             self.best = point
             with self.meter.aside(), torch.no_grad():
-                self._weights = {name: p.detach().to("cpu", copy=True) for name, p in self._trained()}
+                self._weights = {name: p.detach().to("cpu", copy=True) for name, p in trainable(self.model)}
         return self._waited >= self.patience
 
     @torch.no_grad()
@@ -89,13 +90,10 @@ class PatientStop:
         """Give the model its best weights. None if it was never validated. steps: of the whole training, as planned."""
         if self.best is None:
             return None
-        for name, p in self._trained():
+        for name, p in trainable(self.model):
             p.copy_(self._weights[name])
         later = [point for point in validations if point.step > self.best.step]
         return BestStep(self.best.step, validations[-1].step < steps, later)
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
 
 
 def patient(train: TrainSettings, model: nn.Module, meter: Meter) -> PatientStop | None:

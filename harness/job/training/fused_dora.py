@@ -135,10 +135,7 @@ class _Factors(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # torch's FunctionCtx, which takes attributes
-        factors: Sequence[Tensor],
-        divisors: Sequence[Tensor],
-        *magnitudes: Tensor,
+        ctx: Any, factors: Sequence[Tensor], divisors: Sequence[Tensor], *magnitudes: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.divisors, ctx.dtypes = divisors, [magnitude.dtype for magnitude in magnitudes]

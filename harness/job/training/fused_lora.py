@@ -59,13 +59,7 @@ class _Summed(torch.autograd.Function):
     """`base` (…, out) + `scale` · `low` (tokens, r) @ `b`^T, in place. b: (out, r). For gradients see Low."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # torch's FunctionCtx, which takes attributes
-        base: Tensor,
-        low: Tensor,
-        b: Tensor,
-        scale: float,
-    ) -> Tensor:
+    def forward(ctx: Any, base: Tensor, low: Tensor, b: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(low, b)
         ctx.mark_dirty(base)
         return added(base, low, b.T, scale)

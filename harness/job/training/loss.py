@@ -176,13 +176,7 @@ def chunked(
 class _ByToken(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,  # torch's FunctionCtx, which takes attributes
-        weight: Tensor,
-        hidden: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        rows: int,
+        ctx: Any, weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int
     ) -> Tensor:
         ctx.save_for_backward(weight, hidden, targets, bias)
         ctx.dtype, ctx.rows = dtype, rows
@@ -203,13 +197,7 @@ class _ByToken(torch.autograd.Function):
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,  # torch's FunctionCtx, which takes attributes
-        weight: Tensor,
-        hidden: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        rows: int,
+        ctx: Any, weight: Tensor, hidden: Tensor, targets: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int
     ) -> Tensor:
         loss, *ctx.gradients = _walk(weight, hidden, targets, bias, dtype, rows, ctx.needs_input_grad)
         return loss

@@ -89,13 +89,7 @@ class PairObjective(Objective[Compared, PairBatch]):
 
     by_token = True
 
-    def __init__(
-        self,
-        beta: float,
-        reference: dict[int, float],
-        margin: float = 0.0,
-        max_length: int | None = None,
-    ):
+    def __init__(self, beta: float, reference: dict[int, float], margin: float = 0.0, max_length: int | None = None):
         self.beta, self.reference, self.margin, self.max_length = beta, reference, margin, max_length
 
     def batch(self, layout: Layout, drawn: list[Compared]) -> PairBatch:

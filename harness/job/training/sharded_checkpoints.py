@@ -10,8 +10,6 @@ can bring in code.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,13 +29,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from harness import record
 from harness.errors import first_line
 from harness.job.training import checkpoints, distributed
-from harness.job.training.checkpoints import ABOUT, STEP, Checkpoints, Unusable
-from harness.record import Phase
+from harness.job.training.checkpoints import FAILURES, STEP, Checkpoints, Unusable
 
-FORMAT = 1  # of the files
 SHARES = "shares"
 DIVIDED = "divided tensor"  # key of what stands for one in a rank's own file
-FAILURES = (OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, pickle.PickleError)
 METADATA = {  # what torch's own list of tensors is complete of
     ("pathlib", "PosixPath"),
     ("torch", "Size"),
@@ -57,17 +52,19 @@ class ShardedCheckpoints(Checkpoints):
     """The checkpoints of one cell whose model is sharded; every rank calls what another kind's first rank does."""
 
     by_all_ranks = True
+    form = 1
 
     def save(
         self, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, measured: dict[str, Any]
     ) -> None:
         with self.meter.aside():
             distributed.reshard(model)
-            temporary, target = self.folder / f".{STEP}{step}.tmp", self.folder / f"{STEP}{step}"
+            temporary = self.folder / f".{STEP}{step}.tmp"
             divided: dict[str, Tensor] = {}
 
             def write_own() -> None:
-                state = self._state(model, optimizer, schedule, measured)
+                parameters = {name: p.detach() for name, p in checkpoints.trainable(model)}
+                state = {"parameters": parameters} | self._state(optimizer, schedule, measured)
                 path = temporary / _own_file()
                 torch.save(_divide(state, divided), path)
                 checkpoints.check_readable(path)
@@ -77,37 +74,13 @@ class ShardedCheckpoints(Checkpoints):
                 lambda: _first_alone(lambda: checkpoints.cleared(temporary).mkdir(parents=True)),
                 write_own,
                 lambda: _quietly(lambda: checkpoint.save(divided, checkpoint_id=temporary / SHARES)),
-                lambda: _first_alone(lambda: self._finish(temporary, target)),
+                lambda: _first_alone(lambda: self._finish(temporary, step)),
             ]
             for part in parts:
                 if (reason := _together(part)[1]) is not None:
                     _first_alone(lambda: checkpoints.cleared(temporary))
                     checkpoints.say(f"The checkpoint of step {step} was not saved ({reason}); training continues.")
                     return
-
-    def _state(
-        self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, measured: dict[str, Any]
-    ) -> dict[str, Any]:
-        return {
-            "parameters": {name: p.detach() for name, p in checkpoints.trainable(model)},
-            "optimizer": checkpoints.optimizer_state(optimizer),
-            "schedule": schedule.state_dict(),
-            "random": checkpoints.random_state(),
-            "measured": measured,
-            "phase": dataclasses.asdict(self.meter.so_far()),
-        }
-
-    def _finish(self, temporary: Path, target: Path) -> None:
-        """Complete the checkpoint `temporary`, which becomes `target`; older ones are removed."""
-        about = {"format": FORMAT, "of": self.of, "sha256": _hashes(temporary)}
-        (temporary / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-        for path in (temporary / ABOUT, temporary / SHARES, temporary):
-            record.sync(path)
-        complete = temporary.rename(checkpoints.cleared(target))
-        record.sync(self.folder)
-        for other in self._found():
-            if other != complete:
-                checkpoints.cleared(other)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any] | None:
         with self.meter.aside():
@@ -118,16 +91,12 @@ class ShardedCheckpoints(Checkpoints):
                 if reason is not None:
                     checkpoints.say(f"The checkpoint {name} is not used: {reason}.")
                     continue
-                self._resume(self.folder / name, state, dict(checkpoints.trainable(model)), optimizer)
-                schedule.load_state_dict(state["schedule"])
-                self.meter.go_on_from(record.decode(Phase, state["phase"]))
-                checkpoints.load_random(state["random"])
-                checkpoints.say(f"Resuming from the checkpoint {name}.")
-                return state["measured"]
+                self._load(self.folder / name, state, dict(checkpoints.trainable(model)), optimizer)
+                return self._resume(name, state, schedule)
         return None
 
     @torch.no_grad()
-    def _resume(
+    def _load(
         self, folder: Path, state: dict[str, Any], parameters: dict[str, nn.Parameter], optimizer: Optimizer
     ) -> None:
         """Copy what the ranks have saved in `folder` to `parameters` and `optimizer`. state: this rank's own."""
@@ -142,11 +111,9 @@ class ShardedCheckpoints(Checkpoints):
     def _own(self, folder: Path, model: nn.Module) -> dict[str, Any]:
         """This rank's state in `folder`, after the files were checked. Raises Unusable."""
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            self._check_origin(about, FORMAT)
-            own, files = _own_file(), about["sha256"]
+            own, files = _own_file(), self._hashes_of(folder)
             verified = files if torch.distributed.get_rank() == 0 else {own: files[own]}  # the first reads them all
-            if (_hashes(folder) if verified is files else {own: record.sha256(folder / own)}) != verified:
+            if (checkpoints.hashes(folder) if verified is files else {own: record.sha256(folder / own)}) != verified:
                 raise Unusable("its files do not match their hashes")
             state = torch.load(folder / own, weights_only=True)
             saved = {name: _shape(p) for name, p in state["parameters"].items()}
@@ -262,9 +229,3 @@ class _Listed(pickle.Unpickler):
 
 def _own_file() -> str:
     return f"rank-{torch.distributed.get_rank()}.pt"
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """Hashes of all files in `folder` but that which names them."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ABOUT)
-    return {str(path.relative_to(folder)): record.sha256(path) for path in paths}

@@ -35,17 +35,7 @@ def _rms_norm(x, weight, out, rstd, eps, width, BLOCK: tl.constexpr):
 # What is not specialised changes from step to step: the first multiple of 16 would compile the kernel anew.
 @triton.jit(do_not_specialize=["rows", "programs"])
 def _rms_norm_backward(
-    gradient,
-    x,
-    weight,
-    rstd,
-    by_x,
-    by_weight,
-    rows,
-    width,
-    programs,
-    WEIGHT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    gradient, x, weight, rstd, by_x, by_weight, rows, width, programs, WEIGHT: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Gradients by `x`, and, if WEIGHT, by `weight` of every `programs`-th row."""
     first = tl.program_id(0)
@@ -69,18 +59,7 @@ def _rms_norm_backward(
 
 
 @triton.jit
-def _turn(
-    x,
-    out,
-    cos,
-    sin,
-    x_head,
-    out_head,
-    half,
-    BACKWARD: tl.constexpr,
-    ROUND: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _turn(x, out, cos, sin, x_head, out_head, half, BACKWARD: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr):
     """Turn the pairs (first half, second half) of a head by the angles of its position."""
     at = tl.arange(0, BLOCK)
     inside = at < half

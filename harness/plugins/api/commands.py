@@ -9,15 +9,7 @@ import sys
 from pathlib import Path
 
 from harness.cli.output import begun_study_names, print_errors, print_json, study_names
-from harness.cli.parser import (
-    CommandLine,
-    Parser,
-    add_data_root,
-    add_json,
-    add_study,
-    comma_separated,
-    positive,
-)
+from harness.cli.parser import CommandLine, Parser, add_data_root, add_json, add_study, comma_separated, positive
 from harness.errors import UserError, one_of, require_positive
 from harness.settings import HELD_OUT
 

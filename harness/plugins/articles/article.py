@@ -21,16 +21,7 @@ from typing import TYPE_CHECKING
 from harness.errors import one_of
 from harness.grouping import grouped
 from harness.plugins.articles.apart import parts_of
-from harness.plugins.articles.claims import (
-    DEPENDS,
-    OPEN,
-    REFUTED,
-    SUPPORTED,
-    TOO_SMALL,
-    Claim,
-    Decision,
-    Verdict,
-)
+from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, SUPPORTED, TOO_SMALL, Claim, Decision, Verdict
 from harness.plugins.articles.deciding import deciding_command
 from harness.plugins.articles.designed import DECIDED_BY, for_all_looks
 from harness.plugins.articles.evidence import Evidence

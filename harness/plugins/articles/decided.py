@@ -24,7 +24,7 @@ from harness.plugins.articles.merged import ArticleVerdicts, MergedVerdict
 from harness.plugins.articles.published_figures import FOLDER, published_figures
 from harness.plugins.articles.published_forest import published_forest
 from harness.plugins.articles.published_rules import PublishedVerdict
-from harness.plugins.articles.published_tables import sizes_text, source_table, sources_text, verdict_table
+from harness.plugins.articles.published_tables import effect_table, sizes_text, sources_text, verdict_table
 from harness.plugins.articles.verdict_tables import claim_lines, claim_tables, not_judged_text, studies_text
 from harness.record import Record, read_study, studies
 from harness.report.tables.entries import ABSENT
@@ -142,9 +142,9 @@ def published_results(article: str) -> str:
     """The verdicts of others' published results, and the effect of each source, in Markdown."""
     judged = others_verdicts(article)
     figures = published_figures(RESULTS / FOLDER)
-    first = replace(verdict_table(find(article), judged), caption=verdict_table(find(article), judged).caption[:-1])
+    first = verdict_table(find(article), judged)
     whys = [f"{v.claim.name}: {v.judgement.why}." for v in judged if v.judgement.effect and v.judgement.why]
-    return document([replace(first, caption=[*first.caption, *whys]), source_table(judged, figures)], "md")
+    return document([replace(first, caption=[*first.caption[:-1], *whys]), effect_table(judged, figures, True)], "md")
 
 
 def published_picture() -> str:

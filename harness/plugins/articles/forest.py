@@ -28,22 +28,8 @@ from harness.plugins.articles.claims import (
 )
 from harness.plugins.articles.merged import ArticleVerdicts, JudgedClaim, MergedVerdict
 from harness.record import short
+from harness.report.figures import style
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import (
-    PERCENT,
-    STYLE,
-    Drawn,
-    Look,
-    Place,
-    Style,
-    add_legend,
-    error_bar,
-    left_out,
-    legend_point,
-    place_titles,
-    plain,
-    titled_panels,
-)
 from harness.report.statistics import Interval
 
 
@@ -61,16 +47,16 @@ class Unit(NamedTuple):
 
 UNITS: dict[Callable[[float], str], Unit] = {
     times: Unit("ratios", "log", 1.0, 1.0),
-    units.points: Unit("points", "linear", PERCENT, 0.0),
+    units.points: Unit("points", "linear", style.PERCENT, 0.0),
     bits_per_byte: Unit("bits per byte", "linear", 1.0, 0.0),
     rate: Unit("learning rates", "log", 1.0, None),
 }
-LOOKS: dict[Decision, tuple[Look, str]] = {
-    SUPPORTED: (Look("#0072B2", "o", ""), "#0072B2"),
-    REFUTED: (Look("#D55E00", "X", ""), "#D55E00"),
-    TOO_SMALL: (Look("#009E73", "s", ""), "#009E73"),
-    DEPENDS: (Look("#CC79A7", "D", ""), "#CC79A7"),
-    OPEN: (Look("#000000", "o", ""), "white"),
+LOOKS: dict[Decision, tuple[style.Look, str]] = {
+    SUPPORTED: (style.Look("#0072B2", "o", ""), "#0072B2"),
+    REFUTED: (style.Look("#D55E00", "X", ""), "#D55E00"),
+    TOO_SMALL: (style.Look("#009E73", "s", ""), "#009E73"),
+    DEPENDS: (style.Look("#CC79A7", "D", ""), "#CC79A7"),
+    OPEN: (style.Look("#000000", "o", ""), "white"),
 }
 RARE = {TOO_SMALL, DEPENDS}  # not in the legend where no claim has the verdict
 BAR = 0.13  # inches: the height of an effect
@@ -79,13 +65,13 @@ LETTERS = 66  # of a claim that fit beside each other
 MARGIN = 0.06  # of an axis beyond what is drawn on it, as a share
 
 
-def verdicts(study: StudyResults) -> Drawn | None:
+def verdicts(study: StudyResults) -> style.Drawn | None:
     """The effects on which the claims of each article are judged, with their intervals and what is claimed."""
     return forest({article.title: verdicts for article, verdicts in study.once(judged_articles)})
 
 
-@mpl.rc_context(STYLE)
-def forest(judged: Mapping[str, ArticleVerdicts], merged: bool = False) -> Drawn | None:
+@mpl.rc_context(style.STYLE)
+def forest(judged: Mapping[str, ArticleVerdicts], merged: bool = False) -> style.Drawn | None:
     """The same of any verdicts, by the title of the article; None if no effect is known.
 
     merged: one effect a claim, not one in each place.
@@ -101,19 +87,19 @@ def forest(judged: Mapping[str, ArticleVerdicts], merged: bool = False) -> Drawn
         judgements = Counter(verdict.claim.name for verdict in rows[title])
         several = {name for name, count in judgements.items() if count > 1}
         names[title, unit] = list(_names([verdict for verdict, _ in effects], where, several))
-    figure, drawn = titled_panels(titles, *(0.75 + len(own) * _row_height(own) for own in names.values()))
+    figure, drawn = style.titled_panels(titles, *(0.75 + len(own) * _row_height(own) for own in names.values()))
     for ((title, unit), effects), axes in zip(panels.items(), drawn, strict=False):
         _forest(axes, unit, effects, names[title, unit])
     decisions = {verdict.decision for effects in panels.values() for verdict, _ in effects}
     looks = {decision: look for decision, look in LOOKS.items() if decision not in RARE - decisions}
-    add_legend(figure, {decision: legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
+    style.add_legend(figure, {decision: style.legend_point(look, mfc=fill) for decision, (look, fill) in looks.items()})
     missing = sum(len(verdicts.not_judged) for verdicts in judged.values())
     without = f" Not judged, since cells are missing: {units.plural(missing, 'claim')}." if missing else ""
-    return Drawn(
+    return style.Drawn(
         figure,
         "Effects on which claims are judged, with 95% intervals. Grey: where the claim puts the effect. Light grey: "
         "where it is too small to matter. A claim is supported if the whole interval is in the grey, too small to "
-        "matter if it is in the light grey, refuted if it is beyond both." + without + left_out(panels),
+        "matter if it is in the light grey, refuted if it is beyond both." + without + style.left_out(panels),
     )
 
 
@@ -135,17 +121,12 @@ def _of_unit(verdicts: ArticleVerdicts, unit: Unit) -> list[MergedVerdict]:
     return [merged for merged in verdicts.judged if UNITS[merged.claim.shown] == unit]
 
 
-def _places(rows: Mapping[str, Sequence[JudgedClaim]]) -> dict[Place, str]:
+def _places(rows: Mapping[str, Sequence[JudgedClaim]]) -> dict[style.Place, str]:
     places = list(dict.fromkeys(verdict.place for verdicts in rows.values() for verdict in verdicts))
-    return dict(zip(places, place_titles(places), strict=True))
+    return dict(zip(places, style.place_titles(places), strict=True))
 
 
-def _forest(
-    axes: Axes,
-    unit: Unit,
-    effects: Sequence[tuple[JudgedClaim, Interval]],
-    names: Sequence[str],
-) -> None:
+def _forest(axes: Axes, unit: Unit, effects: Sequence[tuple[JudgedClaim, Interval]], names: Sequence[str]) -> None:
     """effects: verdicts, each with its effect at a whole number. names: what stands above each effect."""
     below = BAR / 2 / _row_height(names)  # of a row of height 1; what is claimed stands in the rest
     low, high = _limits(unit, [effect for _, effect in effects])
@@ -157,9 +138,9 @@ def _forest(
         look, fill = LOOKS[verdict.decision]
         value = unit.factor * effect.value
         ends = Interval(value, *(min(max(unit.factor * bound, low), high) for bound in effect[1:]))
-        style: Style = {"color": look.colour, "marker": look.marker, "mfc": fill, "markersize": 3.5, "elinewidth": 0.8}
-        error = None if math.isnan(effect.low) else error_bar(value, ends, 1.0)
-        axes.errorbar(value, y, xerr=error, linestyle="", capsize=0, **style)
+        how: style.Style = {"color": look.colour, "marker": look.marker, "mfc": fill, "ms": 3.5, "elinewidth": 0.8}
+        error = None if math.isnan(effect.low) else style.error_bar(value, ends, 1.0)
+        axes.errorbar(value, y, xerr=error, linestyle="", capsize=0, **how)
     if unit.none is not None:
         axes.axvline(unit.none, color="0.4", linewidth=0.6)
     axes.set_xscale(unit.scale)
@@ -174,7 +155,7 @@ def _forest(
         axes.set_xticks([], minor=True)
 
 
-def _names(verdicts: Sequence[JudgedClaim], where: Mapping[Place, str], several: set[str]) -> Iterator[str]:
+def _names(verdicts: Sequence[JudgedClaim], where: Mapping[style.Place, str], several: set[str]) -> Iterator[str]:
     """The claim as a sentence, in lines; of a claim in several places each with its place, and the claim at the first
     one."""
     before = None
@@ -182,7 +163,7 @@ def _names(verdicts: Sequence[JudgedClaim], where: Mapping[Place, str], several:
         claim = _sentence(verdict.claim.text) if verdict.claim is not before else ""
         before = verdict.claim
         place = where[verdict.place] if verdict.claim.name in several else ""
-        yield "\n".join(textwrap.wrap(plain(": ".join(filter(None, [claim, place])), 3 * LETTERS), LETTERS))
+        yield "\n".join(textwrap.wrap(style.plain(": ".join(filter(None, [claim, place])), 3 * LETTERS), LETTERS))
 
 
 def _sentence(text: str) -> str:

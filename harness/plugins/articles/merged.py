@@ -23,17 +23,7 @@ from typing import Protocol
 from harness import units
 from harness.grouping import grouped
 from harness.plugins.articles.apart import Distinction, distinctions
-from harness.plugins.articles.claims import (
-    DEPENDS,
-    OPEN,
-    REFUTED,
-    Claim,
-    Decision,
-    Judgement,
-    Part,
-    Verdict,
-    names,
-)
+from harness.plugins.articles.claims import DEPENDS, OPEN, REFUTED, Claim, Decision, Judgement, Part, Verdict, names
 from harness.report.planned import PlanState, weakest
 
 

@@ -41,11 +41,7 @@ def _section(article: Article, verdicts: ArticleVerdicts, study: StudyResults) -
         id=article.name,
         title=f"“{article.title}”",
         heading=f"“{article.title}”: claims and verdicts",
-        contents={
-            **own,
-            f"{article.name}-forest": None,
-            f"{article.name}-verdicts": _verdicts(article, verdicts),
-        },
+        contents={**own, f"{article.name}-forest": None, f"{article.name}-verdicts": _verdicts(article, verdicts)},
     )
 
 

@@ -13,43 +13,33 @@ from harness.plugins.articles.claims import Decision
 from harness.plugins.articles.forest import LOOKS, UNITS, Unit
 from harness.plugins.articles.published_rules import PublishedPart, PublishedVerdict
 from harness.record import short
-from harness.report.figures.style import (
-    COLUMN,
-    STYLE,
-    Drawn,
-    ShownFigure,
-    Style,
-    add_legend,
-    add_title,
-    legend_point,
-    plain,
-)
+from harness.report.figures import style
 from harness.report.statistics import Interval
 
 SOURCES = 2  # least number of sources of a panel
 ROW, HEAD = 0.13, 0.55  # inches
-SETTING: Style = {"color": "0.55", "marker": "|", "markersize": 4, "linestyle": "", "zorder": 1}
-SOURCE: Style = {"color": "0.15", "marker": "o", "markersize": 3, "linestyle": "", "elinewidth": 0.8}
-POOLED: Style = {"marker": "D", "markersize": 4, "linestyle": "", "elinewidth": 1.4}
+SETTING: style.Style = {"color": "0.55", "marker": "|", "markersize": 4, "linestyle": "", "zorder": 1}
+SOURCE: style.Style = {"color": "0.15", "marker": "o", "markersize": 3, "linestyle": "", "elinewidth": 0.8}
+POOLED: style.Style = {"marker": "D", "markersize": 4, "linestyle": "", "elinewidth": 1.4}
 LEAST, MOST = 0.2, 5.0  # ends of an axis of ratios at most: intervals of two sources go far beyond
 
 
-@mpl.rc_context(STYLE)
-def published_forest(verdicts: Sequence[PublishedVerdict]) -> Drawn | None:
+@mpl.rc_context(style.STYLE)
+def published_forest(verdicts: Sequence[PublishedVerdict]) -> style.Drawn | None:
     """A panel for each claim of one part with at least two sources; None if there is none."""
     panelled = [v for v in verdicts if len(v.parts) == 1 and len(v.part.votes) >= SOURCES and v.part.pooled is not None]
     if not panelled:
         return None
     heights = [HEAD + ROW * (len(verdict.part.votes) + 1) for verdict in panelled]
-    figure = ShownFigure(figsize=(COLUMN, sum(heights)))
+    figure = style.ShownFigure(figsize=(style.COLUMN, sum(heights)))
     panels = figure.subplots(len(panelled), height_ratios=heights, squeeze=False).flat
     for verdict, axes in zip(panelled, panels, strict=True):
-        add_title(figure, axes, f"{verdict.claim.name}: {verdict.decision}")
+        style.add_title(figure, axes, f"{verdict.claim.name}: {verdict.decision}")
         _panel(axes, verdict, UNITS[verdict.claim.shown])
     decisions: list[Decision] = list(dict.fromkeys(verdict.decision for verdict in panelled))
-    points = {f"mean, {d}": legend_point(LOOKS[d][0], mfc=LOOKS[d][1]) for d in decisions}
-    add_legend(figure, {"source": legend_point(LOOKS["not decided"][0], mfc="0.15"), **points})
-    return Drawn(
+    points = {f"mean, {d}": style.legend_point(LOOKS[d][0], mfc=LOOKS[d][1]) for d in decisions}
+    style.add_legend(figure, {"source": style.legend_point(LOOKS["not decided"][0], mfc="0.15"), **points})
+    return style.Drawn(
         figure,
         "Effects that others published, by source, with 95% intervals of runs, and their mean by a random-effects "
         "meta-analysis. Ticks: single settings (models, tasks). The thin line of the mean is the 95% prediction "
@@ -72,7 +62,7 @@ def _panel(axes: Axes, verdict: PublishedVerdict, unit: Unit) -> None:
     axes.axvline(unit.none if unit.none is not None else low, color="0.4", linewidth=0.6)
     axes.set_xscale(unit.scale)
     axes.set(xlim=(low, high), ylim=(len(part.votes) + 0.6, -0.6))
-    names = [*(plain(vote.source, 30) for vote in part.votes), "mean"]
+    names = [*(style.plain(vote.source, 30) for vote in part.votes), "mean"]
     axes.set_yticks(range(len(names)), labels=names, fontsize=6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("×" if part.contrast.bounds.ratio else unit.name, fontsize=6, labelpad=1)
@@ -90,14 +80,14 @@ def _mean(axes: Axes, y: int, verdict: PublishedVerdict, unit: Unit, limits: tup
     if not math.isnan(predicted.low):
         ends = [min(max(unit.factor * end, limits[0]), limits[1]) for end in predicted[1:]]
         axes.plot(ends, [y, y], color=look.colour, linewidth=0.6)
-    style: Style = {**POOLED, "color": look.colour, "mfc": fill}
-    _bar(axes, y, part.in_unit(part.pooled.interval()), unit, limits, style)
+    how: style.Style = {**POOLED, "color": look.colour, "mfc": fill}
+    _bar(axes, y, part.in_unit(part.pooled.interval()), unit, limits, how)
 
 
-def _bar(axes: Axes, y: int, effect: Interval, unit: Unit, limits: tuple[float, float], style: Style) -> None:
+def _bar(axes: Axes, y: int, effect: Interval, unit: Unit, limits: tuple[float, float], how: style.Style) -> None:
     """A point with its interval, cut at the ends of the axis."""
     value, low, high = (min(max(unit.factor * end, limits[0]), limits[1]) for end in effect)
-    axes.errorbar(value, y, xerr=[[value - low], [high - value]], capsize=0, **style)
+    axes.errorbar(value, y, xerr=[[value - low], [high - value]], capsize=0, **how)
 
 
 def _limits(part: PublishedPart, unit: Unit) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from harness import units
 from harness.plugins.articles import meanings
 from harness.plugins.articles.article import Article, interval_text, tally_of
 from harness.plugins.articles.published_figures import Figure
-from harness.plugins.articles.published_rules import PublishedPart, PublishedVerdict
+from harness.plugins.articles.published_rules import PublishedVerdict
 from harness.report.statistics import Interval
 from harness.report.tables.entries import ABSENT
 from harness.report.tables.table import TEXT_COLUMNS, Table
@@ -51,24 +51,12 @@ def verdict_table(article: Article, verdicts: Sequence[PublishedVerdict], explai
     )
 
 
-def effect_table(verdicts: Sequence[PublishedVerdict], figures: Sequence[Figure]) -> Table:
-    """A row for each setting in which a claim has an effect, and where its sources stand."""
+def effect_table(verdicts: Sequence[PublishedVerdict], figures: Sequence[Figure], by_source: bool = False) -> Table:
+    """A row for each setting in which a claim has an effect, or for each of its sources; and where these stand."""
     return Table(
-        title="Effects in each setting",
-        columns=["Claim", "Part", "Source", "Setting", "Effect", "Error"],
-        rows=[row for verdict in verdicts for row in _effects(verdict)],
-        caption=[BORROWED, *_addresses(verdicts, figures)],
-        data=None,
-        text_columns=TEXTS,
-    )
-
-
-def source_table(verdicts: Sequence[PublishedVerdict], figures: Sequence[Figure]) -> Table:
-    """A row for each source of a claim, and where it stands."""
-    return Table(
-        title="Effects by source",
-        columns=["Claim", "Part", "Source", "Settings", "Effect", "Error"],
-        rows=[row for verdict in verdicts for row in _votes(verdict)],
+        title="Effects by source" if by_source else "Effects in each setting",
+        columns=["Claim", "Part", "Source", "Settings" if by_source else "Setting", "Effect", "Error"],
+        rows=[row for verdict in verdicts for row in _effects(verdict, by_source)],
         caption=[BORROWED, *_addresses(verdicts, figures)],
         data=None,
         text_columns=TEXTS,
@@ -141,26 +129,16 @@ def remark(verdict: PublishedVerdict) -> str:
     return "; ".join(filter(None, [part, one, UNCERTAIN if verdict.uncertain else ""]))
 
 
-def _effects(verdict: PublishedVerdict) -> Iterator[list[str]]:
+def _effects(verdict: PublishedVerdict, by_source: bool) -> Iterator[list[str]]:
     for part in verdict.parts:
-        for effect in part.effects:
-            interval = interval_text(part.in_unit(effect.interval()), verdict.claim.shown)
-            error, setting = "borrowed" if effect.borrowed else "own", effect.setting
-            yield [verdict.claim.name, _part_name(verdict, part), setting.source, setting.label, interval, error]
-
-
-def _votes(verdict: PublishedVerdict) -> Iterator[list[str]]:
-    for part in verdict.parts:
+        name = part.name if len(verdict.parts) > 1 else ABSENT
         for vote in part.votes:
-            interval = interval_text(part.in_unit(vote.interval()), verdict.claim.shown)
-            borrowed = sum(effect.borrowed for effect in vote.effects)
-            error = "own" if not borrowed else "borrowed" if borrowed == len(vote.effects) else "own and borrowed"
-            settings = str(len(vote.effects))
-            yield [verdict.claim.name, _part_name(verdict, part), vote.source, settings, interval, error]
-
-
-def _part_name(verdict: PublishedVerdict, part: PublishedPart) -> str:
-    return part.name if len(verdict.parts) > 1 else ABSENT
+            each = [(effect.setting.label, effect, [effect]) for effect in vote.effects]
+            for setting, measured, effects in [(str(len(each)), vote, vote.effects)] if by_source else each:
+                interval = interval_text(part.in_unit(measured.interval()), verdict.claim.shown)
+                errors = {"borrowed" if effect.borrowed else "own" for effect in effects}
+                error = " and ".join(sorted(errors, reverse=True))
+                yield [verdict.claim.name, name, vote.source, setting, interval, error]
 
 
 def _data(verdict: PublishedVerdict) -> Iterator[dict[str, Any]]:

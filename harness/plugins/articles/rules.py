@@ -149,9 +149,7 @@ def any_gain(gains: Sequence[Gain], bounds: Bounds) -> Judgement:
 
 
 def _of_gains(
-    gains: Sequence[Gain],
-    bounds: Bounds,
-    extreme: Callable[[Sequence[Interval], Sequence[Interval]], Interval],
+    gains: Sequence[Gain], bounds: Bounds, extreme: Callable[[Sequence[Interval], Sequence[Interval]], Interval]
 ) -> Judgement:
     """extreme: of the gains' intervals and their corrected ones. Of a gain that can't be judged nothing is known."""
 

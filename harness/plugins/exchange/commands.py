@@ -8,7 +8,8 @@ from pathlib import Path
 from harness import units
 from harness.cli.output import print_errors, print_json, require_study_name, study_names
 from harness.cli.parser import CommandLine, add_json, add_repository, add_results_dir, add_study_name
-from harness.record import read_study, require_one_folder_each
+from harness.errors import UserError
+from harness.record import PLAN, read_study, require_one_folder_each
 
 
 def add(command_line: CommandLine) -> None:
@@ -50,12 +51,26 @@ def add(command_line: CommandLine) -> None:
 
 
 def push_study(options: argparse.Namespace) -> int:
-    """Upload a study to the hub as a data set; UserError if a record of it is bad."""
+    """Upload a study's records, items and plan to the hub, with a card and a table of all cells. Logs and weights stay.
+
+    UserError if there are no records, if one is bad, without a token, or if the hub refuses them.
+    """
     (name,) = study_names(options)
 
-    from harness.plugins.exchange.push_study import push_study as upload
+    from harness.plugins.exchange.exports import dataset_card
+    from harness.studies import verify
+    from harness.studies.upload import upload
 
-    url = upload(options.results_dir, name, options.repo, options.public)
+    folder = options.results_dir / name
+    if problems := verify.study(options.results_dir, name)[1]:
+        raise UserError(problems[0])
+    records, _ = read_study(folder)
+    if not records:
+        raise UserError(f"There are no records to push in {folder}; run a sweep first.")
+    paths = [folder / f"{record.cell.name}{end}" for record in records for end in (".json", ".items.parquet")]
+    paths.append(folder / PLAN)
+    files = {path.name: path for path in paths if path.is_file()} | dataset_card.files(records, folder)
+    url = upload(name, name, files, options.repo, options.public, "dataset")
     if options.format == "json":
         print_json({"study": name, "url": url})
     else:

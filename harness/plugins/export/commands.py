@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from harness.cli.output import begun_study_names, find_cell, print_errors, print_json
 from harness.cli.parser import CommandLine, add_cells, add_json, add_repository, add_study
 from harness.errors import UserError
-from harness.record import read_study
+from harness.record import CARD, model_card, model_folder, read, read_study
 
 if TYPE_CHECKING:
     from harness.studies.find import CellRef
@@ -83,11 +84,30 @@ def _cell(options: argparse.Namespace) -> CellRef:
 
 
 def push(options: argparse.Namespace) -> int:
-    """Upload the saved weights of a cell to the hub."""
-    from harness.plugins.export.push import push as upload
+    """Upload the saved weights of a cell and their card to the hub.
+
+    UserError if there are no weights, if they differ from what was saved, without a token, or if the hub refuses them.
+    """
+    from harness.plugins.export import adapter_config
+    from harness.studies import verify
+    from harness.studies.upload import upload
 
     cell = find_cell(options, options.cell)
-    url = upload(cell, options.repo, options.public)
+    trained = read(cell.record) if cell.record.is_file() else None
+    if trained is None or trained.saved is None or cell.study.weights(trained) is None:
+        raise UserError(f"{cell} has no saved weights to push; train it with save=adapter.")
+    if problems := verify.check(cell.record):
+        raise UserError(problems[0])
+    folder = model_folder(cell.record)
+    files: dict[str, Path | bytes] = {
+        file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+    # What was saved may name a folder of this machine, which helps nobody elsewhere.
+    files[CARD] = model_card.text(trained).encode()
+    if trained.saved.form == "adapter":
+        config = adapter_config.read(folder) | {"base_model_name_or_path": model_card.base_name(trained)}
+        files[adapter_config.NAME] = json.dumps(config, indent=2, sort_keys=True).encode()
+    url = upload(str(cell), trained.cell.name, files, options.repo, options.public, "model")
     if options.format == "json":
         print_json({"study": cell.study.name, "cell": cell.name, "url": url})
     else:

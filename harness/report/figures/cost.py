@@ -6,19 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.report.figures import charts
+from harness.report.figures import charts, style
 from harness.report.figures.study_results import StudyResults, is_untuned
-from harness.report.figures.style import (
-    EDGE,
-    HATCHES,
-    Drawn,
-    Style,
-    add_legend,
-    bar_panels,
-    label,
-    label_bars,
-    left_out,
-)
 from harness.report.frame import KINDS
 from harness.report.memory import MEANINGS, instruments
 from harness.report.statistics import Interval, seeds_interval
@@ -27,35 +16,37 @@ from harness.report.tables.rows import Row
 from harness.units import size
 
 
-def memory(study: StudyResults) -> Drawn | None:
+def memory(study: StudyResults) -> style.Drawn | None:
     """Peak memory of a training step by kind of tensor."""
     by_title = study.once(charts.memory)
     if not by_title:
         return None
     titled = {": ".join(filter(None, [title, _least_memory(rows)])): rows for title, rows in by_title.items()}
-    figure, panels = bar_panels(titled, per_bar=0.2)
+    figure, panels = style.bar_panels(titled, per_bar=0.2)
     handles = {}
     for rows, axes in zip(by_title.values(), panels, strict=False):
         left = np.zeros(len(rows))
-        for kind, colour, hatch in zip(KINDS, KIND_COLOURS, HATCHES, strict=True):
+        for kind, colour, hatch in zip(KINDS, KIND_COLOURS, style.HATCHES, strict=True):
             sizes = np.array([row.kinds[kind] / 2**30 for row in rows])
-            handles[kind] = axes.barh(range(len(rows)), sizes, left=left, color=colour, hatch=hatch, **EDGE)
+            handles[kind] = axes.barh(range(len(rows)), sizes, left=left, color=colour, hatch=hatch, **style.EDGE)
             left += sizes
-        label_bars(axes, [label(row, rows) + (" (forward pass)" if is_untuned(row) else "") for row in rows])
+        style.label_bars(
+            axes, [style.label(row, rows) + (" (forward pass)" if is_untuned(row) else "") for row in rows]
+        )
         axes.set_xlabel("live tensors at the peak (GiB)")
-    add_legend(figure, handles)
+    style.add_legend(figure, handles)
     records = [record for rows in by_title.values() for row in rows for record in row.records]
     beside = f" The table's headline is {MEANINGS['allocator']}." if "allocator" in instruments(records) else ""
-    return Drawn(
+    return style.Drawn(
         figure,
         "Live tensors at the peak of a training step, by kind. Gradients may be freed before the peak; an untuned "
-        "model only has a forward pass." + beside + left_out(by_title),
+        "model only has a forward pass." + beside + style.left_out(by_title),
     )
 
 
 def _least_memory(rows: Sequence[Row]) -> str:
     """Which tuned methods peak lowest and highest; empty for fewer than two."""
-    peaks = {label(row, rows): sum(row.kinds.values()) for row in rows if not is_untuned(row)}
+    peaks = {style.label(row, rows): sum(row.kinds.values()) for row in rows if not is_untuned(row)}
     if len(peaks) < 2:
         return ""
     least, most = min(peaks, key=peaks.__getitem__), max(peaks, key=peaks.__getitem__)
@@ -65,13 +56,13 @@ def _least_memory(rows: Sequence[Row]) -> str:
 KIND_COLOURS = ["#0072B2", "#F0E442", "#D55E00", "#56B4E9", "#FFFFFF"]
 
 
-def throughput(study: StudyResults) -> Drawn | None:
+def throughput(study: StudyResults) -> style.Drawn | None:
     """Tokens per second of each method in training and in decoding."""
     groups = {(title, part): rows for part, measures in RATES.items() for title, rows in study.alike(*measures).items()}
     if not groups:
         return None
     titled = {": ".join(filter(None, [*key, _fastest(rows, key[1])])): rows for key, rows in groups.items()}
-    figure, panels = bar_panels(titled, per_bar=0.3)
+    figure, panels = style.bar_panels(titled, per_bar=0.3)
     handles = {}
     for ((_, part), rows), axes in zip(groups.items(), panels, strict=False):
         present = {name: said for name, said in RATES[part].items() if any(row.values(name) for row in rows)}
@@ -85,17 +76,17 @@ def throughput(study: StudyResults) -> Drawn | None:
                 seeds_interval(values) or Interval(mean, mean, mean)
                 for (_, values), mean in zip(at, means, strict=True)
             ]
-            style: Style = {"color": colour, "hatch": hatch, **EDGE}
+            how: style.Style = {"color": colour, "hatch": hatch, **style.EDGE}
             if any(span.low < span.high for span in spans):
-                style["xerr"] = np.array([[span.value - span.low, span.high - span.value] for span in spans]).T
-            handles[present[measure]] = axes.barh([y for y, _ in at], means, thick, **style)
-        label_bars(axes, [label(row, rows) for row in rows])
+                how["xerr"] = np.array([[span.value - span.low, span.high - span.value] for span in spans]).T
+            handles[present[measure]] = axes.barh([y for y, _ in at], means, thick, **how)
+        style.label_bars(axes, [style.label(row, rows) for row in rows])
         axes.set_xlabel("tokens/s")
-    add_legend(figure, handles)
-    return Drawn(
+    style.add_legend(figure, handles)
+    return style.Drawn(
         figure,
         "Raw tokens per second in training (median step, and over all steps) and tokens per second in decoding. Bars: "
-        "95% intervals over seeds, if there are several." + left_out(groups),
+        "95% intervals over seeds, if there are several." + style.left_out(groups),
     )
 
 
@@ -118,7 +109,7 @@ RATE_LOOKS = {
 
 def _fastest(rows: Sequence[Row], part: str) -> str:
     """Which methods were fastest and slowest by their highest rate, untested; empty for fewer than two."""
-    rates = {label(row, rows): [row.mean(name) for name in RATES[part]] for row in rows}
+    rates = {style.label(row, rows): [row.mean(name) for name in RATES[part]] for row in rows}
     best = {name: max(filter(None, of)) for name, of in rates.items() if any(of)}
     if len(best) < 2:
         return ""

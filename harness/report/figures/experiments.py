@@ -10,19 +10,9 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from harness.report.cost_fronts import pareto
+from harness.report.figures import style
 from harness.report.figures.accuracy import FRONT
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import (
-    COLUMN,
-    Drawn,
-    Look,
-    Style,
-    add_legend,
-    add_point,
-    axis_scale,
-    legend_point,
-    titled_panels,
-)
 from harness.report.reruns import Experiment, best_on_validation, only_published, reruns
 from harness.report.tables.rows import METHODS
 
@@ -32,7 +22,7 @@ NUMBER = 7.5  # points: from the middle of a number to what it must not hide
 TURNS = [math.radians(degrees) for degrees in (45, -45, 135, -135, 20, -20, 160, -160)]
 
 
-def experiments(study: StudyResults) -> Drawn | None:
+def experiments(study: StudyResults) -> style.Drawn | None:
     """Score of each imported experiment against the memory that its training reserved."""
     summary = reruns(study.rows.records) if only_published(study.rows.records) else None
     if summary is None:
@@ -40,9 +30,9 @@ def experiments(study: StudyResults) -> Drawn | None:
     with_memory = [experiment for experiment in summary.experiments if _memory(experiment)]
     if not with_memory:
         return None
-    figure, (axes,) = titled_panels([_message(with_memory)], PANEL)
+    figure, (axes,) = style.titled_panels([_message(with_memory)], PANEL)
     score = with_memory[0].runs[-1].score
-    title, scale = axis_scale(score, [experiment.interval.value for experiment in with_memory])
+    title, scale = style.axis_scale(score, [experiment.interval.value for experiment in with_memory])
     points = [(_memory(experiment)[-1], experiment.interval.value) for experiment in with_memory]
     front = pareto(points, score.higher_is_better)
     steps = [(points[i][0], scale * points[i][1]) for i in front]
@@ -51,28 +41,32 @@ def experiments(study: StudyResults) -> Drawn | None:
     familiar = [i for i, each in enumerate(with_memory) if each in [best.get(method) for method in METHODS]]
     named = list(dict.fromkeys([*(i for i in front if not with_memory[i].below), *familiar]))
     colours = dict(zip(named, cycle(NUMBERED), strict=False))
-    looks = [Look(colours.get(i, "0.5"), "s" if i in familiar else "o", "") for i in range(len(with_memory))]
-    fills: list[Style] = [{"mfc": "white" if each.below else looks[i].colour} for i, each in enumerate(with_memory)]
+    looks = [style.Look(colours.get(i, "0.5"), "s" if i in familiar else "o", "") for i in range(len(with_memory))]
+    fills: list[style.Style] = [
+        {"mfc": "white" if each.below else looks[i].colour} for i, each in enumerate(with_memory)
+    ]
     for i, (experiment, (memory, value)) in enumerate(zip(with_memory, points, strict=True)):
         if i not in named:
-            add_point(axes, memory, value, None, scale, looks[i], **fills[i], ms=2.5, alpha=0.5, zorder=2)
+            style.add_point(axes, memory, value, None, scale, looks[i], **fills[i], ms=2.5, alpha=0.5, zorder=2)
             continue
         runs = _memory(experiment)
         spread = [[memory - min(runs)], [max(runs) - memory]]
-        style: Style = {**fills[i], "capsize": 0, "elinewidth": 0.8, "zorder": 3}
-        add_point(axes, memory, value, experiment.interval, scale, looks[i], xerr=spread, **style)
+        how: style.Style = {**fills[i], "capsize": 0, "elinewidth": 0.8, "zorder": 3}
+        style.add_point(axes, memory, value, experiment.interval, scale, looks[i], xerr=spread, **how)
     axes.margins(x=0.06, y=0.06)
     at = [(memory, scale * value) for memory, value in (points[i] for i in named)]
     for number, (place, i, offset) in enumerate(zip(at, named, _offsets(axes, at), strict=True), 1):
-        style = {"xytext": offset, "textcoords": "offset points", "ha": "center", "va": "center", "zorder": 4}
-        axes.annotate(str(number), place, color=colours[i], fontweight="bold", **style)
+        how = {"xytext": offset, "textcoords": "offset points", "ha": "center", "va": "center", "zorder": 4}
+        axes.annotate(str(number), place, color=colours[i], fontweight="bold", **how)
     for number, i in enumerate(named, 1):
         cell = with_memory[i].record.cell
-        handles[f"{number}  {cell.method} {cell.knobs.get('experiment', '')}"] = legend_point(looks[i], **fills[i])
+        handles[f"{number}  {cell.method} {cell.knobs.get('experiment', '')}"] = style.legend_point(
+            looks[i], **fills[i]
+        )
     axes.set_ylabel(title)
     axes.set_xlabel("memory reserved in 99% of training steps (GiB)")
-    add_legend(figure, handles)
-    return Drawn(
+    style.add_legend(figure, handles)
+    return style.Drawn(
         figure,
         "Score of imported experiments against the memory that their training reserved, both of the latest run. "
         "Filled: no other experiment is significantly better. Hollow: at least one is. Line: Pareto front (no other "
@@ -85,7 +79,7 @@ def experiments(study: StudyResults) -> Drawn | None:
 def _offsets(axes: Axes, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Where the number of each point stands, in points from it: beside it, and free of other points and numbers."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    size = 72 * COLUMN * 0.85, 72 * PANEL * 0.5  # of the panel, without labels and legend
+    size = 72 * style.COLUMN * 0.85, 72 * PANEL * 0.5  # of the panel, without labels and legend
     spots = [(size[0] * (x - left) / (right - left), size[1] * (y - bottom) / (top - bottom)) for x, y in points]
     offsets: list[tuple[float, float]] = []
     occupied = list(spots)

@@ -10,29 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from harness.record import short
-from harness.report.figures import charts
+from harness.report.figures import charts, style
 from harness.report.figures.charts import SweptCurve
 from harness.report.figures.messages import change_with_rank
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import (
-    PERCENT,
-    Drawn,
-    Look,
-    Place,
-    Style,
-    add_legend,
-    add_point,
-    axis_scale,
-    error_bar,
-    left_out,
-    looks,
-    place_panels,
-)
 from harness.report.select import Choice
 from harness.report.statistics import Interval
 
 
-def rank_sweep(study: StudyResults) -> Drawn | None:
+def rank_sweep(study: StudyResults) -> style.Drawn | None:
     """Score of each method by rank, each rank at its chosen learning rate."""
     curves_of = _by_place(study.once(charts.ranks))
     if not curves_of:
@@ -48,10 +34,10 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
         scales[place] = (f"validation loss\n({study.loss_unit(place)})", 1.0)
         if score:
             values = [value for curve in curves for value in curve.known.values()]
-            scales[place] = axis_scale(score, [*values, *levels[place].values()])
+            scales[place] = style.axis_scale(score, [*values, *levels[place].values()])
     messages = {place: _message(study, curves, *scales[place]) for place, curves in curves_of.items()}
-    figure, panels = place_panels(messages, height=2.3)
-    look = looks(study.methods)
+    figure, panels = style.place_panels(messages, height=2.3)
+    look = style.looks(study.methods)
     handles: dict[str, Any] = {}
     for (place, curves), axes in zip(curves_of.items(), panels, strict=False):
         title, scale = scales[place]
@@ -60,25 +46,25 @@ def rank_sweep(study: StudyResults) -> Drawn | None:
             colour, line = look[method].colour, look[method].line
             handles[method] = axes.axhline(scale * value, color=colour, linestyle=line, linewidth=1)
         axes.set(xlabel="rank", ylabel=title)
-    add_legend(figure, handles)
-    return Drawn(
+    style.add_legend(figure, handles)
+    return style.Drawn(
         figure,
         "Score by rank, each rank at its learning rate with the least validation loss. Bars: 95% intervals. Level "
-        "lines: methods without a rank." + left_out(curves_of),
+        "lines: methods without a rank." + style.left_out(curves_of),
     )
 
 
 UNRANKED = ("base", "full")
 
 
-def _by_place(curves: Sequence[SweptCurve]) -> dict[Place, list[SweptCurve]]:
+def _by_place(curves: Sequence[SweptCurve]) -> dict[style.Place, list[SweptCurve]]:
     places = dict.fromkeys(curve.place for curve in curves)
     return {place: [curve for curve in curves if curve.place == place] for place in places}
 
 
 def _message(study: StudyResults, curves: Sequence[SweptCurve], title: str, scale: float) -> str:
     score = study.headline(curves[0].place)
-    unit = "points" if scale == PERCENT else title.partition("(")[2].rstrip(")") if "(nats" in title else ""
+    unit = "points" if scale == style.PERCENT else title.partition("(")[2].rstrip(")") if "(nats" in title else ""
     changes = {}
     for curve in curves:
         if gap := study.gap(curve.points[-1].choice, curve.points[0].choice, score):
@@ -87,7 +73,7 @@ def _message(study: StudyResults, curves: Sequence[SweptCurve], title: str, scal
     return change_with_rank(changes, ends, unit)
 
 
-def _rank_sweep(axes: Axes, curves: Sequence[SweptCurve], scale: float, look: dict[str, Look]) -> dict[str, Any]:
+def _rank_sweep(axes: Axes, curves: Sequence[SweptCurve], scale: float, look: dict[str, style.Look]) -> dict[str, Any]:
     """Draws values by rank; returns the legend handle of each method."""
     handles = {}
     for i, curve in enumerate(curves):
@@ -96,7 +82,7 @@ def _rank_sweep(axes: Axes, curves: Sequence[SweptCurve], scale: float, look: di
         x, y = [aside * rank for rank in curve.known], [scale * value for value in curve.known.values()]
         axes.plot(x, y, color=of.colour, linestyle=of.line)
         for rank, value, interval, *_ in curve.points:
-            handles[curve.method] = add_point(axes, aside * rank, value, interval, scale, of)
+            handles[curve.method] = style.add_point(axes, aside * rank, value, interval, scale, of)
     ranks = sorted({point.x for curve in curves for point in curve.points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, labels=[str(rank) for rank in ranks])
@@ -104,7 +90,7 @@ def _rank_sweep(axes: Axes, curves: Sequence[SweptCurve], scale: float, look: di
     return handles
 
 
-def lr_methods(study: StudyResults) -> Drawn | None:
+def lr_methods(study: StudyResults) -> style.Drawn | None:
     """Validation loss of each method by learning rate, at its best rank for that rate."""
     curves_of = {
         place: curves
@@ -114,19 +100,19 @@ def lr_methods(study: StudyResults) -> Drawn | None:
     if not curves_of:
         return None
     messages = {place: _best_rates(curves, study.rows.choices) for place, curves in curves_of.items()}
-    figure, panels = place_panels(messages, height=2.3)
-    look = looks(study.methods)
+    figure, panels = style.place_panels(messages, height=2.3)
+    look = style.looks(study.methods)
     handles: dict[str, Any] = {}
     for (place, curves), axes in zip(curves_of.items(), panels, strict=False):
         handles |= _lr_methods(axes, curves, look)
         axes.set(xlabel="learning rate", ylabel=f"validation loss\n({study.loss_unit(place)})")
-    add_legend(figure, handles)
-    return Drawn(
+    style.add_legend(figure, handles)
+    return style.Drawn(
         figure,
         "Validation loss by learning rate, mean over seeds, each method at its best rank for the rate. Ring: the rate "
         "chosen for the method; where fresh seeds confirmed it, at their mean with its 95% interval, and lines are of "
         "the seeds that chose. Cross at the upper edge: not every seed finished. Curves leave the panel where losses "
-        "are far above the others." + left_out(curves_of),
+        "are far above the others." + style.left_out(curves_of),
     )
 
 
@@ -141,21 +127,21 @@ def _best_rates(curves: Sequence[SweptCurve], best: Sequence[Choice]) -> str:
     return "Chosen rates: " + ", ".join(f"{method} {short(lr)}" for method, lr in rates.items())
 
 
-def _lr_methods(axes: Axes, curves: Sequence[SweptCurve], look: dict[str, Look]) -> dict[str, Any]:
+def _lr_methods(axes: Axes, curves: Sequence[SweptCurve], look: dict[str, style.Look]) -> dict[str, Any]:
     """Draws losses by rate; returns the legend handle of each method."""
     handles = {}
     for curve in curves:
         of = look[curve.method]
-        style: Style = {"color": of.colour, "marker": of.marker, "linestyle": of.line}
-        (handles[curve.method],) = axes.plot(list(curve.known), list(curve.known.values()), markersize=4, **style)
+        how: style.Style = {"color": of.colour, "marker": of.marker, "linestyle": of.line}
+        (handles[curve.method],) = axes.plot(list(curve.known), list(curve.known.values()), markersize=4, **how)
         for point in curve.points:
             if point.value is None:
-                above: Style = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+                above: style.Style = {"transform": axes.get_xaxis_transform(), "clip_on": False}
                 axes.plot(point.x, 1.0, "x", color=of.colour, **above)
             elif point.chosen:
                 y, interval = point.confirmed[:2] if point.confirmed else (point.value, None)
                 if interval:
-                    axes.errorbar(point.x, y, yerr=error_bar(y, interval, 1.0), color=of.colour, linestyle="")
+                    axes.errorbar(point.x, y, yerr=style.error_bar(y, interval, 1.0), color=of.colour, linestyle="")
                 axes.plot(point.x, y, "o", markersize=10, mfc="none", color=of.colour)
     points = [point for curve in curves for point in curve.points]
     losses = [point.value for point in points if point.value is not None]

@@ -11,16 +11,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from harness import units
 from harness.record import Record
 from harness.report.frame import BUT_SEED
-from harness.report.lint.differences import (
-    Sentences,
-    alike,
-    differ,
-    finished,
-    group_by,
-    hashable,
-    tuned,
-    unit,
-)
+from harness.report.lint.differences import Sentences, alike, differ, finished, group_by, hashable, tuned, unit
 from harness.settings import MethodSettings, plain
 
 NAMED = 4  # cells of one reason that are named

@@ -168,10 +168,7 @@ def _outcome(study: StudyResults, candidate: Candidate, score: Score | None) -> 
         losses = row.values("validation_loss")
         return (sum(losses) / len(losses), seeds_interval(losses)) if losses else None
     name = score_name(score)
-    contest = study.contests.get((row.place, name))
-    label = candidate.choice.label
-    standing = next((s for s in contest.standings if s.choice.label == label), None) if contest else None
-    if standing is not None:
+    if standing := study.standing(row, name):
         return standing.value, standing.interval
     return (row.scores[name].value, study.interval(row, name)) if name in row.scores else None
 

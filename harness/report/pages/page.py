@@ -59,10 +59,7 @@ SCRIPTS = (  # in the order of their needs; they share their names, so a script 
 )
 WAITING_SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "scripts/state.js", "scripts/live.js")
 SCRIPTS_AFTER_PLUGINS = ("scripts/items.js", "scripts/start.js", "scripts/live.js")
-BLOCKS: Mapping[str, Callable[[StudyResults], Any]] = {
-    "settings": settings_block,
-    "curves": curves_block,
-}
+BLOCKS: Mapping[str, Callable[[StudyResults], Any]] = {"settings": settings_block, "curves": curves_block}
 BLOCKS_AFTER_PLUGINS: Mapping[str, Callable[[StudyResults], Any]] = {"items": items_block}
 
 

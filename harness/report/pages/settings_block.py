@@ -144,10 +144,7 @@ def _measures(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _metric(
-    name: str,
-    said: tuple[str, str, str],
-    values: Sequence[float | None],
-    intervals: Sequence[Interval | None],
+    name: str, said: tuple[str, str, str], values: Sequence[float | None], intervals: Sequence[Interval | None]
 ) -> dict[str, Any]:
     bars = [interval if interval and interval.low < interval.high else None for interval in intervals]
     label, unit, better = said

@@ -33,10 +33,7 @@ SURVEY = ["model", "method", "asked", "scores", "peak", "written", "price", "spe
 
 
 def tables(
-    records: Sequence[Record],
-    folder: Path | None,
-    columns: Sequence[str] | None = None,
-    price: float | None = None,
+    records: Sequence[Record], folder: Path | None, columns: Sequence[str] | None = None, price: float | None = None
 ) -> list[Table]:
     """What `harness table` shows of a study: each method in its best setting, then every setting.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.report.answer import StudyAnswer
 from harness.report.answer.advice import headline
 from harness.report.cost_fronts import CostedSetting, CostFront, cost_fronts, require_one_device
-from harness.report.pairwise import Contest
+from harness.report.items.answered import AnsweredItems, answers
+from harness.report.pairwise import Contest, score_of
 from harness.report.select import Choice, Place
 from harness.report.statistics import Interval
 from harness.report.tables.best import Relative, memory_to_full, speed_to_lora
@@ -86,21 +88,18 @@ def _tried(choice: Choice) -> dict[str, Any]:
 
 
 def _relative(value: str, ratio: str, measured: Relative) -> dict[str, float | None]:
-    interval = measured.interval
-    ends = (None, None) if interval is None else (interval.low, interval.high)
-    return {value: measured.value, ratio: measured.ratio, f"{ratio}_low": ends[0], f"{ratio}_high": ends[1]}
+    return {value: measured.value, ratio: measured.ratio} | _ends(f"{ratio}_", measured.interval)
 
 
 def _headline(choice: Choice, contest: Contest | None) -> dict[str, Any]:
     standing = next((s for s in contest.standings if s.choice == choice), None) if contest else None
     if contest is None or standing is None:
         return dict.fromkeys(HEADLINE)
-    interval, rank = standing.interval, standing.rank
+    rank = standing.rank
     return {
         "score": contest.score,
         "value": standing.value,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
+        **_ends("", standing.interval),
         "standing": contest.standings.index(standing) + 1,
         "letters": standing.letters,
         "best_probability": rank.best if rank else None,
@@ -208,6 +207,31 @@ def _pairs(contest: Contest) -> list[dict[str, Any]]:
         }
         for (better, other), gap in contest.differences.items()
     ]
+
+
+def items_of(answer: StudyAnswer) -> pd.DataFrame:
+    """The answers behind the contests of `answer` that are tested; `RecordedStudy.items` has the columns."""
+    records = answer.rows.records
+    frames = [
+        _answered(contest, standing.choice.label, records[i].cell.seed, table)
+        for contest in answer.contests
+        if contest.primary
+        for standing in contest.standings
+        for i in standing.choice.index
+        if answer.folder and (score := score_of(records[i], contest.score))
+        if (table := answers(answer.folder, records[i], score))
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=ITEMS)
+
+
+ITEMS = ["study", "model", "data", "method", "seed", "score", "subject", "item", "value"]
+
+
+def _answered(contest: Contest, method: str, seed: int | None, table: AnsweredItems) -> pd.DataFrame:
+    seeds = pd.array([seed] * len(table), dtype="Int64")
+    names = {**_place(contest.place), "method": method, "seed": seeds, "score": contest.score}
+    subjects = table.subject_of(np.arange(len(table)))
+    return pd.DataFrame({**names, "subject": subjects, "item": table.numbers, "value": table.values}, columns=ITEMS)
 
 
 def _place(place: Place) -> dict[str, str]:

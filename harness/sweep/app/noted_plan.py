@@ -70,11 +70,7 @@ def _covered(plans: Sequence[StudyPlan], part: PlannedMethod, confirm: Sequence[
 
 
 def _plan(
-    points: Sequence[Point],
-    methods: Sequence[PlannedMethod],
-    confirm: list[int],
-    rules: JudgingRules,
-    command: str,
+    points: Sequence[Point], methods: Sequence[PlannedMethod], confirm: list[int], rules: JudgingRules, command: str
 ) -> StudyPlan:
     return StudyPlan(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,15 +11,16 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from harness.errors import UserError, first_line
 from harness.sweep.app.point import Point
 from harness.sweep.app.running import FILE
-from harness.sweep.launchers import lost_workers, ray_cluster
+from harness.sweep.launchers import lost_workers
 from harness.sweep.launchers.base import Answer, CellLauncher, Run
 from harness.sweep.launchers.lost_workers import Lost
 
@@ -82,7 +83,25 @@ class Ray(Elsewhere):
     """Tasks of a Ray cluster."""
 
     def require(self) -> None:
-        ray_cluster.require_gpus(self._config.hydra.launcher.ray)
+        """Raise UserError if the cluster has fewer GPUs than a cell asks for: Ray lets it wait forever, silently.
+
+        Connects to the cluster as the launcher does, which then finds itself connected.
+        """
+        settings = self._config.hydra.launcher.ray
+        gpus = settings.remote.get("num_gpus") or 0
+        if not gpus:
+            return
+        import ray
+
+        if not ray.is_initialized():
+            options: Any = OmegaConf.to_container(settings.init, resolve=True)
+            ray.init(**options)
+        there = ray.cluster_resources().get("GPU", 0)
+        if there < gpus:
+            raise UserError(
+                f"hydra.launcher.ray.remote.num_gpus={gpus:g} requires a cluster with GPUs, got {there:g}; on a "
+                "cluster without GPUs add hydra.launcher.ray.remote.num_gpus=0."
+            )
 
 
 # By the names of Hydra's classes: its scan for plugins makes the classes anew.

@@ -230,7 +230,7 @@ def broken(tmp_path_factory):
 def rehash(folder: Path, **changes) -> None:
     """Make the checkpoint in `folder` whole again after its files were changed."""
     about = json.loads((folder / "about.json").read_text()) | changes
-    (folder / "about.json").write_text(json.dumps(about | {"sha256": checkpoints._hashes(folder)}))
+    (folder / "about.json").write_text(json.dumps(about | {"sha256": checkpoints.hashes(folder)}))
 
 
 def flip(path: Path) -> None:

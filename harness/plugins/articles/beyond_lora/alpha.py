@@ -8,13 +8,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from harness.plugins.articles.beyond_lora.methods import ADAPTERS
-from harness.plugins.articles.claims import (
-    OPEN,
-    Bounds,
-    Judgement,
-    lacking,
-    unchosen,
-)
+from harness.plugins.articles.claims import OPEN, Bounds, Judgement, lacking, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import MeasuredRate, best_rate, each_batch, gain, rate_ratio
 from harness.report.select import Choice

@@ -8,16 +8,7 @@ from statistics import median
 
 from harness.plugins.articles.beyond_lora.lora import spread
 from harness.plugins.articles.beyond_lora.table import curve, reach
-from harness.plugins.articles.claims import (
-    OPEN,
-    REFUTED,
-    Bounds,
-    Judgement,
-    judged,
-    lacking,
-    times,
-    unchosen,
-)
+from harness.plugins.articles.claims import OPEN, REFUTED, Bounds, Judgement, judged, lacking, times, unchosen
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.rules import counted, exact, gain, time_ratio
 from harness.record import Record

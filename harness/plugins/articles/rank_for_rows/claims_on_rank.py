@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from harness.plugins.articles.claims import (
-    ONE_SEED,
-    OPEN,
-    Bounds,
-    Judgement,
-    judged,
-    lacking,
-)
+from harness.plugins.articles.claims import ONE_SEED, OPEN, Bounds, Judgement, judged, lacking
 from harness.plugins.articles.evidence import Evidence
 from harness.plugins.articles.lora_without_regret.losses import on_all_layers
 from harness.plugins.articles.rank_for_rows.needed import TIE, needed_rank

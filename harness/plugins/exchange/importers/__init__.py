@@ -176,7 +176,4 @@ def _read(project: str, read: Reader, path: Path, study: str) -> Imported:
     raise UserError(f"{path} is no result file of {project} ({reason}); move it away, or name another PATH.")
 
 
-READERS: dict[str, tuple[str, Reader]] = {
-    "peft": ("*.json", read_peft),
-    "lm-eval": ("results_*.json", read_lm_eval),
-}
+READERS: dict[str, tuple[str, Reader]] = {"peft": ("*.json", read_peft), "lm-eval": ("results_*.json", read_lm_eval)}

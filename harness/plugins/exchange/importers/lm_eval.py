@@ -51,7 +51,7 @@ def read_lm_eval(value: dict[str, Any], path: Path, sha256: str) -> Imported:
                 "gen_kwargs": config.get("gen_kwargs"),
                 "fewshot_seed": config.get("fewshot_seed"),
                 "chat_template": value.get("chat_template_sha"),
-            },
+            }
         },
     }
     named = {"model_name": name} if (name := _other_name(value, location)) else {}

@@ -79,11 +79,7 @@ class VllmWriter:
 
     def __init__(self, python: str, weights: Path, dtype: str, trust_remote_code: bool):
         self._python = python
-        self._model = {
-            "model": str(weights),
-            "dtype": dtype,
-            "trust_remote_code": trust_remote_code,
-        }
+        self._model = {"model": str(weights), "dtype": dtype, "trust_remote_code": trust_remote_code}
         self.usage: VllmUsage | None = None
 
     def write(
