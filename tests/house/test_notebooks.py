@@ -110,6 +110,7 @@ def small_study(folder, *, models=("small",), **fields):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_models_have_rows_of_their_own(tmp_path):
     folder = small_study(tmp_path / "demo", models=("small", "large"))
@@ -124,6 +125,7 @@ def test_two_models_have_rows_of_their_own(tmp_path):
     assert sum("<th>wrong</th>" in text for text in said) == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_best_score_is_first_also_where_lower_is_better(tmp_path):
     folder = small_study(tmp_path / "demo", higher_is_better=False)
@@ -133,6 +135,7 @@ def test_the_best_score_is_first_also_where_lower_is_better(tmp_path):
     assert re.findall("lora|dora|galore", by_score) == ["galore", "dora", "lora"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("status", "sentences"), [("ok", 2), ("failed", 5)])
 def test_a_study_without_scores_or_finished_cells_is_told_so(tmp_path, status, sentences):

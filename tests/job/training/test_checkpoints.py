@@ -176,14 +176,14 @@ def test_saving_is_outside_of_what_is_timed(tmp_path, monkeypatch):
     write = checkpoints.Checkpoints._write
 
     def slowly(*args) -> None:
-        time.sleep(0.3)
+        time.sleep(1)
         write(*args)
 
     monkeypatch.setattr(checkpoints.Checkpoints, "_write", slowly)
     start = time.monotonic()
     record = go(tmp_path, short("method=lora"))
-    assert time.monotonic() - start > 3 * 0.3
-    assert sum(record.train.step_seconds) < record.phases["train"].seconds < 3 * 0.3
+    assert time.monotonic() - start > 3
+    assert sum(record.train.step_seconds) < record.phases["train"].seconds < 3
 
 
 def test_the_train_phase_is_of_all_its_parts(tmp_path):
