@@ -18,7 +18,7 @@ def push_study(results: Path, name: str, repo: str, public: bool) -> str:
     Raises UserError if there are no records, if one is bad, without a token, or if the hub refuses them.
     """
     folder = results / name
-    if problems := verify.study(results, name)[1]:
+    if problems := verify.study(results, name).problems:
         raise UserError(problems[0])
     records, _ = read_study(folder)
     if not records:
