@@ -482,7 +482,9 @@ def test_a_running_cell_is_not_removed(study, capsys):
 # Hostile names
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", "..", ".", "", "a\\b", "a\x00b"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/passwd", "a/../../outside", "..", ".", "", "a\\b", "a\x00b", "--help", "-r16-s0"]
+)
 def test_a_name_that_leads_out_of_the_study_is_no_cells(study, tmp_path, capsys, name):
     assert not names_a_file(name)
     (tmp_path / "outside.log").write_text("secret")
