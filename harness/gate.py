@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 from harness.config import ADAMW
 from harness.config_folders import conf_folders, sweep_folders
 from harness.errors import UserError
-from harness.record import Cell, Record, model_folder, read
+from harness.record import Cell, Record, content_of, model_folder, read
 from harness.redact import leaves
 from harness.settings import Settings, cell_id, plain, prompt_fields
 from harness.validate import SETTINGS
@@ -202,7 +202,7 @@ def _names_code(path: Path, inert: tuple[str, ...] = ()) -> str | None:
     that are left out.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(content_of(path))
     except (OSError, ValueError, RecursionError):
         return "text, which can't be read"
     for key, value in leaves(config):

@@ -174,7 +174,7 @@ def logs(options: argparse.Namespace) -> int:
     from harness.studies import logs
 
     cell = find_cell(options, options.cell)
-    if not cell.log.is_file():
+    if not logs.is_log(cell.log):
         raise UserError(f"{cell} has no log: it has not run, or not on this machine.")
     if options.format == "json":
         text = cell.log.read_text(encoding="utf-8", errors="replace")

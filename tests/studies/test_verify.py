@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -177,6 +178,28 @@ def test_a_damaged_plan_is_a_problem(path, tmp_path):
     plan.write_text("[")
     (problem,) = verify.study(tmp_path, "demo").problems
     assert "plan.json is damaged" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("another.json", "another.json can't be read (It is a pipe or a device)"),
+        ("{cell}.items.parquet", "can't be read as items ([Errno 22] It is a pipe or a device"),
+        ("plan.jsonl", "plan.jsonl can't be read (It is a pipe or a device)"),
+        (".harness/plan.json", "plan.json"),
+        ("commands.txt", None),
+        (".harness/running/{cell}/x.json", None),
+    ],
+)
+def test_a_pipe_is_not_waited_for(path, tmp_path, capsys, name, said):
+    pipe = path.parent / name.format(cell=path.stem)
+    pipe.parent.mkdir(parents=True, exist_ok=True)
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    assert main(["verify", "--results-dir", str(tmp_path)]) == int(said is not None)
+    assert (said or "") in capsys.readouterr().err
+    for command in (["table"], ["status"]):
+        assert main([*command, "--results-dir", str(tmp_path)]) in (0, 1, 2)
 
 
 # The plan
