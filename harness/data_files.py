@@ -22,7 +22,7 @@ PACKED = (".gz", ".zst")  # after one of these
 WIDE = (b"\xff\xfe", b"\xfe\xff")  # what UTF-16 begins with
 BEGIN = 8192  # bytes of a file that tell a text from another file
 FEWEST_DOCUMENTS = 3  # one to train on, one for the validation, one for the test
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # which no command takes for an option
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def require_text(content: bytes, name: str) -> None:
 
 def names_hub(path: str, root: Path) -> bool:
     """Whether `path` names a data set of the hub: nothing of that name is here, not even its first part."""
-    if HUB_ID.fullmatch(path) is None or path.startswith("."):
+    if HUB_ID.fullmatch(path) is None:
         return False
     return not path.endswith((*SUFFIXES, *PACKED)) and not (root / path).parent.exists()
 

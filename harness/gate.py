@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 from harness.config import ADAMW
 from harness.config_folders import conf_folders, sweep_folders
 from harness.errors import UserError
-from harness.record import Cell, Record, model_folder, read
+from harness.record import Cell, Record, content_of, model_folder, read
 from harness.redact import leaves
 from harness.settings import Settings, cell_id, plain, prompt_fields
 from harness.validate import SETTINGS
@@ -42,6 +42,8 @@ LAYERS = {  # names of parts of the model, which may be any
     f"method.adapt.{name}" for name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 }
 LAYER = re.compile(r"(?=.)[\w.-]*(?:\*[\w.-]*){0,2}")  # an expression with many stars takes hours to match a name
+ADAPTER_CONFIG = "adapter_config.json"
+EXPRESSIONS = {"target_modules", "exclude_modules", "modules_to_save"}  # of an adapter's config, and each *_pattern
 ADDRESS = re.compile(r"\w+://|[/~\\]")  # the beginning of a path that means nothing elsewhere, or is another machine's
 TASK = re.compile(r"(?!.*\.ya?ml$)[^/\\*?\[\]{}\s]+")  # lm-eval takes other texts for files, or for patterns of names
 WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model", ".md")  # endings of files that no library runs
@@ -112,7 +114,35 @@ def weights_objection(record: Record, folder: Path) -> str | None:
             return f"{name} is none of the kinds of files that weights are saved as ({', '.join(WEIGHTS)})"
         if path.suffix == ".json" and (key := _names_code(path)) is not None:
             return f"{name} names code in its {key}"
+    if (config := folder / ADAPTER_CONFIG).is_file() and (why := _endless(config, record.cell.settings)):
+        return f"{folder.name}/{ADAPTER_CONFIG} {why}"
     return None
+
+
+def _endless(path: Path, settings: Settings) -> str | None:
+    """What in an adapter's config at `path` may hang the process that loads it, or fill its memory, as a clause.
+
+    peft matches its texts as regular expressions with the names of all layers. Those of the cell's own settings have
+    been looked at.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        return "must be an adapter's config as a JSON object"
+    if config.get("layer_replication"):
+        return "has layer_replication, which repeats layers of the base without end"
+    own = {text for value in (settings.method.adapt or {}).values() for text in _words(value)}
+    for field, value in config.items():
+        if field in EXPRESSIONS or field.endswith("_pattern"):
+            for text in _words(value):
+                if text not in own and LAYER.fullmatch(text) is None:
+                    return f"has an expression in its {field} that may take hours to match"
+    return None
+
+
+def _words(value: Any) -> set[str]:
+    """The texts that `value` is, lists or names."""
+    parts = [value] if isinstance(value, str) else value if isinstance(value, (list, dict)) else []
+    return {part for part in parts if isinstance(part, str)}
 
 
 def _texts(settings: Settings) -> Iterator[str]:
@@ -172,7 +202,7 @@ def _names_code(path: Path, inert: tuple[str, ...] = ()) -> str | None:
     that are left out.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(content_of(path))
     except (OSError, ValueError, RecursionError):
         return "text, which can't be read"
     for key, value in leaves(config):

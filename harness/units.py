@@ -13,7 +13,7 @@ SIZES = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib
 
 def significant(value: float, digits: int = 4) -> str:
     """To that many digits: 0.7500, 12.30, 1,600."""
-    text = f"{value:#.{digits}g}"
+    text = f"{value:z#.{digits}g}"
     return f"{float(text):,.0f}" if "e+" in text else text.rstrip(".")
 
 
@@ -22,7 +22,7 @@ def count(n: float) -> str:
     for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if n >= 0.9995 * size:
             return significant(n / size, 3) + unit
-    return f"{n:.0f}"
+    return f"{n:z.0f}"
 
 
 def plural(n: int, what: str) -> str:

@@ -221,10 +221,26 @@ def test_weights_as_they_are_saved_are_loaded(saved):
         ("adapter_config__json", '{"megatron_core": "planted"}', "adapter_config.json names code in its megatron_core"),
         ("adapter_config__json", '{"megatron_config": {"a": 1}}', "its megatron_config.a"),
         ("adapter_config__json", '{"auto_mapping": {"base_model_class": "X"}}', "its auto_mapping.base_model_class"),
+        ("adapter_config__json", '{"layer_replication": [[0, 4], [0, 4]]}', "has layer_replication, which repeats"),
+        ("adapter_config__json", '{"target_modules": "(a|a)+b"}', "an expression in its target_modules that may"),
+        ("adapter_config__json", '{"exclude_modules": "(.*.*)+b"}', "an expression in its exclude_modules that may"),
+        ("adapter_config__json", '{"modules_to_save": ["head", "(.+)+"]}', "in its modules_to_save that may"),
+        ("adapter_config__json", '{"layers_pattern": ["(h+)+"]}', "an expression in its layers_pattern that may"),
+        ("adapter_config__json", '{"rank_pattern": {"(.*.*.*)+q": 4}}', "an expression in its rank_pattern that may"),
+        ("adapter_config__json", "[]", "cell/adapter_config.json must be an adapter's config as a JSON object"),
     ],
 )
-def test_weights_that_come_with_code_are_not(saved, name, text, said):
+def test_weights_that_come_with_code_or_without_end_are_not(saved, name, text, said):
     assert said in gate.weights_objection(*saved(**{name: text}))
+
+
+def test_expressions_of_the_cells_own_settings_are_loaded(saved):
+    """Those of a config file, or of a command line: the gate has looked at them before."""
+    own = r".*layers\.(0|1)\..*(q|v)_proj"
+    record, folder = saved(adapter_config__json=json.dumps({"target_modules": own, "rank_pattern": {"a.0.q_proj": 4}}))
+    assert "an expression in its target_modules" in gate.weights_objection(record, folder)
+    record.cell.settings.method.adapt["target_modules"] = own
+    assert gate.weights_objection(record, folder) is None
 
 
 def test_links_among_weights_are_not_followed(saved, tmp_path):

@@ -174,7 +174,7 @@ def logs(options: argparse.Namespace) -> int:
     from harness.studies import logs
 
     cell = find_cell(options, options.cell)
-    if not cell.log.is_file():
+    if not logs.is_log(cell.log):
         raise UserError(f"{cell} has no log: it has not run, or not on this machine.")
     if options.format == "json":
         text = cell.log.read_text(encoding="utf-8", errors="replace")
@@ -255,22 +255,27 @@ def verify(options: argparse.Namespace) -> int:
 
     names = study_names(options)
     checks = {name: verify.study(options.results_dir, name) for name in names}
-    refused = {name: verify.refusals(options.results_dir, name) for name in names}
-    misplaced = {name: verify.misplaced(options.results_dir, name) for name in names}
-    notes = {name: verify.plan_notes(options.results_dir, name) for name in names}
     if options.format == "json":
-        facts = {name: {"records": n, "problems": bad} for name, (n, bad) in checks.items()}
-        sentences = {
-            name: {"refused": refused[name], "misplaced": misplaced[name], "plan": notes[name]} for name in names
-        }
-        print_json({name: facts[name] | sentences[name] for name in names})
+        print_json(
+            {
+                name: {
+                    "records": check.files,
+                    "problems": check.problems,
+                    "refused": check.refused,
+                    "misplaced": check.misplaced,
+                    "plan": check.notes,
+                }
+                for name, check in checks.items()
+            }
+        )
     else:
-        for name, (n, bad) in checks.items():
-            print(f"{name}: {units.plural(n, 'record')}, {units.plural(len(bad), 'problem') if bad else 'no problems'}")
-            for sentence in (*refused[name], *misplaced[name], *notes[name]):
+        for name, check in checks.items():
+            problems = units.plural(len(check.problems), "problem") if check.problems else "no problems"
+            print(f"{name}: {units.plural(check.files, 'record')}, {problems}")
+            for sentence in (*check.refused, *check.misplaced, *check.notes):
                 print(f"- {sentence}")
-    print_errors([problem for _, bad in checks.values() for problem in bad])
-    return int(any(bad for _, bad in checks.values()))
+    print_errors([problem for check in checks.values() for problem in check.problems])
+    return int(any(check.problems for check in checks.values()))
 
 
 def rm(options: argparse.Namespace) -> int:

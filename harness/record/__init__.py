@@ -20,6 +20,7 @@ from harness.record.failures import Failure, Precautions, Shortage, SmallerBatch
 from harness.record.files import (
     CARD,
     beginnings,
+    content_of,
     hashes,
     machine,
     machine_tag,

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.record.files import without_link
+from harness.record.files import content_of, without_link
 from harness.redact import redact
 from harness.terminal import printable
 
@@ -73,7 +73,7 @@ def noted_commands(folder: Path) -> list[str]:
     if (folder / COMMANDS).is_symlink():
         return []
     try:
-        return (folder / COMMANDS).read_text(encoding="utf-8").splitlines()
+        return content_of(folder / COMMANDS).decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return []
 

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,7 +149,21 @@ def pending(path: Path) -> Path:
     return path.with_name(f".{path.name}.scored")
 
 
+def content_of(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError, also of a pipe."""
+    require_end(path)
+    return path.read_bytes()
+
+
+def require_end(path: Path) -> None:
+    """Raise OSError for a pipe or a device, which may lie in a folder that was received: its reader waits for ever."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a folder the system says what it is
+        raise OSError(errno.EINVAL, "It is a pipe or a device", str(path))
+
+
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
+    """The SHA-256 of a file's bytes. Raises OSError, also of a pipe."""
+    require_end(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

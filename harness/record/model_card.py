@@ -15,7 +15,7 @@ from harness import redact, units
 from harness.record import Record
 from harness.settings import plain
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 EMBEDDED = re.compile(r"[\w.-]+")  # a name that is safe in a shell
 AUTO_CLASS = re.compile(r"AutoModel\w+", re.ASCII)
 WHAT = {"adapter": "adapter", "merged": "model with its adapter merged in", "model": "whole model", "gguf": "model"}

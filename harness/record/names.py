@@ -11,7 +11,7 @@ STUDY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")  # a folder
 
 def cell_name(cell: Cell) -> str:
     """``lora-r16-a32-lr2e-4-s0-1f3c9a``: for people first, the id's head last; safe as a file's name."""
-    parts = [re.sub(r"[^\w.]+", "_", cell.method)]
+    parts = [re.sub(r"[^\w.]+", "_", cell.method) or "_"]
     for letter, value in (("r", cell.rank), ("a", cell.alpha), ("lr", cell.lr), ("s", cell.seed)):
         if value is not None:
             parts.append(letter + short(value))
@@ -19,8 +19,11 @@ def cell_name(cell: Cell) -> str:
 
 
 def names_a_file(name: str) -> bool:
-    """Whether a cell's name can be a file's: one that leads to another folder is nobody's but an attacker's."""
-    return name not in ("", ".", "..") and not re.search(r"[/\\\x00]", name)
+    """Whether a cell's name can be a file's: one that leads to another folder is nobody's but an attacker's.
+
+    Commands that are shown have it as a word, so it is no option either.
+    """
+    return name not in ("", ".", "..") and not re.search(r"^-|[/\\\x00]", name)
 
 
 def short(value: float) -> str:

@@ -14,7 +14,7 @@ import orjson
 
 from harness.errors import UserError
 from harness.record.codec import Misfit, decode, encode
-from harness.record.files import pending, replacing, sha256
+from harness.record.files import content_of, pending, replacing, sha256
 from harness.record.names import names_a_file
 from harness.record.ranges import check
 from harness.record.schema import SCHEMA, Record
@@ -67,7 +67,7 @@ def settle(path: Path) -> None:
 def read(path: Path) -> Record:
     """Read one record; RecordError says in a sentence why a file is not one."""
     try:
-        content = path.read_bytes()
+        content = content_of(path)
         value = orjson.loads(content)  # refuses nan, infinities and halves of surrogate pairs
     except orjson.JSONDecodeError as error:
         raise RecordError(f"{path} is not complete JSON ({error}); delete it and run its cell again.") from None

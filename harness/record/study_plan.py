@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.record.codec import Misfit, decode, encode
-from harness.record.files import replacing
+from harness.record.files import content_of, replacing
 from harness.record.ranges import check
 from harness.record.schema import Cell
 from harness.settings import EvalSettings
@@ -106,7 +106,7 @@ def read_plans(folder: Path) -> list[StudyPlan]:
     """
     path = folder / PLAN
     try:
-        lines = path.read_bytes().splitlines()
+        lines = content_of(path).splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:

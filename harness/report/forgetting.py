@@ -360,8 +360,8 @@ def _answer(results: Forgetting, several: bool) -> Iterator[str]:
 
 def _span(comparisons: Sequence[Comparison]) -> str:
     """The least and the greatest change of `comparisons`, in points."""
-    points = [100 * c.total.change.value + 0.0 for c in comparisons if c.total.change]
-    ends = dict.fromkeys(f"{value:+.1f}".replace("-", "−") for value in (min(points), max(points)))
+    points = [100 * c.total.change.value for c in comparisons if c.total.change]
+    ends = dict.fromkeys(f"{value:+z.1f}".replace("-", "−") for value in (min(points), max(points)))
     return f"{' to '.join(ends)} points"
 
 
@@ -443,7 +443,7 @@ def _count(mean: float) -> str:
 def _change(tally: Tally) -> str:
     if tally.change is None:
         return ABSENT
-    value, low, high = (f"{100 * end + 0.0:+.1f}" for end in tally.change[:3])
+    value, low, high = (f"{100 * end:+z.1f}" for end in tally.change[:3])
     mark = MARK if tally.corrected is not None and tally.corrected < ALPHA else ""
     return f"{value} ({low} to {high}){mark}".replace("-", "−")
 

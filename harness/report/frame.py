@@ -27,7 +27,7 @@ from harness.record import (
     micro_batches,
     train_memory,
 )
-from harness.settings import Settings, plain
+from harness.settings import EvalSettings, InferSettings, Settings, plain
 
 TEXTS = ["study", "name", "method", "model", "data", "setting", "status", "failed_phase", "reason"]
 TEXTS += ["memory_instrument"]
@@ -192,6 +192,24 @@ def setting_texts(records: Sequence[Record]) -> list[str]:
         for i in members:
             texts[i] = " ".join(filter(None, [axes[i], *(f"{key}={leaves[i].get(key, '–')}" for key in varying)]))
     return texts
+
+
+def trained_texts(records: Sequence[Record]) -> list[str]:
+    """As `setting_texts`, without the settings that only say how the trained model was evaluated.
+
+    One setting that was evaluated in two ways was trained alike, so it is one try.
+    """
+    return setting_texts([_evaluated_alike(record) for record in records])
+
+
+def _evaluated_alike(record: Record) -> Record:
+    """`record` with the evaluation of all others."""
+    settings = record.cell.settings
+    train = settings.train
+    if train.early_stopping is None:  # else the validation decides which weights are kept
+        train = dataclasses.replace(train, validation_items=None)
+    settings = dataclasses.replace(settings, eval=EvalSettings(), infer=InferSettings(), train=train)
+    return dataclasses.replace(record, cell=dataclasses.replace(record.cell, settings=settings))
 
 
 BUT_SEED = operator.attrgetter(*(part.name for part in fields(Settings) if part.name != "seed"))

@@ -13,7 +13,7 @@ from scipy import special
 
 from harness.record import Record
 from harness.report import statistics
-from harness.report.frame import setting_texts
+from harness.report.frame import setting_texts, trained_texts
 
 Place = tuple[str, str, str]  # study, model, data
 UNVALIDATED = "choosing a setting requires validation losses"
@@ -28,7 +28,8 @@ class Choice:
     setting, rank, alpha, lr: of the chosen setting; None if none could be chosen or the method has no such axis.
     index: positions of the chosen setting's records, one per seed; of the fresh seeds alone if it was confirmed.
     loss: mean validation loss over seeds, in nats per token or pair; None if no loss was recorded.
-    tries: number of settings tried. lost: how many of them did not finish, by status, or are "with fewer seeds".
+    tries: number of settings trained, however they were evaluated. lost: how many of them did not finish, by status, or
+        are "with fewer seeds".
     rates: number of learning rates tried.
     edges: a text for each axis on which the choice is the lowest or highest value tried.
     reason: why nothing could be chosen, or None.
@@ -121,7 +122,8 @@ def select(
 def _chosen(place: Place, key: tuple[Any, ...], by_setting: dict[str, list[int]], records: Sequence[Record]) -> Choice:
     unconfirmed = {setting: [i for i in index if not records[i].confirmation] for setting, index in by_setting.items()}
     tries = [_try(setting, index, records) for setting, index in unconfirmed.items() if index]
-    choice = _choice(place, key, tries or [_try(setting, index, records) for setting, index in by_setting.items()])
+    of_all = tries or [_try(setting, index, records) for setting, index in by_setting.items()]
+    choice = _choice(place, key, of_all, trained_texts([records[attempt.positions[0]] for attempt in of_all]))
     if not tries or choice.setting is None:
         return choice
     fresh = latest([i for i in by_setting[choice.setting] if records[i].confirmation], records)
@@ -181,15 +183,15 @@ def _try(setting: str, index: Sequence[int], records: Sequence[Record]) -> Try:
     )
 
 
-def _choice(place: Place, key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
+def _choice(place: Place, key: tuple[Any, ...], tries: Sequence[Try], trained: Sequence[str]) -> Choice:
+    """The best of `tries`. trained: what tells their trainings apart, by `trained_texts`."""
     most = max(len(set(attempt.seeds)) for attempt in tries)
-    lost: Counter[str] = Counter()
-    finished = []
-    for attempt in tries:
-        if reason := attempt.failed or ("with fewer seeds" if 2 * len(set(attempt.seeds)) < most else None):
-            lost[reason] += 1
-        else:
-            finished.append(attempt)
+    few = ["with fewer seeds" if 2 * len(set(attempt.seeds)) < most else None for attempt in tries]
+    reasons = [attempt.failed or fewer for attempt, fewer in zip(tries, few, strict=True)]
+    finished = [attempt for attempt, reason in zip(tries, reasons, strict=True) if reason is None]
+    reason_of = dict(zip(trained, reasons, strict=True))
+    reason_of |= {text: None for text, reason in zip(trained, reasons, strict=True) if reason is None}
+    lost = Counter(filter(None, reason_of.values()))
     common = set.intersection(*(set(attempt.seeds) for attempt in finished)) if finished else set()
     if not common:  # those with the most seeds are compared
         most = max((len(set(attempt.seeds)) for attempt in finished), default=0)
@@ -208,7 +210,9 @@ def _choice(place: Place, key: tuple[Any, ...], tries: Sequence[Try]) -> Choice:
     edges = tuple(_edges(best, tries)) if best else ()
     rivals = _rivals(best, finished, common) if best else 1
     rates = len(_tried("lr", tries))
-    return replace(choice, tries=len(tries), rates=rates, lost=dict(lost), edges=edges, reason=reason, rivals=rivals)
+    return replace(
+        choice, tries=len(reason_of), rates=rates, lost=dict(lost), edges=edges, reason=reason, rivals=rivals
+    )
 
 
 def _rivals(best: Try, finished: Sequence[Try], common: set[int | None]) -> int:

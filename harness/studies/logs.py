@@ -18,8 +18,15 @@ def shown(line: str) -> str:
     return printable(line.rstrip("\r\n").rpartition("\r")[2])
 
 
+def is_log(path: Path) -> bool:
+    """Whether `path` is a log. A link is none: a study that was received may have links to files elsewhere."""
+    return path.is_file() and not path.is_symlink()
+
+
 def tail(path: Path, lines: int) -> list[str]:
     """The last `lines` lines of a log that are not blank; none if there is no log."""
+    if not is_log(path):
+        return []
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))

@@ -7,10 +7,11 @@ Changes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,63 +24,72 @@ from harness.settings import cell_id
 from harness.sweep.store import Study
 
 
-def study(results: Path, name: str) -> tuple[int, list[str]]:
-    """The number of JSON files in the study `name` below `results`, and one sentence for each problem."""
-    paths = sorted((results / name).glob("*.json"))
-    problems = [problem for path in paths for problem in check(path)]
+class StudyCheck(NamedTuple):
+    """What was seen of a study, in sentences.
+
+    files: how many JSON files it has. problems: each is one. refused: records that no command would run or load.
+    misplaced: studies whose records lie in its folder. notes: what it lacks of its plan, or has beside it.
+    """
+
+    files: int
+    problems: list[str]
+    refused: list[str]
+    misplaced: list[str]
+    notes: list[str]
+
+
+def study(results: Path, name: str) -> StudyCheck:
+    """Check the study `name` below `results`. Each record is read once."""
+    folder, records, problems = results / name, {}, []
+    paths = sorted(folder.glob("*.json"))
+    for path in paths:
+        try:
+            records[path] = record.read(path)
+        except RecordError as error:
+            problems.append(str(error))
+        else:
+            problems += _problems(records[path], path)
     try:
         Study(results, name).planned()
     except UserError as error:
         problems.append(str(error))
-    problems += _plan(results / name)[0]
+    contradictions, notes = _plan(folder, [*records.values()])
+    problems += contradictions
     for path in Study(results, name).left_behind():
         problems.append(f"{path} was left behind by a process that was killed; the next sweep removes it.")
-    return len(paths), problems
+    refusals = [sentence for path, recorded in records.items() for sentence in refused(recorded, path)]
+    return StudyCheck(len(paths), problems, refusals, _misplaced(folder, name, records.values()), notes)
 
 
-def plan_notes(results: Path, name: str) -> list[str]:
-    """What the study `name` below `results` lacks of its plan, or has beside it: a sentence each."""
-    return _plan(results / name)[1]
-
-
-def misplaced(results: Path, name: str) -> list[str]:
-    """One sentence for each study whose records lie in the folder of another one, `name` below `results`.
+def _misplaced(folder: Path, name: str, records: Iterable[Record]) -> list[str]:
+    """One sentence for each study whose `records` lie in the folder of another one, `name`.
 
     A folder may have been put below another one, as published studies were: its own name alone is compared.
     """
-    studies = Counter(recorded.study for recorded in record.read_study(results / name)[0])
+    studies = Counter(recorded.study for recorded in records)
     return [
-        f"{results / name} holds {units.plural(count, 'record')} of the study {study}."
+        f"{folder} holds {units.plural(count, 'record')} of the study {study}."
         for study, count in sorted(studies.items())
         if study.rpartition("/")[2] != name.rpartition("/")[2]
     ]
 
 
-def _plan(folder: Path) -> tuple[list[str], list[str]]:
-    """A sentence for each contradiction between the plans of the study in `folder` and its records, and one for each
-    thing that is missing or was added."""
+def _plan(folder: Path, records: list[Record]) -> tuple[list[str], list[str]]:
+    """A sentence for each contradiction between the plans of the study in `folder` and its `records`, and one for
+    each thing that is missing or was added."""
     try:
         plans = record.read_plans(folder)
     except UserError as error:
         return [str(error)], []
     if not plans:
         return [], []
-    study = PlannedStudy(plans, record.read_study(folder)[0])
+    study = PlannedStudy(plans, records)
     notes = [] if study.progress.finished else [f"The plan is not finished: {study.progress.text}."]
     if failed := [name for names in study.failed.values() for name in names]:
         notes.append(f"Failed cells of the plan, which its command runs again: {', '.join(failed)}.")
     if reason := study.unplanned():
         notes.append(f"Exploratory: {reason}.")
     return study.contradictions(), notes
-
-
-def refusals(results: Path, name: str) -> list[str]:
-    """One sentence for each record of the study `name` below `results` that no command would run or load."""
-    sentences = []
-    for path in sorted((results / name).glob("*.json")):
-        with contextlib.suppress(RecordError):  # which `study` names
-            sentences += refused(record.read(path), path)
-    return sentences
 
 
 def refused(recorded: Record, path: Path) -> list[str]:
@@ -104,6 +114,11 @@ def check(path: Path) -> list[str]:
         recorded = record.read(path)
     except RecordError as error:
         return [str(error)]
+    return _problems(recorded, path)
+
+
+def _problems(recorded: Record, path: Path) -> list[str]:
+    """As `check`, of the record that was read from `path`."""
     cell, problems = recorded.cell, []
     if cell_id(cell.settings) != cell.id:
         problems.append(f"{path} has the id {cell.id[:6]}…, which is not that of its settings: one of them was edited.")

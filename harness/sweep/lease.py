@@ -188,7 +188,7 @@ def _freed(folder: Path, seen: dict[Path, tuple[bytes, int]]) -> bool:
     if path is None:
         return True
     try:
-        content = path.read_bytes()
+        content = record.content_of(path)
     except OSError:
         return False  # released just now, or out of reach; the next read tells
     last, looks = seen.get(path, (None, 0))
@@ -256,7 +256,7 @@ def _file(folder: Path) -> Path | None:
 def _read(path: Path) -> dict[str, Any] | None:
     """What an owner wrote; None if it can't be read: it is being written or removed, or is no owner's file."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(record.content_of(path))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and _whole(content) else None

@@ -134,12 +134,12 @@ class Study:
     def planned(self) -> list[Cell]:
         """The cells that sweeps of this study requested, in order."""
         try:
-            cells = record.decode(list[Cell], json.loads(self._plan.read_text()))
+            cells = record.decode(list[Cell], json.loads(record.content_of(self._plan)))
             for cell in cells:
                 record.check_settings(cell)
         except FileNotFoundError:
             return []
-        except (ValueError, RecursionError, UserError):
+        except (OSError, ValueError, RecursionError, UserError):
             cells = None
         if cells is None or not all(record.names_a_file(cell.name) for cell in cells):
             raise UserError(f"{self._plan} is damaged; delete it, records do not need it.")

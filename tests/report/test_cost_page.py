@@ -7,6 +7,7 @@ from chromium import in_a_browser
 from costed import costed_study
 
 from harness.cli.view import card_price
+from harness.report import cost_fronts
 from harness.report.figures.study_results import StudyResults
 from harness.report.pages.costs_block import costs_block
 from harness.report.pages.page import render
@@ -47,6 +48,14 @@ def test_the_data_are_those_of_the_table(study):
     ], "device-hours of the cheapest and of the best"
     assert front["settings"][0]["low"] < front["settings"][0]["value"] < front["settings"][0]["high"]
     assert front["settings"][0]["hours_low"] is None, "a single seed"
+
+
+def test_the_fronts_are_computed_once(study, monkeypatch):
+    records, folder = study
+    own, answers = cost_fronts._fronts, []
+    monkeypatch.setattr(cost_fronts, "_fronts", lambda answer: answers.append(answer) or own(answer))
+    assert costs_block(StudyResults(records, folder), None)["fronts"]
+    assert len(answers) == 1
 
 
 def test_several_seeds_have_an_interval_of_their_cost(tmp_path):

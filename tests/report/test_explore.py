@@ -239,6 +239,14 @@ def test_what_does_not_fit_is_grey_everywhere(shown, memory, tmp_path):
 
 
 @in_a_browser
+def test_a_zero_has_no_minus(shown, page):
+    browser = shown(page)
+    assert browser.ask("[count(-0.5), count(-0), WRITTEN.percent(-0.0004), WRITTEN.number(-0), fixed(-0.06, 1)]") == [
+        *("0", "0", "0.0%", "0.000", "-0.1"),
+    ]
+
+
+@in_a_browser
 def test_the_chart_is_read_by_the_keyboard(shown, page):
     browser = shown(page)
     browser.ask("document.querySelector('#chart-score .plot').focus()")

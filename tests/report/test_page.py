@@ -246,6 +246,9 @@ def test_a_cell_is_run_again_by_its_command(cell):
             "data.load.seed=3",
         ],
         ["method=full", "data=wordmath", "data.noise=0.25"],
+        ["data=facts", "+data.load.entities=6", "+data.load.relations=3", "data.limit=100"],
+        ["data=wordmath", "+data.load.train=64", "data.load.seed=2"],
+        ["data=synthetic", "data.path=mine.jsonl", "data.load.share=0.5"],
         ["data=synthetic", "data.path=mine.jsonl"],
         ["method=qlora", r"model.path='a folder/with spaces, \'quotes\' and {braces}'", "alpha=64"],
     ]

@@ -215,3 +215,18 @@ def test_settings_whose_loss_is_surely_higher_are_no_rivals_of_the_chosen_one():
     fresh = make_record("lora", None, None, 1e-4, 7, scores=[make_score(0.2)])
     fresh.confirmation = True
     assert chosen([*records, fresh])["lora"].rivals == 1
+
+
+def test_a_setting_that_was_evaluated_in_two_ways_is_one_try():
+    """As the linter counts them."""
+    ways = [{}, {"eval": {"limit": 9}}, {"infer": {"repeats": 9}}]
+    records = [make_record("lora", 16, 32.0, lr, settings=way) for lr in (1e-4, 2e-4) for way in ways]
+    (lora,) = select(records)
+    assert (lora.tries, lora.lost) == (2, {})
+    records[0].status = "failed"
+    (lora,) = select(records)
+    assert (lora.tries, lora.lost) == (2, {}), "it finished with another evaluation"
+    for record in records[:3]:
+        record.status = "failed"
+    (lora,) = select(records)
+    assert (lora.tries, lora.lost) == (2, {"failed": 1})

@@ -61,7 +61,7 @@ def test_records_items_logs_and_plans_travel(machines, capsys):
             assert target.read_bytes() == source.with_suffix(suffix).read_bytes()
     planned = [cell.method for cell in Study(machines / "all", "demo").planned()]
     assert planned == ["full", "lora", "galore", "dora"]
-    assert verify.study(machines / "all", "demo") == (3, [])
+    assert verify.study(machines / "all", "demo")[:2] == (3, [])
 
 
 def test_commands_travel_each_once(machines):
@@ -95,7 +95,7 @@ def test_items_that_are_gone_come_back(machines):
     lost = one(machines / "all", "lora").with_suffix(".items.parquet")
     lost.unlink()
     assert run(machines, str(machines / "a")) == 0
-    assert verify.study(machines / "all", "demo") == (2, [])
+    assert verify.study(machines / "all", "demo")[:2] == (2, [])
 
 
 def test_unequal_records_are_shown_and_nothing_is_written(machines, capsys):
@@ -125,7 +125,7 @@ def test_the_newer_is_kept_when_told(machines, order):
     assert read(kept).seconds == 99.0
     assert not kept.with_suffix(".items.parquet").exists(), "they were of the older one"
     assert not kept.with_suffix(".log").exists()
-    assert verify.study(machines / "all", "demo") == (3, [])
+    assert verify.study(machines / "all", "demo")[:2] == (3, [])
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])

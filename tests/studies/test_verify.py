@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from records import change, make_record, make_study, sound
 
 from harness.__main__ import main
 from harness.config import ROOT
-from harness.record import PLAN, STUDY_NAME, add_plans, read, studies, write
+from harness.record import PLAN, STUDY_NAME, add_plans, read, reading, studies, write
 from harness.studies import verify
 
 
@@ -46,7 +47,7 @@ def test_a_sound_study_has_no_problem(tmp_path, capsys):
 @pytest.mark.parametrize("study", studies(ROOT / "results" / "reference"))
 def test_the_published_records_are_sound(study):
     assert STUDY_NAME.fullmatch(study)
-    assert verify.study(ROOT / "results" / "reference", study)[1] == []
+    assert verify.study(ROOT / "results" / "reference", study).problems == []
 
 
 def test_records_of_another_study_are_noted_and_are_no_problem(tmp_path, capsys):
@@ -63,7 +64,16 @@ def test_records_of_another_study_are_noted_and_are_no_problem(tmp_path, capsys)
 )
 def test_a_study_below_another_folder_is_the_same(tmp_path, folder, study):
     sound(make_record("lora", 16, study=study), tmp_path / folder)
-    assert verify.misplaced(tmp_path, folder) == []
+    assert verify.study(tmp_path, folder).misplaced == []
+
+
+def test_each_record_is_read_once(planned, capsys, monkeypatch):
+    """Large studies have thousands."""
+    own, paths = verify.record.read, []
+    for module in (verify.record, reading):
+        monkeypatch.setattr(module, "read", lambda path: paths.append(path.name) or own(path))
+    assert main(["verify", "--results-dir", str(planned)]) == 0
+    assert sorted(paths) == sorted(path.name for path in (planned / "demo").glob("*.json"))
 
 
 def truncate(path):
@@ -158,7 +168,7 @@ def test_scripts_get_json(path, tmp_path, capsys):
 def test_items_without_a_hash_are_a_problem(path, tmp_path):
     """Any other items of the same mean could be put in their place."""
     edit(path, lambda r: setattr(r, "items_sha256", None))
-    (problem,) = verify.study(tmp_path, "demo")[1]
+    (problem,) = verify.study(tmp_path, "demo").problems
     assert problem.endswith("items.parquet has no hash in its record, so nothing tells whether it is the one it had.")
 
 
@@ -166,8 +176,30 @@ def test_a_damaged_plan_is_a_problem(path, tmp_path):
     plan = tmp_path / "demo" / ".harness" / "plan.json"
     plan.parent.mkdir()
     plan.write_text("[")
-    (problem,) = verify.study(tmp_path, "demo")[1]
+    (problem,) = verify.study(tmp_path, "demo").problems
     assert "plan.json is damaged" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("another.json", "another.json can't be read (It is a pipe or a device)"),
+        ("{cell}.items.parquet", "can't be read as items ([Errno 22] It is a pipe or a device"),
+        ("plan.jsonl", "plan.jsonl can't be read (It is a pipe or a device)"),
+        (".harness/plan.json", "plan.json"),
+        ("commands.txt", None),
+        (".harness/running/{cell}/x.json", None),
+    ],
+)
+def test_a_pipe_is_not_waited_for(path, tmp_path, capsys, name, said):
+    pipe = path.parent / name.format(cell=path.stem)
+    pipe.parent.mkdir(parents=True, exist_ok=True)
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    assert main(["verify", "--results-dir", str(tmp_path)]) == int(said is not None)
+    assert (said or "") in capsys.readouterr().err
+    for command in (["table"], ["status"]):
+        assert main([*command, "--results-dir", str(tmp_path)]) in (0, 1, 2)
 
 
 # The plan
@@ -190,18 +222,18 @@ def test_what_is_missing_of_a_plan_is_told_and_is_no_problem(planned, capsys):
     assert main(["verify", "--results-dir", str(planned), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["demo"]["plan"] == [note]
     sound(confirming(seed=2), planned / "demo")
-    assert verify.plan_notes(planned, "demo") == []
+    assert verify.study(planned, "demo").notes == []
 
 
 def test_what_was_added_or_failed_is_told(planned):
     failed, added = confirming(seed=2, status="failed"), planned_record(lr=5e-4)
     for record in (failed, added):
         sound(record, planned / "demo")
-    assert verify.plan_notes(planned, "demo") == [
+    assert verify.study(planned, "demo").notes == [
         f"Failed cells of the plan, which its command runs again: {failed.cell.name}.",
         f"Exploratory: {added.cell.name} is in no plan.",
     ]
-    assert verify.study(planned, "demo")[1] == []
+    assert verify.study(planned, "demo").problems == []
 
 
 def test_a_confirmation_without_a_plan_is_a_problem(planned, capsys):
@@ -209,7 +241,7 @@ def test_a_confirmation_without_a_plan_is_a_problem(planned, capsys):
     early = confirming(seed=2, started="2026-01-01T00:00:00+00:00")
     for record in (other, early):
         sound(record, planned / "demo")
-    problems = verify.study(planned, "demo")[1]
+    problems = verify.study(planned, "demo").problems
     assert {problem.partition(" ")[0] for problem in problems} == {early.cell.name, other.cell.name}
     assert len(problems) == 2
     assert main(["verify", "--results-dir", str(planned)]) == 1
@@ -219,6 +251,6 @@ def test_a_confirmation_without_a_plan_is_a_problem(planned, capsys):
 def test_an_edited_plan_is_a_problem(planned):
     path = planned / "demo" / PLAN
     path.write_text(path.read_text().replace('"confirm": [1, 2]', '"confirm": [1]'))
-    (problem,) = verify.study(planned, "demo")[1]
+    (problem,) = verify.study(planned, "demo").problems
     assert problem.startswith(f"{path}, line 1, is not as it was written: its hash differs;")
-    assert verify.plan_notes(planned, "demo") == []
+    assert verify.study(planned, "demo").notes == []

@@ -317,6 +317,21 @@ def test_an_unknown_cell_is_one_sentence(study, capsys, command, text, said):
 # Logs
 
 
+def test_a_log_that_is_a_link_or_a_pipe_is_not_shown(study, capsys, tmp_path):
+    """A study that was received may have links to files elsewhere, and a pipe is waited for."""
+    (tmp_path / "secret").write_text("hunter2\n")
+    for number, put in enumerate((lambda log: log.symlink_to(tmp_path / "secret"), os.mkfifo)):
+        for log in study.folder.glob("*.log"):
+            log.unlink()
+        for path in study.folder.glob("*.json"):
+            put(path.with_suffix(".log"))
+        name = next(study.folder.glob("lora*.json")).stem
+        for command in (["logs", name], ["logs", name, "--format", "json"], ["logs", name, "--follow"]):
+            assert ask(study, capsys, *command)[0] == 2, (number, command)
+        assert "hunter2" not in "".join(ask(study, capsys, "status")[1:])
+        assert "hunter2" not in "".join(ask(study, capsys, "status", "--format", "json")[1:])
+
+
 def test_logs_are_shown_without_what_a_terminal_would_obey(study, capsys):
     status, out, _ = ask(study, capsys, "logs", "lora-r16-a32-lr0.0002-s1")
     assert status == 0
@@ -482,7 +497,9 @@ def test_a_running_cell_is_not_removed(study, capsys):
 # Hostile names
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", "..", ".", "", "a\\b", "a\x00b"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/passwd", "a/../../outside", "..", ".", "", "a\\b", "a\x00b", "--help", "-r16-s0"]
+)
 def test_a_name_that_leads_out_of_the_study_is_no_cells(study, tmp_path, capsys, name):
     assert not names_a_file(name)
     (tmp_path / "outside.log").write_text("secret")

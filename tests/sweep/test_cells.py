@@ -187,6 +187,7 @@ def test_axes_that_a_method_does_not_use_are_null(cell):
         ("method=full", "full-lr2e-5-s0"),
         ("method=base_nf4", "base_nf4"),
         ("method=lora method.name='../a b'", ".._a_b-r16-a32-lr2e-4-s0"),  # no path, and one word
+        ("method=lora method.name=''", "_-r16-a32-lr2e-4-s0"),  # no option
     ],
 )
 def test_a_name_reads_method_axes_and_the_head_of_the_id(cell, overrides, name):

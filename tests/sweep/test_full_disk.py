@@ -106,7 +106,7 @@ def test_a_merge_that_runs_out_of_disk_goes_on_when_there_is_room(disk, tmp_path
     assert list(into.rglob("*.json")) == [], "the record comes last"
     remount(into, f"size={8 * PAGE}")
     assert main(["merge", str(tmp_path / "a"), "--into", str(into)]) == 0
-    assert verify.study(into, "demo") == (1, [])
+    assert verify.study(into, "demo")[:2] == (1, [])
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def push_study(options: argparse.Namespace) -> int:
     from harness.studies.upload import upload
 
     folder = options.results_dir / name
-    if problems := verify.study(options.results_dir, name)[1]:
+    if problems := verify.study(options.results_dir, name).problems:
         raise UserError(problems[0])
     records, _ = read_study(folder)
     if not records:

@@ -60,7 +60,7 @@ def change_with_rank(changes: Mapping[str, Interval], ranks: Mapping[str, tuple[
 
 
 def _change(change: Interval, unit: str) -> str:
-    number_format = "{:+.1f}" if unit == "points" else "{:+.2g}"
+    number_format = "{:+z.1f}" if unit == "points" else "{:+z.2g}"
     value, low, high = (
         number_format.format(part).replace("-", "−") for part in (change.value, change.low, change.high)
     )

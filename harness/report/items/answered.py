@@ -132,7 +132,8 @@ def answers(folder: Items, record: Record, score: Score, texts: bool = False) ->
 def _source(folder: Items, record: Record) -> Path | pa.Table | None:
     if isinstance(folder, Mapping):
         return folder.get(record.cell.name)
-    return folder / f"{record.cell.name}.items.parquet"
+    path = folder / f"{record.cell.name}.items.parquet"
+    return path if path.is_file() else None  # a pipe would be waited for
 
 
 def _names(source: Path | pa.Table) -> set[str]:

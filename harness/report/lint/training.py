@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from harness import units
 from harness.record import Probe, Record, SmallerBatches, micro_batches
-from harness.report.frame import setting_texts
+from harness.report.frame import trained_texts
 from harness.report.lint.differences import (
     PARTS,
     VALUES,
@@ -27,7 +26,7 @@ from harness.report.lint.differences import (
     setting_text,
     tuned,
 )
-from harness.settings import EvalSettings, InferSettings, TrainSettings, plain
+from harness.settings import TrainSettings, plain
 
 # Settings of an adapter that select the modules it changes
 TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "target_parameters")
@@ -154,11 +153,8 @@ def attention_text(probe: Probe) -> str | None:
 
 
 def tries(records: Sequence[Record]) -> Sentences:
-    """How many settings of each method were trained; failed ones count too.
-
-    One setting that was evaluated in two ways gave no second chance, so it is one.
-    """
-    texts = dict(zip(map(id, records), setting_texts([_evaluated_alike(record) for record in records]), strict=True))
+    """How many settings of each method were trained; failed ones count too."""
+    texts = dict(zip(map(id, records), trained_texts(records), strict=True))
     for where, members in places(records):
         methods = group_by(tuned(members), method_of)
         counts = {method: len({texts[id(record)] for record in cells}) for method, cells in methods.items()}
@@ -172,16 +168,6 @@ def tries(records: Sequence[Record]) -> Sentences:
             parts.append(f"{n} for {units.listed([*equal[:PARTS], *more])}")
         fewer = [r.cell.name for method, cells in methods.items() if counts[method] < numbers[-1] for r in cells]
         yield f"The number of settings tried differs between methods{where}: {'; '.join(parts)}.", tuple(fewer)
-
-
-def _evaluated_alike(record: Record) -> Record:
-    """`record` without the settings that only say how the trained model was evaluated."""
-    settings = record.cell.settings
-    train = settings.train
-    if train.early_stopping is None:  # else the validation decides which weights are kept
-        train = replace(train, validation_items=None)
-    settings = replace(settings, eval=EvalSettings(), infer=InferSettings(), train=train)
-    return replace(record, cell=replace(record.cell, settings=settings))
 
 
 def _optim(record: Record) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def run_words(record: Record) -> list[str] | None:
     overrides |= {f"data.{name}": value for name, value in plain(data).items() if name in data_settings}
     if data.task is not None:
         overrides |= {"data": "reasoning_gym", "data.task": data.task, "++data.options": data.options}
-        parts = ("seed", "train", "validation", "test")
-        overrides |= {f"data.load.{name}": data.load[name] for name in parts if name in data.load}
+    # An argument that its file leaves to the function is new to the file, and `++` takes either.
+    overrides |= {f"++data.load.{name}": value for name, value in data.load.items() if isinstance(value, (int, float))}
     if data.own or str(data.load.get("_target_")).endswith("from_hub"):  # whose files may hold out a share
         overrides["data.test_share"] = data.test_share
     if data.columns:

@@ -30,7 +30,8 @@ def costs_block(study: StudyResults, price: float | None) -> dict[str, Any]:
         return {"price": price, "refused": str(error), "fronts": []}
     at = {id(record): i for i, row in enumerate(study.rows) for record in row.records}
     fronts = sorted(cost_fronts(study.answer), key=_is_aside)
-    return {"price": price, "refused": why_none(study.answer), "fronts": [_front(study, front, at) for front in fronts]}
+    refused = None if fronts else why_none(study.answer)
+    return {"price": price, "refused": refused, "fronts": [_front(study, front, at) for front in fronts]}
 
 
 def _is_aside(front: CostFront) -> bool:

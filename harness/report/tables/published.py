@@ -95,5 +95,5 @@ def _caption(summary: Reruns, any_best: bool) -> Iterator[str]:
 
 
 def _points(change: Interval) -> str:
-    value, low, high = (f"{100 * part:+.1f}".replace("-", "−") for part in change)
+    value, low, high = (f"{100 * part:+z.1f}".replace("-", "−") for part in change)
     return f"{value} ({low} to {high})"

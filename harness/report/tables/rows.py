@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,7 +186,13 @@ class Rows(list[Row]):
     def chosen(self) -> set[int]:
         """The ids of the rows that were chosen among several settings of their method."""
         row_of = [row for row in self for _ in row.records]
-        return {id(row_of[choice.index[0]]) for choice in self.choices if choice.index and choice.tries > 1}
+        settings = {(row.place, row.method, row.setting) for row in self}
+        several = Counter((place, method) for place, method, _ in settings)
+        return {
+            id(row_of[choice.index[0]])
+            for choice in self.choices
+            if choice.index and several[choice.place, choice.method] > 1
+        }
 
     @cached_property
     def findings(self) -> list[Finding]:

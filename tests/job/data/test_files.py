@@ -252,3 +252,8 @@ def test_a_hub_id_is_one_of_which_nothing_is_here():
     Path("someone").mkdir()
     assert not data_files.names_hub("someone/something", Path("."))
     assert not data_files.names_hub("something", Path("."))
+
+
+@pytest.mark.parametrize("path", ["-o/something", "someone/-something", "--help/x", ".hidden/x", "someone/.."])
+def test_a_hub_id_is_no_option_and_no_hidden_folder(path):
+    assert not data_files.names_hub(path, Path("."))

@@ -205,6 +205,17 @@ def test_the_card_of_a_base_in_a_folder_names_no_place_and_no_model_of_strangers
     assert str(Path(path).parent) not in text
 
 
+@pytest.mark.parametrize("path", ["-x/model", "../model", "someone/--help"])
+def test_no_option_and_no_folder_is_a_name_on_the_hub(path):
+    """Without a fingerprint the name alone decides."""
+    found = make_record("lora", 16, 32.0, 2e-4)
+    change(found, model={"path": path}, data={"load": {"path": path}})
+    found.fingerprints, found.saved = {}, Saved("adapter", {})
+    text = model_card.text(found)
+    assert "base_model:" not in text
+    assert "datasets:" not in text
+
+
 def test_values_of_a_record_are_no_code_on_its_card():
     """Readers paste its blocks into Python and shells."""
     found = make_record("lora", 16, 32.0, 2e-4, environment={"auto_class": "os; os.system('mark')"})
@@ -310,7 +321,7 @@ def test_weights_travel_with_their_record(study, tmp_path, capsys):
     shutil.rmtree(copy)
     assert main(["merge", str(study.folder.parent), "--into", str(target)]) == 0  # what is gone comes back
     assert "1 new, 0 replaced" in capsys.readouterr().out
-    assert verify.study(target, "demo") == (1, [])
+    assert verify.study(target, "demo")[:2] == (1, [])
     assert record.hashes(copy) == read(only(study)).saved.files
     damaged(model_folder(only(study)), "changed")
     assert main(["merge", str(study.folder.parent), "--into", str(tmp_path / "new")]) == 1

@@ -6,6 +6,8 @@ import json
 import re
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lm_eval.result_schema import EvalResults
 from lm_eval.utils import get_file_datetime, get_latest_filename, get_results_filenames, make_table, sanitize_model_name
@@ -118,6 +120,20 @@ def test_writing_again_replaces_and_cells_without_scores_are_left_out(tmp_path):
     records = [make_record("lora", 16, 32.0, 2e-4), make_record("full", None, None, 1e-4, status="oom")]
     assert lm_eval.write(records, tmp_path, tmp_path / "out") == lm_eval.write(records, tmp_path, tmp_path / "out")
     assert len(list((tmp_path / "out").rglob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("items", [b"no parquet", None])
+def test_items_that_are_none_are_one_sentence(tmp_path, capsys, items):
+    record = make_record("lora")
+    write(record, tmp_path / "demo" / f"{record.cell.name}.json")
+    path = tmp_path / "demo" / f"{record.cell.name}.items.parquet"
+    if items is None:
+        pq.write_table(pa.table({"task": ["gsm8k"], "value": [1.0]}), path)
+    else:
+        path.write_bytes(items)
+    assert main(["export", "demo", "--results-dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path} can't be read as items (")
 
 
 def test_an_unknown_error_is_said_as_lm_eval_says_it(tmp_path):

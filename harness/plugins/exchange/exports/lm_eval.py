@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from harness.errors import UserError
 from harness.grouping import grouped
 from harness.record import Record, Score, micro_batches
 from harness.record.model_card import base_of
@@ -108,12 +110,17 @@ def _means(values: dict[tuple[str, str], list[float]]) -> dict[str, Any]:
 
 
 def _subjects(path: Path) -> dict[str, dict[str, dict[tuple[str, str], list[float]]]]:
-    """The values of items by task, subject, and metric and filter; empty without a file."""
+    """The values of items by task, subject, and metric and filter; empty without a file.
+
+    Raises UserError for a file that has other content.
+    """
     values: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    if path.is_file():
-        for batch in batches(path, [*KEYS, "value"]):
+    try:
+        for batch in batches(path, [*KEYS, "value"]) if path.is_file() else ():
             for (task, subject, metric, kind), of in batch.to_pandas().groupby(KEYS, sort=False)["value"]:
-                values[task][subject][metric, kind].extend(of.tolist())
+                values[task][subject][metric, kind].extend(map(float, of))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"{path} can't be read as items ({' '.join(str(error).split())}).") from None
     return values
 
 

@@ -156,7 +156,7 @@ Reader = Callable[[dict[str, Any], Path, str], Imported]
 def _read(project: str, read: Reader, path: Path, study: str) -> Imported:
     """The record of one file; raises UserError that names the file if its content is not as expected."""
     try:
-        content = path.read_bytes()
+        content = record.content_of(path)
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not complete JSON ({error}); get it again, or move it away.") from None

@@ -171,7 +171,7 @@
       rows: lost.map(([name, value]) => ({ axis: name, lost_r2: value })),
       marks: [
         Plot.barX(rows, { x: "value", y: "name", fill: "var(--link)" }),
-        Plot.text(rows, { x: "value", y: "name", text: (row) => `${row.value.toFixed(0)}%`, dx: 6, textAnchor: "start", fill: "currentColor" }),
+        Plot.text(rows, { x: "value", y: "name", text: (row) => `${fixed(row.value, 0)}%`, dx: 6, textAnchor: "start", fill: "currentColor" }),
       ],
     });
     const said = `Permutation importance for ${outcome.toLowerCase()} (by rank), from a random forest over ${found.records} runs: how much less it explains when the values of one axis are shuffled. The forest explains ${(100 * Math.max(0, found.explained)).toFixed(0)}% of the variance of runs that it has not seen.`;

@@ -24,7 +24,10 @@ const comparer = (() => {
   // comparable: whether the metric is one quantity in both.
   function change(metric, value, from, comparable) {
     if (value === null || from === null || !comparable) return "–";
-    if (metric.unit === "percent") return `${value - from < 0 ? "−" : "+"}${fixed(100 * Math.abs(value - from), 1)} points`;
+    if (metric.unit === "percent") {
+      const points = fixed(100 * (value - from), 1);
+      return `${points.startsWith("-") ? points.replace("-", "−") : `+${points}`} points`;
+    }
     return from ? `${fixed(value / from, 2)}×` : "–";
   }
 

@@ -90,11 +90,12 @@ function significant(value, digits = 4) {
   return Number(value.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
 }
 
-// As Python and so the tables round: `toFixed`, but of a number just between two to the even one.
+// As Python and so the tables round: `toFixed`, but of a number just between two to the even one. A zero has no minus.
 function fixed(value, digits) {
   const text = value.toFixed(digits);
   const between = Math.abs(value * 2 ** (digits + 1)) % 2 === 1; // exact: only such binary fractions lie between two
-  return between && Number(text.at(-1)) % 2 ? text.slice(0, -1) + (Number(text.at(-1)) - 1) : text;
+  const even = between && Number(text.at(-1)) % 2 ? text.slice(0, -1) + (Number(text.at(-1)) - 1) : text;
+  return Number(even) === 0 ? even.replace("-", "") : even;
 }
 
 const grouped = (text) => text.replace(/^-?\d+/, (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ","));
