@@ -21,6 +21,7 @@ from transformers import (
 
 from harness.errors import UserError, first_line
 from harness.job.data.batching import Batch
+from harness.job.methods.dora import exact_magnitudes
 from harness.job.models import targets
 from harness.job.models.structure import count, freeze_senses, stacks
 from harness.job.models.weight_only import is_torchao
@@ -68,6 +69,8 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         _check_reach(net, wanted)
     _check_biases(net)
     _check_start(net, change, start)
+    if saved is None:
+        exact_magnitudes(net)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
