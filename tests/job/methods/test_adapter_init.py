@@ -204,6 +204,12 @@ def test_lora_ga_has_a_rank_of_half_a_matrix_at_most():
         checks.check(tiny("method=lora_ga", "rank=17"))
 
 
+def test_eva_has_the_rate_of_lora_whose_scale_it_has():
+    eva, lora = tiny("method=eva"), tiny("method=lora")
+    assert eva.alpha == lora.alpha
+    assert eva.lr == lora.lr
+
+
 def test_eva_needs_a_batch_of_as_many_tokens_as_its_rank(base):
     eva_config = peft.EvaConfig(rho=2.0)
     config = peft.LoraConfig(r=R, target_modules="all-linear", init_lora_weights="eva", eva_config=eva_config)
