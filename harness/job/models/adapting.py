@@ -69,6 +69,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
         _check_reach(net, wanted)
     _check_biases(net)
     _check_start(net, change, start)
+    _check_blocks(net, change)
     if saved is None:
         exact_magnitudes(net)
     if base.dtype is torch.float32:
@@ -183,6 +184,18 @@ def _check_quantised(base: PreTrainedModel, start: object) -> None:
         raise ValueError(f"init_lora_weights={start} requires weights that are not quantised; use method=lora")
     if start == "olora" and any(is_torchao(weight) for weight in base.parameters()):
         raise ValueError("olora takes no weights in int8wo or fp8wo; use method=lora_8bit or method=qlora")
+
+
+def _check_blocks(net: nn.Module, config: peft.PeftConfig) -> None:
+    """Raise ValueError if OFT's blocks have another size than in `config`: where it does not fit, peft only warns."""
+    size = config.oft_block_size if isinstance(config, peft.OFTConfig) else 0
+    for name, layer in net.named_modules() if size else ():
+        sizes: dict[str, int] = getattr(layer, "oft_block_size", {})
+        if any(actual != size for actual in sizes.values()):
+            raise ValueError(
+                f"oft_block_size must divide the inputs of every matrix, {layer.in_features} of "
+                f"{name.removeprefix('base_model.model.')}, got {size}"
+            )
 
 
 def _check_biases(net: nn.Module) -> None:
