@@ -244,6 +244,11 @@ def test_a_batch_that_is_none_or_is_said_twice_is_refused(compose, overrides, sa
             r"method=adalora can't be combined with train\.max_steps=null: it plans its ranks",
         ),
         (
+            ("train.early_stopping=3", "train.validate_every=10", "method=adalora"),
+            r"method=adalora can't be combined with train\.early_stopping=3: it prunes up to its last steps",
+        ),
+        (("train.max_steps=1", "method=adalora"), r"method=adalora can't .* train\.max_steps=1: it measures ranks"),
+        (
             ("train.betas=[0.9,0.95]", "method=adafactor"),
             r"train\.betas requires a method that steps by AdamW, got adaf",
         ),

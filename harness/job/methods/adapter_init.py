@@ -18,20 +18,34 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.loftq_utils import _SafetensorLoader
+from peft.utils.other import transpose
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from harness.errors import UserError
 from harness.job.models.adapting import Samples
 from harness.job.training import loop
+
+GRADIENT = "_peft_loraga_grad"  # where peft keeps that of a layer's weight
 
 
 def eva(base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, batch: int, batches: int) -> peft.PeftModel:
     """A: leading right singular vectors of each layer's inputs (Paischer et al. 2024, arXiv:2410.07170); B: zeros.
 
     batch: sequences of a batch, which needs more tokens than the rank. batches: repeated until the vectors converge.
+    Raises UserError if no batch has that many: peft would repeat them for ever.
     """
     net = peft.get_peft_model(base, config)
-    inputs = [{"input_ids": b.input_ids, "attention_mask": b.attention_mask} for b in islice(samples(batch), batches)]
+    examples = [*islice(samples(batch), batches)]
+    assert config.eva_config is not None  # as the method's file has it
+    tokens, needed = max(each.raw for each in examples), round(config.r * config.eva_config.rho)
+    if tokens < needed:
+        raise UserError(
+            f"method.init.batch must give a batch of at least {needed} tokens for rank={config.r}, got {tokens} tokens "
+            f"in the longest of method.init.batch={batch}; raise it."
+        )
+    inputs = [{"input_ids": each.input_ids, "attention_mask": each.attention_mask} for each in examples]
     peft.initialize_lora_eva_weights(net, inputs, show_progress_bar=False)
     return net
 
@@ -58,18 +72,45 @@ def _everywhere(config: peft.LoraConfig, base: PreTrainedModel) -> peft.LoraConf
 def lora_ga(
     base: PreTrainedModel, config: peft.LoraConfig, samples: Samples, batch: int, batches: int
 ) -> peft.PeftModel:
-    """A and B: leading singular vectors of the weights' gradients (Wang et al. 2024, arXiv:2407.05000).
+    """A and B: leading singular vectors of the weights' gradients, all of one length (Wang et al. 2024,
+    arXiv:2407.05000, algorithm 1).
 
-    Gradients are the mean over `batches` of `batch` sequences, and are held for all targets at once for a moment.
+    Gradients are the mean over `batches` of `batch` sequences, and are held for all targets at once for a moment. peft
+    computes them, but its own start has another length: it leaves A's vectors at 1 and multiplies B's by the gradient's
+    singular values, so that B is almost zero.
     """
     config = _everywhere(config, base)
+    settings = config.lora_ga_config
+    assert settings is not None  # as the method's file has it
+    if (settings.direction, settings.scale) != ("ArB2r", "stable"):
+        raise ValueError("method.adapt.lora_ga_config takes no direction and no scale but its defaults")
 
     def run() -> None:
         for each in islice(samples(batch), batches):
             (loop.summed_loss(base, each) / each.supervised).backward()
 
     preprocess_loraga(base, config, run)
-    return peft.get_peft_model(base, config)
+    gradients = {layer: vars(layer).pop(GRADIENT) for layer in base.modules() if GRADIENT in vars(layer)}
+    net = peft.get_peft_model(base, config)  # without gradients it takes LoRA's own start
+    for layer in net.modules():
+        if isinstance(layer, LoraLayer) and (gradient := gradients.pop(layer.get_base_layer(), None)) is not None:
+            _start_along(gradient, layer, config.r, settings.stable_gamma)
+    return net
+
+
+@torch.no_grad()
+def _start_along(gradient: Tensor, layer: LoraLayer, rank: int, gamma: int) -> None:
+    """Give `layer` A and B along its weight's `gradient`, and take their product from the weight."""
+    transposed = isinstance(layer.get_base_layer(), Conv1D)  # as in GPT-2, whose weights are (in, out)
+    left, _, right = torch.svd_lowrank(
+        transpose(gradient.float(), transposed), q=min(4 * rank, *gradient.shape), niter=4
+    )
+    length = len(left) ** 0.25 / gamma**0.5
+    a, b = length * right[:, :rank].T, length * left[:, rank : 2 * rank]
+    layer.lora_A["default"].get_parameter("weight").copy_(a)
+    layer.lora_B["default"].get_parameter("weight").copy_(b)
+    weight = layer.get_base_layer().get_parameter("weight")
+    weight.copy_(weight.float() - transpose(layer.scaling["default"] * b @ a, transposed))
 
 
 def loftq(base: PreTrainedModel, config: peft.LoraConfig, _samples: Samples) -> peft.PeftModel:

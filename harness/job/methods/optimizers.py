@@ -25,9 +25,10 @@ Hook = Callable[[nn.Module, Optimizer], None]
 
 # Patterns of the names of weights that are not decayed. Decay pulls a weight to zero, where an adapter's matrices leave
 # the model as it is, but a norm's weight or an adapter's scale sets it to zero. The first five are those of
-# transformers' Trainer; the others are scales of IA3, BOFT, RoAd, PSOFT and DoRA.
+# transformers' Trainer; the others are scales of IA3, BOFT, RoAd, PSOFT, DoRA and FRoD, and what DEFT puts in place of
+# a part of the weights. Names are matched in small letters.
 NOT_DECAYED = ["bias", "layernorm", "rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-NOT_DECAYED += ["ia3_l", "boft_s", "road_alpha", "vector_[ab]", "lora_magnitude_vector"]
+NOT_DECAYED += ["ia3_l", "boft_s", "road_alpha", "vector_[ab]", "lora_magnitude_vector", "frod_lambda_l", "deft_r"]
 
 
 def build(

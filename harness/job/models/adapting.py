@@ -19,13 +19,16 @@ from transformers import PreTrainedModel
 
 from harness.errors import UserError, first_line
 from harness.job.data.batching import Batch
+from harness.job.methods.dora import exact_magnitudes
 from harness.job.models import targets
 from harness.job.models.structure import count, freeze_senses, stacks
+from harness.job.models.weight_only import is_torchao
 from harness.record import Cell
 
 Samples = Callable[[int], Iterator[Batch]]  # padded training batches of a number of sequences, in training order
 # Fields of peft configs that seed generators of their own. Their defaults are constants, so set_seed changes nothing.
 SEEDS = ("projection_prng_key", "projection_seed", "proj_seed", "random_loc_seed", "random_seed")
+OF_WHOLE_WEIGHTS = ("pissa", "corda", "lora_ga", "mica")  # starts by how their names begin
 
 
 def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, saved: Path | None = None) -> nn.Module:
@@ -49,6 +52,7 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
     if getattr(change, "layer_replication", None):
         raise ValueError("layer_replication makes a deeper model of the base, which the base can't be compared with")
     experts, wanted, start = stacks(base), targets.apply(change, base), getattr(change, "init_lora_weights", None)
+    _check_quantised(base, start)
     try:
         with _compilers_kept():
             net = _adapted(base, change, slots.init, samples, saved)
@@ -62,7 +66,10 @@ def adapt(base: PreTrainedModel, cell: Cell, samples: Samples | None = None, sav
     if experts:
         _check_reach(net, wanted)
     _check_biases(net)
-    _check_start(net, start)
+    _check_start(net, change, start)
+    _check_blocks(net, change)
+    if saved is None:
+        exact_magnitudes(net)
     if base.dtype is torch.float32:
         for layer in _frozen(net):
             layer.register_forward_hook(_whole)
@@ -148,11 +155,45 @@ def only(model: PreTrainedModel, names: str) -> PreTrainedModel:
     return model
 
 
-def _check_start(net: nn.Module, start: object) -> None:
-    """Raise ValueError for a `start` that peft computes of a matrix which GPT-2 and its like store transposed."""
+def _check_start(net: nn.Module, config: peft.PeftConfig, start: object) -> None:
+    """Raise ValueError if the adapters of `net` can't begin by `start`, or not as the untuned model.
+
+    peft computes olora of a matrix which GPT-2 and its like store transposed. LoRA-GA gives A and B other directions of
+    each gradient, so it needs two for each rank. Reflections of HRA leave the model as it is where they come in pairs.
+    """
     transposed = any(getattr(layer, "fan_in_fan_out", False) for layer in net.modules())
     if transposed and start == "olora":
         raise ValueError("olora takes no layers that are stored as (in, out), as GPT-2's are; use pissa")
+    rank: int = getattr(config, "r", 0)
+    if start == "lora_ga":
+        layers = (m for m in net.modules() if isinstance(m, LoraLayer) and not isinstance(m, ParamWrapper))
+        most = min((min(layer.get_base_layer().get_parameter("weight").shape) // 2 for layer in layers), default=rank)
+        if rank > most:
+            raise ValueError(f"rank must be at most {most}, half the size of the smallest matrix, got rank={rank}")
+    if isinstance(config, peft.HRAConfig) and rank % 2:
+        raise ValueError(f"rank must be even, so that reflections cancel out at first, got rank={rank}")
+
+
+def _check_quantised(base: PreTrainedModel, start: object) -> None:
+    """Raise ValueError for a `start` that peft does not compute of the packed weights of `base`."""
+    if not isinstance(start, str) or not getattr(base, "is_quantized", False):
+        return
+    if start.startswith(OF_WHOLE_WEIGHTS):
+        raise ValueError(f"init_lora_weights={start} requires weights that are not quantised; use method=lora")
+    if start == "olora" and any(is_torchao(weight) for weight in base.parameters()):
+        raise ValueError("olora takes no weights in int8wo or fp8wo; use method=lora_8bit or method=qlora")
+
+
+def _check_blocks(net: nn.Module, config: peft.PeftConfig) -> None:
+    """Raise ValueError if OFT's blocks have another size than in `config`: where it does not fit, peft only warns."""
+    size = config.oft_block_size if isinstance(config, peft.OFTConfig) else 0
+    for name, layer in net.named_modules() if size else ():
+        sizes: dict[str, int] = getattr(layer, "oft_block_size", {})
+        if any(actual != size for actual in sizes.values()):
+            raise ValueError(
+                f"oft_block_size must divide the inputs of every matrix, {layer.in_features} of "
+                f"{name.removeprefix('base_model.model.')}, got {size}"
+            )
 
 
 def _check_biases(net: nn.Module) -> None:

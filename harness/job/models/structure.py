@@ -68,6 +68,11 @@ def prompted(net: nn.Module) -> bool:
     return isinstance(net, peft.PeftModel) and net.active_peft_config.is_prompt_learning
 
 
+def mixes_tokens(net: nn.Module) -> bool:
+    """Whether adapters of `net` are mixed by a mean over all tokens of a batch, as Lily's are."""
+    return isinstance(net, peft.PeftModel) and net.active_peft_config.peft_type == peft.PeftType.LILY
+
+
 def inner(net: nn.Module) -> PreTrainedModel:
     """The transformers model in `net`, which may be a peft model, and wrapped by DDP."""
     if isinstance(net, DistributedDataParallel):

@@ -26,10 +26,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from harness.job.data.batching import Layout
-from harness.job.models.structure import inner, prompted
+from harness.job.models.structure import inner, mixes_tokens, prompted
 
 OFF = "off: asked for"  # of a switch, in the record
 PROMPTED = "the method puts tokens of its own before each sequence"
+MIXED = "the method's adapters depend on all tokens of a batch"
 HALF = (torch.float16, torch.bfloat16)  # what CUDA's kernel for rows computes in
 WIDEST = 256  # channels of a head that it takes at most
 STEP = 8  # of which the channels are a multiple
@@ -85,6 +86,8 @@ def unsuited(model: nn.Module) -> str | None:
     """
     if prompted(model):
         return PROMPTED
+    if mixes_tokens(model):
+        return MIXED
     net = inner(model)
     kinds = set(getattr(net.config, "layer_types", None) or [])
     if net._is_stateful or not kinds <= {"full_attention", "sliding_attention"}:

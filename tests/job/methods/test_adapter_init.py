@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from importlib.util import find_spec
 from itertools import islice
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -17,7 +20,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, G
 
 from harness.errors import UserError
 from harness.job.methods import adapter_init
-from harness.job.models import adapter_merge, adapting, embedded, saved
+from harness.job.models import adapter_merge, adapting, checks, embedded, saved
 from harness.job.training import loop
 from harness.record import model_folder
 
@@ -162,7 +165,87 @@ def test_lora_ga_is_along_the_gradient(base):
         a, b = parts(layer)
         assert least_cosine(a, right[:R]) > 0.99, name
         assert least_cosine(b.T, left[:, R : 2 * R].T) > 0.99, name
+        # Algorithm 1: vectors of A and B are of one length, whatever the size of the gradient.
+        length = len(left) ** 0.25 / 16**0.5
+        for vectors in (a, b.T):
+            assert torch.allclose(vectors.norm(dim=1), torch.full((R,), length), rtol=1e-4), name
+        frozen = layer.get_base_layer().weight
+        assert torch.allclose(frozen + SCALING * b @ a, base.get_submodule(name).weight, atol=1e-5), name
     base.zero_grad()
+
+
+def test_lora_ga_takes_matrices_that_are_stored_transposed(gpt2):
+    _, whole = gpt2
+    ids = torch.arange(24)[None] % 64
+    with torch.no_grad():
+        before = whole(input_ids=ids).logits
+    batch = SimpleNamespace(supervised=1)
+    config = peft.LoraConfig(
+        r=R,
+        lora_alpha=2 * R,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        init_lora_weights="lora_ga",
+        lora_ga_config=peft.LoraGAConfig(),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "summed_loss", lambda model, _: model(input_ids=ids, labels=ids).loss)
+        net = adapter_init.lora_ga(whole, config, lambda _: iter([batch]), 1, 1)
+    net.eval()
+    with torch.no_grad():
+        after = net(input_ids=ids).logits
+    assert any(layer.lora_B["default"].weight.any() for layer in net.modules() if isinstance(layer, LoraLayer))
+    assert torch.allclose(after, before, atol=1e-4)
+
+
+def test_lora_ga_has_a_rank_of_half_a_matrix_at_most():
+    checks.check(tiny("method=lora_ga", "rank=16"))  # the smallest matrix has 32 rows
+    with pytest.raises(UserError, match=r"rank must be at most 16, half the size of the smallest matrix, got rank=17"):
+        checks.check(tiny("method=lora_ga", "rank=17"))
+
+
+def test_eva_has_the_rate_of_lora_whose_scale_it_has():
+    eva, lora = tiny("method=eva"), tiny("method=lora")
+    assert eva.alpha == lora.alpha
+    assert eva.lr == lora.lr
+
+
+def test_eva_needs_a_batch_of_as_many_tokens_as_its_rank(base):
+    eva_config = peft.EvaConfig(rho=2.0)
+    config = peft.LoraConfig(r=R, target_modules="all-linear", init_lora_weights="eva", eva_config=eva_config)
+    short = SimpleNamespace(raw=2 * R - 1)  # peft would skip it, and wait for another
+    with pytest.raises(
+        UserError, match=rf"^method\.init\.batch must give a batch of at least 16 tokens for rank={R}, got"
+    ):
+        adapter_init.eva(copy.deepcopy(base), config, lambda _: iter([short]), 1, 1)
+
+
+@pytest.mark.parametrize("rank", [1, 7])
+def test_an_odd_number_of_reflections_is_refused_as_it_would_turn_the_untuned_model(rank):
+    with pytest.raises(UserError, match=f"rank must be even, so that reflections cancel out at first, got rank={rank}"):
+        checks.check(tiny("method=hra", f"rank={rank}"))
+    checks.check(tiny("method=hra", f"rank={rank + 1}"))
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "corda", "lora_ga"])
+@pytest.mark.parametrize("method", ["qlora", "lora_8bit"])
+def test_a_start_of_whole_weights_is_refused_on_a_quantised_base(method, start):
+    cell = tiny(f"method={method}", f"++method.adapt.init_lora_weights={start}")
+    with pytest.raises(UserError, match=f"init_lora_weights={start} requires weights that are not quantised"):
+        checks.check(cell)
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="the extra `torchao` is not installed")
+@pytest.mark.parametrize("method", ["lora_int8wo", "lora_fp8wo"])
+def test_olora_is_refused_on_a_base_of_torchao(method):
+    with pytest.raises(UserError, match="olora takes no weights in int8wo or fp8wo; use method=lora_8bit"):
+        checks.check(tiny(f"method={method}", "++method.adapt.init_lora_weights=olora"))
+
+
+@pytest.mark.parametrize("setting", ["direction=ArBr", "scale=unit"])
+def test_lora_ga_refuses_settings_that_it_does_not_follow(setting):
+    with pytest.raises(ValueError, match="lora_ga_config takes no direction and no scale but its defaults"):
+        started("lora_ga", f"+method.adapt.lora_ga_config.{setting}")
 
 
 @pytest.mark.parametrize("alpha", [8, 16])

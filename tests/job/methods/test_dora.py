@@ -13,11 +13,13 @@ from job_helpers import prepared, tiny
 from peft.helpers import DoraCaching
 from peft.tuners import lora
 from peft.tuners.lora.dora import DoraLinearLayer
+from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.job.measure import disk_size
 from harness.job.methods import dora
+from harness.job.models import checks
 from harness.job.predict import prediction
 from harness.job.training import loop
 
@@ -301,6 +303,23 @@ def test_merging_is_pefts(kind):
 
 
 # In a cell
+
+
+@pytest.mark.parametrize("method", ["dora", "dora_fast", "qdora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_magnitudes_start_at_the_norms_of_the_weights_rows(method, dtype):
+    cell = tiny(f"method={method}", f"model.dtype={dtype}", "train.precision=bf16")
+    checks.check(cell)  # on weights without values too
+    net = prepared(cell).net
+    layers = [layer for layer in net.modules() if isinstance(layer, lora.LoraLayer)]
+    assert len(layers) == 14
+    for layer in layers:
+        weight = dequantize_module_weight(layer.get_base_layer())
+        magnitude = layer.lora_magnitude_vector["default"].weight
+        assert magnitude.dtype == torch.float32
+        assert magnitude.requires_grad
+        norms = torch.linalg.vector_norm(weight.double(), dim=1)
+        assert torch.allclose(magnitude.double(), norms, rtol=1e-5)
 
 
 @pytest.mark.long

@@ -257,6 +257,12 @@ def test_every_kind_of_adapter_that_peft_has_is_a_method_or_can_not_be_one():
     assert {kind for kind, config in configs.items() if config not in named} == without.keys()
 
 
+def test_blocks_of_another_size_than_asked_are_refused():
+    bench_of("oft", "method.knobs.block_size=64")
+    with pytest.raises(ValueError, match=r"oft_block_size must divide .*, 64 of model\..*q_proj, got 24"):
+        bench_of("oft", "method.knobs.block_size=24")
+
+
 def test_an_adapter_leaves_the_environment_as_it_was(monkeypatch):
     """peft's BOFT, without a CUDA compiler, leaves CC and CXX at gcc, by which torch.compile's code can't be linked."""
     monkeypatch.setattr(peft.tuners.boft.layer, "_FBD_CUDA", None)

@@ -125,6 +125,8 @@ def test_biases_and_scales_alone_are_not_decayed_either():
         ("dora", {"lora_magnitude_vector"}),
         ("fourierft", set()),
         ("boft", {"boft_s"}),
+        ("frod", {"frod_lambda_l"}),
+        ("deft", {"deft_R"}),
     ],
 )
 def test_matrices_of_any_rank_are_decayed_and_norms_and_scales_are_not(method, spared):

@@ -152,6 +152,18 @@ def test_virtual_tokens_get_padded_batches():
     assert attention.unsuited(model) == "the method puts tokens of its own before each sequence"
 
 
+def test_adapters_that_depend_on_a_whole_batch_get_padded_batches():
+    config = peft.LilyConfig(task_type="CAUSAL_LM", r=2, stride_A=1, num_B=2, target_modules=["q_proj"])
+    model = peft.get_peft_model(built("llama", **GROUPED), config)
+    torch.manual_seed(0)
+    for name, p in model.named_parameters():
+        if "lily_" in name:
+            torch.nn.init.normal_(p)
+    expected, on = laid(model, "off")[0], laid(model)
+    assert on[1]["padding_free"] == "off: the method's adapters depend on all tokens of a batch"
+    assert torch.allclose(on[0], expected, atol=1e-5)
+
+
 def test_outside_a_row_and_asked_off_it_is_plain_attention():
     model = built("llama", **GROUPED)
     expected = alone(model)
