@@ -10,9 +10,11 @@ import torch
 from accelerate import Accelerator
 from bitsandbytes.optim.optimizer import Optimizer2State
 from galore_torch import GaLoreAdamW, GaLoreAdamW8bit
+from hydra.utils import instantiate
 from job_helpers import prepared, run_tiny, tiny
 from torch import nn
 from torch.optim import SGD, AdamW
+from transformers.optimization import Adafactor
 
 from harness.errors import UserError
 from harness.job.methods import adalora, galore, optimizers
@@ -206,6 +208,44 @@ def test_steps_in_the_backward_pass_neither_accumulate_nor_clip(compose, method)
     with pytest.raises(UserError, match=r"can't be combined with train\.grad_accum=2: .*gradients cannot accumulate"):
         check(compose(f"method={method}", "train.max_grad_norm=null", "train.grad_accum=2"))
     check(compose(f"method={method}", "train.max_grad_norm=null"))
+
+
+# Numbers of others
+
+
+def stepped(kind, shape: tuple[int, int], size: float, steps: int = 12) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A weight after steps of the optimizer `kind` by gradients of about `size`, later of a fifth; and these."""
+    torch.manual_seed(0)
+    weight, rows = nn.Parameter(0.02 * torch.randn(shape)), 0.1 + torch.rand(shape[0], 1)
+    gradients = [torch.randn(shape) * rows * size * (1 if i < steps / 2 else 0.2) for i in range(steps)]
+    optimizer = kind([weight])
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach(), gradients
+
+
+def made_by(method: str, slot: str = "optimizer", *overrides: str):
+    """What a slot of the file of `method` makes of parameters."""
+    return instantiate(tiny(f"method={method}", *overrides).settings.method.optim[slot], _convert_="all")
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_adafactor_takes_the_steps_of_the_paper_at_small_gradients_too(shape, size):
+    """Those of transformers' Adafactor, which adds 1e-30 to squares as the paper does."""
+    ours, _ = stepped(made_by("adafactor"), shape, size)
+    theirs, _ = stepped(lambda p: Adafactor(p, lr=1e-3, scale_parameter=True, relative_step=False), shape, size)
+    assert torch.allclose(ours, theirs, atol=1e-8)
+
+
+def test_adafactor_leaves_rows_without_gradient_alone():
+    weight = nn.Parameter(torch.ones(4, 8))
+    optimizer = made_by("adafactor")([weight])
+    weight.grad = torch.ones(4, 8) * torch.tensor([[1e-4], [0], [1e-4], [0]])
+    optimizer.step()
+    assert weight.isfinite().all()
+    assert torch.equal(weight[1::2], torch.ones(2, 8))
 
 
 # Packages, devices
