@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -246,6 +248,63 @@ def test_adafactor_leaves_rows_without_gradient_alone():
     optimizer.step()
     assert weight.isfinite().all()
     assert torch.equal(weight[1::2], torch.ones(2, 8))
+
+
+def apollo(weight: torch.Tensor, gradients: list[torch.Tensor], seed: int, rank: int, scale: float) -> torch.Tensor:
+    """The weight (m, n) after steps of APOLLO's algorithm 1 at a rate of 0.01; of rank 1 that of APOLLO-Mini."""
+    small, limit, first, second = min(weight.shape), math.inf, 0.0, 0.0
+    of = (rank, small) if weight.shape[0] >= weight.shape[1] else (small, rank)
+    projection = torch.randn(of, generator=torch.Generator().manual_seed(seed)) / rank**0.5
+    for t, gradient in enumerate(gradients, start=1):
+        low = gradient @ projection.T if of[0] == rank else projection.T @ gradient
+        first, second = 0.9 * first + 0.1 * low, 0.999 * second + 0.001 * low**2
+        scaled = first / (second.sqrt() + 1e-6)
+        across = {} if rank == 1 else {"dim": 1 if of[0] == rank else 0, "keepdim": True}
+        step = gradient * scaled.norm(**across) / low.norm(**across)
+        step = step * min(1.0, 1.01 * limit / float(step.norm()))  # grows by 1% at most
+        limit = float(step.norm())
+        rate = 0.01 * (1 - 0.999**t) ** 0.5 / (1 - 0.9**t)
+        weight = (weight - rate * scale**0.5 * step) * (1 - 0.01 * 0.1)
+    return weight
+
+
+@pytest.mark.parametrize("method", ["apollo", "apollo_mini"])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_apollo_takes_the_steps_of_its_algorithm(method, shape):
+    pytest.importorskip("apollo_torch")
+    overrides = ("rank=4", "lr=0.01", "train.weight_decay=0.1")
+    group = tiny(f"method={method}", *overrides).settings.method.optim["matrices"]
+    make = made_by(method, "optimizer", *overrides)
+    weight, gradients = stepped(lambda params: make([{"params": params, **group}]), shape, 1.0, 5)
+    torch.manual_seed(0)
+    start = 0.02 * torch.randn(shape)
+    assert torch.allclose(weight, apollo(start, gradients, 1, group["rank"], group["scale"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63])
+def test_random_projections_of_a_package_follow_the_seed(monkeypatch, seed):
+    class Projecting(SGD):
+        def __init__(self, params, **keywords):
+            super().__init__(params, **keywords)
+            for number, p in enumerate(params, start=1):
+                self.state[p]["seed"] = number
+
+    monkeypatch.setitem(sys.modules, "projecting", SimpleNamespace(Projecting=Projecting))
+    params = [*net().parameters()]
+    torch.manual_seed(seed)
+    made = optimizers.packaged(params, name="projecting.Projecting", extra="apollo", lr=0.1)
+    seeds = [state["seed"] for state in made.state.values()]
+    assert seeds == ([number + 4 * seed for number in range(1, 5)] if seed < 2 else [1, 2, 3, 4])
+
+
+def test_apollo_moves_weights_as_far_as_adamw_does():
+    """The scale of fine-tuning is the size of a matrix over the rank: 32 at a rank of 1/32."""
+    group = tiny("method=apollo", "rank=8").settings.method.optim["matrices"]
+    theirs, gradients = stepped(lambda params: AdamW(params, lr=0.01, weight_decay=0.1), (256, 256), 1.0, 1)
+    torch.manual_seed(0)
+    start = 0.02 * torch.randn(256, 256)
+    ours = apollo(start, gradients, 1, group["rank"], group["scale"])
+    assert float((ours - start).norm()) == pytest.approx(float((theirs - start).norm()), rel=0.2)
 
 
 # Packages, devices
