@@ -250,6 +250,62 @@ def test_adafactor_leaves_rows_without_gradient_alone():
     assert torch.equal(weight[1::2], torch.ones(2, 8))
 
 
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """`matrix` after five of Muon's Newton-Schulz iterations, in fp32."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm()
+    for _ in range(5):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return wide if wide.shape == matrix.shape else wide.T
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_muon_takes_its_steps_at_the_size_of_adamws(shape, size):
+    """Nesterov momentum, orthogonalised (in bf16 by torch), at 0.2 of the larger side's root; decay is decoupled."""
+    make = made_by("muon", "optimizer", "lr=0.01", "train.weight_decay=0.1")
+    ours, gradients = stepped(make, shape, size, 5)
+    torch.manual_seed(0)
+    start = weight = 0.02 * torch.randn(shape)
+    momentum = torch.zeros(shape)
+    for gradient in gradients:
+        momentum = 0.95 * momentum + gradient
+        step = 0.2 * max(shape) ** 0.5 * orthogonal(gradient + 0.95 * momentum)
+        weight = weight * (1 - 0.01 * 0.1) - 0.01 * step
+    assert float((ours - weight).norm()) < 0.05 * float((weight - start).norm())
+    assert float(step.square().mean()) ** 0.5 == pytest.approx(0.2, rel=0.3)
+
+
+def test_muon_has_the_matrices_of_layers_and_adamw_all_else():
+    bench = prepared(tiny("method=muon"))
+    inside = {id(p) for group in bench.optimizer.param_groups if "momentum" in group for p in group["params"]}
+    names = {name for name, p in bench.net.named_parameters() if id(p) in inside}
+    assert names == {name for name, p in bench.net.named_parameters() if name.endswith("proj.weight")}
+
+
+def test_riemannian_steps_are_adamws_of_preconditioned_gradients():
+    bench = prepared(tiny("method=riemannian", "rank=4", "lr=0.01", "train.weight_decay=0.1", "train.max_steps=3"))
+    pairs = {name: p for name, p in bench.net.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, p in pairs.items():
+            p += 0.1 * torch.randn_like(p) if "lora_B" in name else 0
+    ours = {name: nn.Parameter(p.detach().clone()) for name, p in pairs.items()}
+    adam = AdamW(ours.values(), lr=0.01, weight_decay=0.1)
+    for micro in bench.steps:
+        loop.summed_loss(bench.net, micro[0]).backward()
+        for name, p in pairs.items():
+            other = ours[name.replace("lora_A", "lora_B") if "lora_A" in name else name.replace("lora_B", "lora_A")]
+            gram = other.T @ other if "lora_A" in name else other @ other.T
+            inverse = torch.linalg.inv(gram.detach() + 0.01 * torch.eye(4))
+            ours[name].grad = inverse @ p.grad if "lora_A" in name else p.grad @ inverse
+        adam.step()
+        bench.optimizer.step()
+        bench.optimizer.zero_grad()
+    for name, p in pairs.items():
+        assert torch.allclose(p, ours[name], atol=1e-4), name
+
+
 def apollo(weight: torch.Tensor, gradients: list[torch.Tensor], seed: int, rank: int, scale: float) -> torch.Tensor:
     """The weight (m, n) after steps of APOLLO's algorithm 1 at a rate of 0.01; of rank 1 that of APOLLO-Mini."""
     small, limit, first, second = min(weight.shape), math.inf, 0.0, 0.0
