@@ -21,6 +21,7 @@ from peft.utils.loftq_utils import _SafetensorLoader
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from harness.errors import UserError
 from harness.job.models.adapting import Samples
 from harness.job.training import loop
 
@@ -70,6 +71,24 @@ def lora_ga(
 
     preprocess_loraga(base, config, run)
     return peft.get_peft_model(base, config)
+
+
+@torch.no_grad()
+def cartridge(base: PreTrainedModel, config: peft.CartridgeConfig, samples: Samples) -> peft.PeftModel:
+    """Keys and values: those of the first tokens of the training data (Eyuboglu et al. 2025, arXiv:2506.06266).
+
+    Raises UserError if the data have fewer tokens than the adapter.
+    """
+    net, count = peft.get_peft_model(base, config), config.num_virtual_tokens
+    row = torch.cat([batch.input_ids for batch in islice(samples(1), count)], dim=1)[:, :count]
+    if row.shape[1] < count:
+        raise UserError(
+            f"method=cartridge starts from {count} tokens of the training data, which have {row.shape[1]}; lower "
+            "method.knobs.tokens."
+        )
+    cache = base(input_ids=row, use_cache=True).past_key_values
+    peft.initialize_kv_prefix_from_past_key_values(net, past_key_values=cache)
+    return net
 
 
 def loftq(base: PreTrainedModel, config: peft.LoraConfig, _samples: Samples) -> peft.PeftModel:
