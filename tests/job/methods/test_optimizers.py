@@ -306,6 +306,25 @@ def test_riemannian_steps_are_adamws_of_preconditioned_gradients():
         assert torch.allclose(p, ours[name], atol=1e-4), name
 
 
+def test_osf_trains_at_right_angles_and_decay_acts_on_three_factors():
+    bench = prepared(tiny("method=osf", "lr=0.01", "train.weight_decay=0.1", "train.max_steps=1"))
+    layer = next(module for module in bench.net.modules() if "default" in getattr(module, "osf_svd_params", {}))
+    factors = layer.osf_svd_params["default"]
+    assert not layer.get_delta_weight("default").any()
+    weight = layer.get_base_layer().weight
+    leading = torch.linalg.svd(weight.detach())[0][:, : min(weight.shape) // 2]
+    loop.summed_loss(bench.net, bench.steps[0][0]).backward()
+    gradient = factors["U_low"].grad
+    assert float((leading.T @ gradient).norm()) < 1e-4 * float(gradient.norm())
+    sizes = []
+    for _ in range(2):
+        sizes.append(float((factors["U_low"] * factors["S_low"] @ factors["V_low"]).norm()))
+        for p in bench.net.parameters():
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        bench.optimizer.step()
+    assert sizes[1] / sizes[0] == pytest.approx((1 - 0.01 * 0.1) ** 3, rel=1e-5)
+
+
 def apollo(weight: torch.Tensor, gradients: list[torch.Tensor], seed: int, rank: int, scale: float) -> torch.Tensor:
     """The weight (m, n) after steps of APOLLO's algorithm 1 at a rate of 0.01; of rank 1 that of APOLLO-Mini."""
     small, limit, first, second = min(weight.shape), math.inf, 0.0, 0.0
