@@ -288,6 +288,17 @@ def test_a_prompt_starts_as_tokens_of_the_vocabulary():
     assert all(any(torch.equal(row, token) for token in vocabulary) for row in start)
 
 
+@pytest.mark.parametrize(("method", "own"), [("prefix_tuning", 50), ("prompt_tuning", 20), ("lora", 0)])
+def test_tokens_before_a_sequence_take_positions_of_the_model(method, own):
+    settings, room = tiny(f"method={method}").settings, 2048 - own
+    checks.check_length(settings, room)
+    but = f" but for {own} of the method's own tokens" if own else ""
+    with pytest.raises(
+        UserError, match=f"^Sequences must have at most {room} tokens, the positions of .*tiny{but}, got"
+    ):
+        checks.check_length(settings, room + 1)
+
+
 def test_every_layer_attends_to_an_adaption_prompt():
     bench = bench_of("adaption_prompt")
     layers = bench.net.base_model.model.model.layers
