@@ -176,7 +176,9 @@ def _check_pairs(config: DictConfig) -> None:
         refused["train.batch_size=auto"] = train.batch_size == AUTO and together
         refused["retry.on_oom=true"] = config.retry.on_oom and together
     if train.objective == "kto":
-        refused["train.batch_size=1"] = train.batch_size == 1 and "it pairs prompts with other prompts' answers"
+        mismatched = "it pairs prompts with other prompts' answers"
+        refused["train.batch_size=1"] = train.batch_size == 1 and mismatched
+        refused["train.validation_items=1"] = train.validation_items == 1 and mismatched
     for setting, reason in refused.items():
         if reason:
             raise UserError(f"{objective} can't be combined with {setting}: {reason}.")

@@ -37,7 +37,7 @@ class LocalCell:
         self.request, self.cell, self.settings, self.weights = request, request.cell, request.cell.settings, weights
         preflight.check_cell(self.cell, request.local)
         self.inputs = prepared_inputs.inputs_of(self.settings, request.data_root, request.local.include_path)
-        checks.check_length(self.settings.model, self.inputs.longest)
+        checks.check_length(self.settings, self.inputs.longest)
         self.train = self.settings.train.validated()
         self.tuned, self.objective = self.settings.method.tuned, objectives.objective_of(self.train)
         micro_batch = request.smaller.batch_size if request.smaller else self.train.micro_batch

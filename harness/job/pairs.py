@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from harness.job.data.batching import Layout
-from harness.job.data.encoding import Compared, Drawn
+from harness.job.data.encoding import Drawn, compared
 from harness.job.evaluate.held_out import rewards
 from harness.job.local_cell import LocalCell
-from harness.job.training import attention, loop
+from harness.job.training import attention
 from harness.job.training.divergence import HeldOutLoss
 from harness.job.training.objectives import PairBatch, PairObjective
 
@@ -20,10 +20,9 @@ from harness.job.training.objectives import PairBatch, PairObjective
 def refer_to(cell: LocalCell, objective: PairObjective, base: nn.Module) -> None:
     """Have `objective` take what it needs of `base`, before the method changes it."""
     cell.reporter.enter("refer")
-    everything: list[Sequence[Drawn]] = [micro for step in cell.inputs.steps for micro in step]
-    everything += loop.parts(cell.inputs.held_out, cell.batch_size)
-    everything += loop.parts(cell.inputs.rewarded, cell.batch_size)
-    batches = [[item for item in batch if isinstance(item, Compared)] for batch in everything]  # as all are
+    trained = [compared(micro) for step in cell.inputs.steps for micro in step]
+    scored = [compared(cell.inputs.held_out), cell.inputs.rewarded]
+    batches = [*trained, *(part for items in scored for part in objective.parts(items, cell.batch_size))]
     layout, _ = attention.layout(base, cell.settings.speedups, cell.inputs.tokenizer.pad_token_id)
     with cell.meter.window("refer"):
         objective.refer_to(base, batches, cell.batch_size, layout, cell.accelerator)
@@ -57,6 +56,5 @@ def validate(
             summed, logs = objective.summed_with_logs(model, batch)
         total += float(summed)
         of_answers += objective.rewards(logs, batch).tolist()
-    compared = [item for item in items if isinstance(item, Compared)]  # as all are
-    means = rewards.means(rewards.of_items(compared, of_answers))
+    means = rewards.means(rewards.of_items(compared(items), of_answers))
     return HeldOutLoss(total / sum(map(objective.weight, batches)), means)

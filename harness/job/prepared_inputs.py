@@ -171,7 +171,7 @@ def _made(
         tasks,
         steps,
         encode(fitted.validation),
-        [drawn for drawn in rewarded if isinstance(drawn, encoding.Compared)],  # as all are
+        encoding.compared(rewarded),
         {"data": sources.fingerprint(splits), "model": _fingerprint(settings.model, model_state)}
         | sources.file_fingerprint(settings.data, root[0]),
         {name: contamination.trained_on(items, questions, texts) for name, items in tasks.texts().items()}

@@ -191,6 +191,10 @@ def test_the_loss_of_a_conversation_is_on_its_last_turn():
             r"train\.objective=kto can't be combined with train\.batch_size=1: it pairs prompts with other prompts' ",
         ),
         (
+            ("train.objective=kto", "train.validation_items=1"),
+            r"train\.objective=kto can't be combined with train\.validation_items=1: it pairs prompts with other ",
+        ),
+        (
             ("train.objective=orpo_trl", "train.batch_size=auto", "train.global_batch=8"),
             r"train\.objective=orpo_trl can't be combined with train\.batch_size=auto: its loss depends on the pairs ",
         ),

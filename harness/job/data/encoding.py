@@ -132,6 +132,11 @@ Drawn = Example | Compared  # one item of a batch
 Encoder = Callable[[list[Item]], list[Drawn]]
 
 
+def compared(items: Iterable[Drawn]) -> list[Compared]:
+    """The `items` that are compared: all of a cell whose objective compares answers."""
+    return [item for item in items if isinstance(item, Compared)]
+
+
 def answer_bytes(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example]) -> int:
     """Bytes of the answers of `examples` in UTF-8, without ends of text."""
     answers = ([example.ids[at] for at in example.supervised] for example in examples)

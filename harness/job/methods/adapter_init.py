@@ -113,6 +113,24 @@ def _start_along(gradient: Tensor, layer: LoraLayer, rank: int, gamma: int) -> N
     weight.copy_(weight.float() - transpose(layer.scaling["default"] * b @ a, transposed))
 
 
+@torch.no_grad()
+def cartridge(base: PreTrainedModel, config: peft.CartridgeConfig, samples: Samples) -> peft.PeftModel:
+    """Keys and values: those of the first tokens of the training data (Eyuboglu et al. 2025, arXiv:2506.06266).
+
+    Raises UserError if the data have fewer tokens than the adapter.
+    """
+    net, count = peft.get_peft_model(base, config), config.num_virtual_tokens
+    row = torch.cat([batch.input_ids for batch in islice(samples(1), count)], dim=1)[:, :count]
+    if row.shape[1] < count:
+        raise UserError(
+            f"method=cartridge starts from {count} tokens of the training data, which have {row.shape[1]}; lower "
+            "method.knobs.tokens."
+        )
+    cache = base(input_ids=row, use_cache=True).past_key_values
+    peft.initialize_kv_prefix_from_past_key_values(net, past_key_values=cache)
+    return net
+
+
 def loftq(base: PreTrainedModel, config: peft.LoraConfig, _samples: Samples) -> peft.PeftModel:
     """A and B: the leading part of the weights' quantisation error (Li et al. 2023, arXiv:2310.08659), one step.
 

@@ -12,6 +12,7 @@ from galore_torch.galore_projector import GaLoreProjector
 
 from harness.job.methods.adamw import Bitsandbytes
 from harness.job.methods.master_weights import any_sharded
+from harness.job.training import distributed
 
 # Enough by Halko, Martinsson & Tropp (2011, arXiv:0909.4061, section 1.6).
 OVERSAMPLE = 10  # columns beyond the rank
@@ -27,6 +28,7 @@ class RandomisedProjector(GaLoreProjector):
     def get_orthogonal_matrix(self, weights: torch.Tensor, rank: int, type: str) -> Any:
         """The leading right (r, n) or left (m, r) singular vectors of `weights` (m, n), in its dtype."""
         columns = min(rank + OVERSAMPLE, *weights.shape)
+        distributed.share_random_numbers()
         left, _, right = torch.svd_lowrank(weights.detach().float(), q=columns, niter=POWERS)
         if type == "right":
             return right[:, :rank].T.contiguous().to(weights.dtype)

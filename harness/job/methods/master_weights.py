@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from harness.job.training import distributed
+
 Keeping = Literal["masters", "stochastic", "kahan"]
 
 
@@ -50,6 +52,8 @@ class InFp32(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # torch's type wants closures taken too
         largest = max((p.numel() for group in self.param_groups for p in group["params"]), default=0)
+        if self._keeping != "masters" and not any_sharded(p for group in self.param_groups for p in group["params"]):
+            distributed.share_random_numbers()
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             copied = self._keeping != "masters" or not all(_wide(p.grad) for p in weights)

@@ -183,7 +183,10 @@ def in_backward(optimizer: Optimizer) -> Optimizer:
 
 
 def packaged(params: list[Any], *, name: str, extra: str, **keywords: Any) -> Optimizer:
-    """The optimizer `name` of a package from one of the project's extras. Raises UserError if it is not installed."""
+    """The optimizer `name` of a package from one of the project's extras. Raises UserError if it is not installed.
+
+    APOLLO's random projections have seeds, which are the parameters' numbers. Here they follow torch's seed too.
+    """
     module, _, kind = name.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), kind)
@@ -191,7 +194,11 @@ def packaged(params: list[Any], *, name: str, extra: str, **keywords: Any) -> Op
         raise UserError(
             f"{name} requires the extra `{extra}`: pip install -e '.[{extra}]' in the project's folder."
         ) from None
-    return made(params, **keywords)
+    optimizer: Optimizer = made(params, **keywords)
+    seeded = [state for state in optimizer.state.values() if "seed" in state]
+    for state in seeded:
+        state["seed"] = (state["seed"] + torch.initial_seed() * len(seeded)) % 2**63
+    return optimizer
 
 
 def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -16,7 +16,7 @@ from harness.job.models.empty_weights import NeedsValues, outline
 from harness.job.models.loading import config_of
 from harness.job.models.structure import inner
 from harness.record import Cell
-from harness.settings import ModelSettings, Settings, plain
+from harness.settings import Settings, plain
 
 
 def check_device(settings: Settings) -> None:
@@ -62,11 +62,13 @@ def check(cell: Cell) -> str | None:
     return None
 
 
-def check_length(model: ModelSettings, tokens: int) -> None:
-    """Raise UserError if the model has no positions for sequences of `tokens` tokens."""
+def check_length(settings: Settings, tokens: int) -> None:
+    """Raise UserError if the model has no positions for sequences of `tokens` tokens after those of the method."""
+    model, own = settings.model, (settings.method.adapt or {}).get("num_virtual_tokens", 0)
     positions = getattr(config_of(model).get_text_config(), "max_position_embeddings", None)
-    if positions is not None and tokens > positions:
+    if positions is not None and tokens > positions - own:
+        but = f" but for {own} of the method's own tokens" if own else ""
         raise UserError(
-            f"Sequences must have at most {positions} tokens, the positions of {model.path}, got {tokens}; "
-            f"train.max_length={positions} truncates them."
+            f"Sequences must have at most {positions - own} tokens, the positions of {model.path}{but}, got {tokens}; "
+            f"train.max_length={positions - own} truncates them."
         )

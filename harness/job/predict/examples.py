@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from harness import data_files
 from harness.job.data import batching, encoding, lengths, sources
 from harness.job.models import loading
-from harness.job.training import loop, objectives
+from harness.job.training import objectives
 from harness.record import Cell
 from harness.settings import HELD_OUT, DataSettings, ModelSettings
 
@@ -73,12 +73,12 @@ def _drawn(cell: Cell, data: DataSettings, data_root: str | None, tokenizer: Pre
         steps = [[held_out[i : i + size]] for i in range(0, len(held_out), size)]
     if not train.refers:
         return DrawnExamples(steps, [])
+    objective = objectives.pairwise(train, valued=False)
     tested = splits["test"][: settings.eval.limit] if tuned and HELD_OUT in settings.eval.tasks else []
     scored = [held_out, encode(tested) if tested else []]
-    trained = [micro for step in steps for micro in step]
-    together = [*trained, *(part for pairs in scored for part in loop.parts(pairs, train.micro_batch))]
-    batches = [[item for item in batch if isinstance(item, encoding.Compared)] for batch in together]
-    return DrawnExamples(steps, objectives.pairwise(train, valued=False).referred(batches))
+    trained = [encoding.compared(micro) for step in steps for micro in step]
+    parts = [part for items in scored for part in objective.parts(encoding.compared(items), train.micro_batch)]
+    return DrawnExamples(steps, objective.referred([*trained, *parts]))
 
 
 def _by_characters() -> PreTrainedTokenizerBase:

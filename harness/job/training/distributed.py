@@ -26,7 +26,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, fsdp2_prepare_model, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    fsdp2_prepare_model,
+    gather_object,
+    synchronize_rng_states,
+)
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -243,6 +249,15 @@ def sharded_classes(model: nn.Module) -> list[str]:
 
     modules = ((type(module).__name__, module) for module in model.modules())
     return sorted({name for name, module in modules if name in names or apart(module)})
+
+
+def share_random_numbers() -> None:
+    """Give all ranks the random numbers of the first, by which they then step whole weights alike.
+
+    A model's dropout draws more of them on a rank whose sequences are longer.
+    """
+    if torch.distributed.is_initialized():
+        synchronize_rng_states(["torch", "cuda"] if torch.cuda.is_available() else ["torch"])
 
 
 # What the ranks measured

@@ -59,8 +59,12 @@ class Objective(ABC, Generic[D, B]):
         """The batch of what was `drawn`, on the host."""
 
     def batches(self, layout: Layout, drawn: list[D], size: int) -> list[B]:
-        """Batches of `size` of what was `drawn`, in its order."""
-        return [self.batch(layout, part) for part in parts(drawn, size)]
+        """Batches of what was `drawn`, as `parts` divides it."""
+        return [self.batch(layout, part) for part in self.parts(drawn, size)]
+
+    def parts(self, items: Sequence[D], size: int) -> list[list[D]]:
+        """`items` in their order, `size` at a time."""
+        return [[*items[i : i + size]] for i in range(0, len(items), size)]
 
     @abstractmethod
     def summed(self, model: nn.Module, batch: B) -> torch.Tensor:
@@ -73,11 +77,6 @@ class Objective(ABC, Generic[D, B]):
     @abstractmethod
     def of_a_guess(self, vocabulary: int) -> float:
         """The mean loss of a uniform guess over the `vocabulary`; infinite if it means nothing."""
-
-
-def parts(items: Sequence[D], size: int) -> list[list[D]]:
-    """`items` in their order, `size` at a time."""
-    return [[*items[i : i + size]] for i in range(0, len(items), size)]
 
 
 class AnswerLoss(Objective[Example, Batch]):

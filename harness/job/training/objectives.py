@@ -225,6 +225,13 @@ class KahnemanTversky(Referring):
         matched, signs = self._paired(layout, drawn), torch.tensor([pair.signs for pair in drawn])
         return MismatchedBatch(**vars(matched), mismatched=self._paired(layout, self.mismatched(drawn)), signs=signs)
 
+    def parts(self, items: Sequence[Compared], size: int) -> list[list[Compared]]:
+        """As of any objective, but one that would be alone joins those before it: it needs another one's prompt."""
+        divided = super().parts(items, size)
+        if len(divided) > 1 and len(divided[-1]) == 1:
+            divided[-2:] = [[*divided[-2], *divided[-1]]]
+        return divided
+
     def referred(self, batches: Iterable[Sequence[Compared]]) -> list[Compared]:
         return [pair for batch in batches for pair in (*batch, *self.mismatched(batch))]
 

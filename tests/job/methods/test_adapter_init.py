@@ -71,7 +71,7 @@ def test_an_adapter_that_is_nothing_without_its_start_is_not_saved_alone(method)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["eva", "loftq", "adalora", "prompt_tuning"])
+@pytest.mark.parametrize("method", ["eva", "loftq", "adalora", "prompt_tuning", "cartridge"])
 def test_a_saved_adapter_comes_back_without_the_training_data(tmp_path, method):
     cell = tiny(f"method={method}", "lr=0.02", "eval.tasks=[]", "infer.repeats=0", "save=adapter")
     path = tmp_path / f"{cell.name}.json"
@@ -153,6 +153,30 @@ def test_corda_keeps_what_the_inputs_need(base):
         # Of what the layer answers to these inputs, its part says more than the weights' own leading part does.
         errors = [float((x @ (weight - part).T).norm()) for part in (taken, plain)]
         assert errors[0] < errors[1], name
+
+
+def test_a_cartridge_starts_as_if_the_model_had_read_the_training_data(base):
+    bench = prepared(tiny("method=cartridge", "train.max_steps=1", "method.knobs.tokens=40"))
+    read = torch.cat([batch.input_ids for batch in islice(bench.samples(1), 40)], dim=1)[:, :40]
+    batch = bench.held_out[0]
+    count = len(batch.input_ids)
+    after = torch.cat([read.expand(count, -1), batch.input_ids], dim=1)
+    mask = torch.cat([torch.ones(count, 40, dtype=torch.long), batch.attention_mask], dim=1)
+    base.eval()
+    with torch.no_grad():
+        expected = base(input_ids=after, attention_mask=mask).logits[:, batch.keep + 40]
+    assert torch.allclose(logits(bench.net, bench), expected, atol=1e-4)
+    encoder = bench.net.prompt_encoder["default"]
+    assert encoder.trainable_embedding.requires_grad
+    assert not encoder.frozen_embedding.requires_grad
+    assert len(encoder.frozen_embedding) == 1
+
+
+def test_a_cartridge_longer_than_the_training_data_is_refused():
+    with pytest.raises(
+        UserError, match=r"^method=cartridge starts from 100000 tokens of the training data, which have "
+    ):
+        prepared(tiny("method=cartridge", "train.max_steps=1", "method.knobs.tokens=100000"))
 
 
 def test_lora_ga_is_along_the_gradient(base):

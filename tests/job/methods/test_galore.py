@@ -122,6 +122,14 @@ def test_training_by_it_learns_as_well():
     assert losses["galore_rsvd"][-1] == pytest.approx(losses["galore"][-1], rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("method", "epsilon"), [("full", 1e-8), ("galore", 1e-6), ("galore_rsvd", 1e-6), ("galore_8bit", 1e-8)]
+)
+def test_epsilons_are_those_of_each_package_as_the_page_of_methods_says(method, epsilon):
+    bench = prepared(tiny(f"method={method}"))
+    assert {group["eps"] for group in bench.optimizer.param_groups} == {epsilon}
+
+
 def test_a_projection_to_both_sides_is_refused():
     with pytest.raises(ValueError, match="proj_type=std"):
         RandomisedProjector(4, proj_type="full").project(torch.randn(8, 8), 0)

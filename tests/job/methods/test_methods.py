@@ -285,6 +285,32 @@ def test_tokens_before_a_sequence_move_no_target(method):
     assert float(loop.summed_loss(bench.net, batch)) / batch.supervised == pytest.approx(float(theirs), rel=1e-5)
 
 
+def test_a_prompt_starts_as_tokens_of_the_vocabulary():
+    bench = bench_of("prompt_tuning")
+    vocabulary = bench.net.get_input_embeddings().weight
+    start = bench.net.prompt_encoder["default"].embedding.weight
+    assert start.requires_grad
+    assert (torch.cdist(start, vocabulary).argmin(1).unique().numel()) > 15, "20 tokens, most of them different"
+    assert all(any(torch.equal(row, token) for token in vocabulary) for row in start)
+
+
+@pytest.mark.parametrize(("method", "own"), [("prefix_tuning", 50), ("prompt_tuning", 20), ("lora", 0)])
+def test_tokens_before_a_sequence_take_positions_of_the_model(method, own):
+    settings, room = tiny(f"method={method}").settings, 2048 - own
+    checks.check_length(settings, room)
+    but = f" but for {own} of the method's own tokens" if own else ""
+    with pytest.raises(
+        UserError, match=f"^Sequences must have at most {room} tokens, the positions of .*tiny{but}, got"
+    ):
+        checks.check_length(settings, room + 1)
+
+
+def test_every_layer_attends_to_an_adaption_prompt():
+    bench = bench_of("adaption_prompt")
+    layers = bench.net.base_model.model.model.layers
+    assert all(hasattr(layer.self_attn, "adaption_prompt") for layer in layers)
+
+
 @pytest.mark.parametrize("method", ["adalora", "eva", "prompt_tuning", "prefix_tuning", "beft"])
 def test_a_whole_cell_is_recorded(tmp_path, method):
     record = run_tiny(tmp_path, f"method={method}", f"rank={RANK}", *SMALLER.get(method, []))

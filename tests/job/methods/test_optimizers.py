@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -10,9 +12,11 @@ import torch
 from accelerate import Accelerator
 from bitsandbytes.optim.optimizer import Optimizer2State
 from galore_torch import GaLoreAdamW, GaLoreAdamW8bit
+from hydra.utils import instantiate
 from job_helpers import prepared, run_tiny, tiny
 from torch import nn
 from torch.optim import SGD, AdamW
+from transformers.optimization import Adafactor
 
 from harness.errors import UserError
 from harness.job.methods import adalora, galore, optimizers
@@ -208,6 +212,176 @@ def test_steps_in_the_backward_pass_neither_accumulate_nor_clip(compose, method)
     with pytest.raises(UserError, match=r"can't be combined with train\.grad_accum=2: .*gradients cannot accumulate"):
         check(compose(f"method={method}", "train.max_grad_norm=null", "train.grad_accum=2"))
     check(compose(f"method={method}", "train.max_grad_norm=null"))
+
+
+# Numbers of others
+
+
+def stepped(kind, shape: tuple[int, int], size: float, steps: int = 12) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A weight after steps of the optimizer `kind` by gradients of about `size`, later of a fifth; and these."""
+    torch.manual_seed(0)
+    weight, rows = nn.Parameter(0.02 * torch.randn(shape)), 0.1 + torch.rand(shape[0], 1)
+    gradients = [torch.randn(shape) * rows * size * (1 if i < steps / 2 else 0.2) for i in range(steps)]
+    optimizer = kind([weight])
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach(), gradients
+
+
+def made_by(method: str, slot: str = "optimizer", *overrides: str):
+    """What a slot of the file of `method` makes of parameters."""
+    return instantiate(tiny(f"method={method}", *overrides).settings.method.optim[slot], _convert_="all")
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_adafactor_takes_the_steps_of_the_paper_at_small_gradients_too(shape, size):
+    """Those of transformers' Adafactor, which adds 1e-30 to squares as the paper does."""
+    ours, _ = stepped(made_by("adafactor"), shape, size)
+    theirs, _ = stepped(lambda p: Adafactor(p, lr=1e-3, scale_parameter=True, relative_step=False), shape, size)
+    assert torch.allclose(ours, theirs, atol=1e-8)
+
+
+def test_adafactor_leaves_rows_without_gradient_alone():
+    weight = nn.Parameter(torch.ones(4, 8))
+    optimizer = made_by("adafactor")([weight])
+    weight.grad = torch.ones(4, 8) * torch.tensor([[1e-4], [0], [1e-4], [0]])
+    optimizer.step()
+    assert weight.isfinite().all()
+    assert torch.equal(weight[1::2], torch.ones(2, 8))
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """`matrix` after five of Muon's Newton-Schulz iterations, in fp32."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm()
+    for _ in range(5):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return wide if wide.shape == matrix.shape else wide.T
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_muon_takes_its_steps_at_the_size_of_adamws(shape, size):
+    """Nesterov momentum, orthogonalised (in bf16 by torch), at 0.2 of the larger side's root; decay is decoupled."""
+    make = made_by("muon", "optimizer", "lr=0.01", "train.weight_decay=0.1")
+    ours, gradients = stepped(make, shape, size, 5)
+    torch.manual_seed(0)
+    start = weight = 0.02 * torch.randn(shape)
+    momentum = torch.zeros(shape)
+    for gradient in gradients:
+        momentum = 0.95 * momentum + gradient
+        step = 0.2 * max(shape) ** 0.5 * orthogonal(gradient + 0.95 * momentum)
+        weight = weight * (1 - 0.01 * 0.1) - 0.01 * step
+    assert float((ours - weight).norm()) < 0.05 * float((weight - start).norm())
+    assert float(step.square().mean()) ** 0.5 == pytest.approx(0.2, rel=0.3)
+
+
+def test_muon_has_the_matrices_of_layers_and_adamw_all_else():
+    bench = prepared(tiny("method=muon"))
+    inside = {id(p) for group in bench.optimizer.param_groups if "momentum" in group for p in group["params"]}
+    names = {name for name, p in bench.net.named_parameters() if id(p) in inside}
+    assert names == {name for name, p in bench.net.named_parameters() if name.endswith("proj.weight")}
+
+
+def test_riemannian_steps_are_adamws_of_preconditioned_gradients():
+    bench = prepared(tiny("method=riemannian", "rank=4", "lr=0.01", "train.weight_decay=0.1", "train.max_steps=3"))
+    pairs = {name: p for name, p in bench.net.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, p in pairs.items():
+            p += 0.1 * torch.randn_like(p) if "lora_B" in name else 0
+    ours = {name: nn.Parameter(p.detach().clone()) for name, p in pairs.items()}
+    adam = AdamW(ours.values(), lr=0.01, weight_decay=0.1)
+    for micro in bench.steps:
+        loop.summed_loss(bench.net, micro[0]).backward()
+        for name, p in pairs.items():
+            other = ours[name.replace("lora_A", "lora_B") if "lora_A" in name else name.replace("lora_B", "lora_A")]
+            gram = other.T @ other if "lora_A" in name else other @ other.T
+            inverse = torch.linalg.inv(gram.detach() + 0.01 * torch.eye(4))
+            ours[name].grad = inverse @ p.grad if "lora_A" in name else p.grad @ inverse
+        adam.step()
+        bench.optimizer.step()
+        bench.optimizer.zero_grad()
+    for name, p in pairs.items():
+        assert torch.allclose(p, ours[name], atol=1e-4), name
+
+
+def test_osf_trains_at_right_angles_and_decay_acts_on_three_factors():
+    bench = prepared(tiny("method=osf", "lr=0.01", "train.weight_decay=0.1", "train.max_steps=1"))
+    layer = next(module for module in bench.net.modules() if "default" in getattr(module, "osf_svd_params", {}))
+    factors = layer.osf_svd_params["default"]
+    assert not layer.get_delta_weight("default").any()
+    weight = layer.get_base_layer().weight
+    leading = torch.linalg.svd(weight.detach())[0][:, : min(weight.shape) // 2]
+    loop.summed_loss(bench.net, bench.steps[0][0]).backward()
+    gradient = factors["U_low"].grad
+    assert float((leading.T @ gradient).norm()) < 1e-4 * float(gradient.norm())
+    sizes = []
+    for _ in range(2):
+        sizes.append(float((factors["U_low"] * factors["S_low"] @ factors["V_low"]).norm()))
+        for p in bench.net.parameters():
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        bench.optimizer.step()
+    assert sizes[1] / sizes[0] == pytest.approx((1 - 0.01 * 0.1) ** 3, rel=1e-5)
+
+
+def apollo(weight: torch.Tensor, gradients: list[torch.Tensor], seed: int, rank: int, scale: float) -> torch.Tensor:
+    """The weight (m, n) after steps of APOLLO's algorithm 1 at a rate of 0.01; of rank 1 that of APOLLO-Mini."""
+    small, limit, first, second = min(weight.shape), math.inf, 0.0, 0.0
+    of = (rank, small) if weight.shape[0] >= weight.shape[1] else (small, rank)
+    projection = torch.randn(of, generator=torch.Generator().manual_seed(seed)) / rank**0.5
+    for t, gradient in enumerate(gradients, start=1):
+        low = gradient @ projection.T if of[0] == rank else projection.T @ gradient
+        first, second = 0.9 * first + 0.1 * low, 0.999 * second + 0.001 * low**2
+        scaled = first / (second.sqrt() + 1e-6)
+        across = {} if rank == 1 else {"dim": 1 if of[0] == rank else 0, "keepdim": True}
+        step = gradient * scaled.norm(**across) / low.norm(**across)
+        step = step * min(1.0, 1.01 * limit / float(step.norm()))  # grows by 1% at most
+        limit = float(step.norm())
+        rate = 0.01 * (1 - 0.999**t) ** 0.5 / (1 - 0.9**t)
+        weight = (weight - rate * scale**0.5 * step) * (1 - 0.01 * 0.1)
+    return weight
+
+
+@pytest.mark.parametrize("method", ["apollo", "apollo_mini"])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_apollo_takes_the_steps_of_its_algorithm(method, shape):
+    pytest.importorskip("apollo_torch")
+    overrides = ("rank=4", "lr=0.01", "train.weight_decay=0.1")
+    group = tiny(f"method={method}", *overrides).settings.method.optim["matrices"]
+    make = made_by(method, "optimizer", *overrides)
+    weight, gradients = stepped(lambda params: make([{"params": params, **group}]), shape, 1.0, 5)
+    torch.manual_seed(0)
+    start = 0.02 * torch.randn(shape)
+    assert torch.allclose(weight, apollo(start, gradients, 1, group["rank"], group["scale"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63])
+def test_random_projections_of_a_package_follow_the_seed(monkeypatch, seed):
+    class Projecting(SGD):
+        def __init__(self, params, **keywords):
+            super().__init__(params, **keywords)
+            for number, p in enumerate(params, start=1):
+                self.state[p]["seed"] = number
+
+    monkeypatch.setitem(sys.modules, "projecting", SimpleNamespace(Projecting=Projecting))
+    params = [*net().parameters()]
+    torch.manual_seed(seed)
+    made = optimizers.packaged(params, name="projecting.Projecting", extra="apollo", lr=0.1)
+    seeds = [state["seed"] for state in made.state.values()]
+    assert seeds == ([number + 4 * seed for number in range(1, 5)] if seed < 2 else [1, 2, 3, 4])
+
+
+def test_apollo_moves_weights_as_far_as_adamw_does():
+    """The scale of fine-tuning is the size of a matrix over the rank: 32 at a rank of 1/32."""
+    group = tiny("method=apollo", "rank=8").settings.method.optim["matrices"]
+    theirs, gradients = stepped(lambda params: AdamW(params, lr=0.01, weight_decay=0.1), (256, 256), 1.0, 1)
+    torch.manual_seed(0)
+    start = 0.02 * torch.randn(256, 256)
+    ours = apollo(start, gradients, 1, group["rank"], group["scale"])
+    assert float((ours - start).norm()) == pytest.approx(float((theirs - start).norm()), rel=0.2)
 
 
 # Packages, devices

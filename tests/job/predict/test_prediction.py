@@ -180,8 +180,9 @@ def test_what_looks_at_values_is_not_predicted_but_may_be_run(method):
 
 
 def test_layers_that_a_method_names_are_there():
-    cell = tiny("method=adaption_prompt", "method.knobs.layers=2")  # of one layer there is no second to adapt
-    assert predicted(cell)["trainable"] == 2 * (100 * 64 + 1)
+    for layers, adapted in ((1, 1), (2, 2), (0, 2)):  # of one layer there is no second to adapt; 0 are all
+        cell = tiny("method=adaption_prompt", f"method.knobs.layers={layers}")
+        assert predicted(cell)["trainable"] == adapted * (100 * 64 + 1)
     with pytest.raises(UserError, match=r"method=adaption_prompt can't be applied to .*'3'"):
         checks.check(tiny("method=adaption_prompt", "method.knobs.layers=3"))
 

@@ -28,6 +28,7 @@ from harness import validate
 from harness.errors import UserError
 from harness.job.data import batching
 from harness.job.measure import device, timing
+from harness.job.methods import galore, master_weights
 from harness.job.models import adapting, loading
 from harness.job.models.structure import inner
 from harness.job.predict import pool, prediction
@@ -287,6 +288,22 @@ def gathering(asked: tuple[Path, Cell], report: launch.Report, rank: distributed
     note(folder / str(rank.number), (alike, count, same(weights_of(other), before)))
 
 
+def drawing(folder: Path, report: launch.Report, rank: distributed.LaunchedRank) -> None:
+    """Steps weights by optimizers that draw random numbers, of which the second rank has drawn more before."""
+    rank.accelerator(sharded=False, bf16=False)
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.ones(48, 64).bfloat16()), torch.nn.Parameter(torch.ones(48, 64))]
+    rounding = master_weights.InFp32(torch.optim.SGD(weights[:1], lr=1.0), "stochastic")
+    group = {"params": weights[1:], "rank": 2, "update_proj_gap": 1, "scale": 1.0, "proj_type": "std"}
+    projecting = galore.RandomisedGaLoreAdamW([group], lr=1.0, weight_decay=0.0, no_deprecation_warning=True)
+    for p in weights:
+        p.grad = (torch.randn(48, 64) / 512).to(p.dtype)
+    for optimizer in (rounding, projecting):
+        torch.rand(1 + rank.number)
+        optimizer.step()
+    note(folder / str(rank.number), [p.tolist() for p in weights])
+
+
 def weights_of(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The parameters of a model, and the scales of its packed matrices."""
     names = {name for name, _ in net.named_parameters()}
@@ -305,6 +322,14 @@ def note(path: Path, value: object) -> None:
 
 def noted(folder: Path) -> list:
     return [ast.literal_eval(path.read_text()) for path in sorted(folder.glob("[01]"))]
+
+
+@on_cpu
+def test_ranks_draw_the_same_random_numbers_in_a_step(tmp_path):
+    """Whatever each drew before; else their weights would go apart."""
+    assert launch.run(2, drawing, tmp_path, print) == 0
+    one, other = noted(tmp_path)
+    assert one == other
 
 
 @pytest.mark.slow

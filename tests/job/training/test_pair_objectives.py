@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ ROWS = [
 ]
 PAIRS = (
     *("model=tiny", "rank=4", "train.precision=fp32", "train.max_steps=4", "train.batch_size=2", "lr=0.01"),
-    *("train.validation_items=4", "infer.repeats=0", "eval.batch_size=4", "eval.tasks=[held_out]"),
+    *("train.validation_items=5", "infer.repeats=0", "eval.batch_size=4", "eval.tasks=[held_out]"),
     *("data=local_preference", "data.path=pairs.jsonl", "data.test_share=0.3", "eval.limit=8", "method=lora"),
 )
 
@@ -118,6 +120,41 @@ def test_each_answer_is_mismatched_once_and_cut(pairs):
         for mismatch, each in zip(pair.sequences, own.sequences, strict=True):
             assert mismatch.ids[: mismatch.prompt] == each.ids[: each.prompt]
             assert mismatch.ids[mismatch.prompt :] not in [e.ids[e.prompt :] for e in own.sequences]
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_no_item_is_left_alone_to_estimate_the_divergence_from_its_own_answer(bench, pairs, single):
+    items = [encoding.MarkedAnswer(pair.chosen, good=True) for pair in pairs] if single else pairs
+    of, layout = objective("kto"), Layout(flat=False, pad=0)
+    assert [len(part) for part in of.parts([*items, *items, items[0]], 3)] == [3, 4]
+    assert of.parts(items[:1], 2) == [items[:1]], "there is no other one"
+    (whole,) = of.batches(layout, items, 2)
+    assert torch.equal(whole.mismatched.input_ids, of.batch(layout, items).mismatched.input_ids)
+    assert [len(part) for part in objective("dpo").parts(items, 2)] == [2, 1]
+
+
+def test_the_base_is_asked_for_what_a_validation_takes(bench, pairs):
+    """Of three items at two a batch, and their mismatched answers: the sequences of the one batch, and no others."""
+    of = objectives.pairwise(TrainSettings(objective="kto", preference_beta=0.5))
+    asked: list[list[list[encoding.Compared]]] = []
+    cell = SimpleNamespace(
+        inputs=SimpleNamespace(steps=[], held_out=pairs, rewarded=[], tokenizer=bench.tokenizer),
+        **{"batch_size": 2, "settings": bench.cell.settings, "accelerator": bench.accelerator},
+        **{"reporter": SimpleNamespace(enter=str), "meter": SimpleNamespace(window=nullcontext)},
+    )
+    refer_to = of.refer_to
+
+    def asking(base, batches, *rest):
+        asked.append(batches)
+        refer_to(base, batches, *rest)
+
+    of.refer_to = asking
+    pair_phases.refer_to(cell, of, bench.net)
+    assert asked == [[pairs]]
+    held_out = pair_phases.validate(
+        *(bench.net, pairs, of.batches(Layout(flat=False, pad=0), pairs, 2), of, bench.accelerator)
+    )
+    assert held_out.loss == pytest.approx(0.5), "the model is its base"
 
 
 def test_the_silent_end_of_an_answer_moves_with_it():
