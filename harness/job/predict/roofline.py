@@ -66,7 +66,7 @@ class Roofline:
         if (decomposition := _decomposition(operation, arguments, out)) is not None:
             self._decompositions.append(decomposition)
         if self._calibration is not None:
-            self._part["timed"] += self._seconds(self._calibration, decomposition or kernel)
+            self._part["timed"] += self._calibrated(self._calibration, decomposition or kernel)
         if self._rates is not None:
             self._add_least(self._rates, operation, kernel, arguments, out)
 
@@ -80,9 +80,9 @@ class Roofline:
         if calibration is None or not calibration.timed_alike(kernel.name, kernel.flops, kernel.moved):
             self.untimed += 1
         else:
-            self.decomposing += self._seconds(calibration, kernel)
+            self.decomposing += self._calibrated(calibration, kernel)
 
-    def _seconds(self, calibration: Calibration, kernel: Kernel) -> float:
+    def _calibrated(self, calibration: Calibration, kernel: Kernel) -> float:
         if kernel not in self._known:
             self._known[kernel] = calibration.seconds(kernel.name, kernel.formats, kernel.flops, kernel.moved)
         return self._known[kernel]
