@@ -17,7 +17,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from harness.errors import UserError
+from harness.errors import UserError, first_line
+from harness.job import shortage
 from harness.job.models import adapting, loading, placement, structure
 from harness.record import Cell, Record, Saved, hashes
 from harness.settings import ModelSettings
@@ -77,14 +78,26 @@ def load(record: Record, folder: Path, on: torch.device) -> nn.Module:
     """The model of `record` on the device `on`: its base if it is untuned, else as saved in `folder`.
 
     One that had to be divided after training is divided again, over the devices of this machine. An adapter is added to
-    the base as it was for training. Raises UserError if the base is out of reach, or if `folder` has no safetensors.
+    the base as it was for training. Raises UserError if the base is out of reach, if `folder` has no safetensors, or if
+    they don't fit the base.
     """
     cell, over = record.cell, placement.again(record)
-    if record.saved is not None and record.saved.form != "adapter":
-        settings = dataclasses.replace(cell.settings, model=ModelSettings(path=str(folder)))
-        return loading.load(dataclasses.replace(cell, settings=settings), on, over)
     if record.saved is None:
         return loading.load(cell, on, over)
+    try:
+        return _load(cell, record.saved.form, folder, on, over)
+    except UserError:
+        raise
+    except Exception as error:  # transformers, peft, safetensors and torch raise a dozen kinds
+        if shortage.of_memory(error):
+            raise
+        raise UserError(f"The weights in {folder} can't be loaded ({first_line(error)}).") from error
+
+
+def _load(cell: Cell, form: Form, folder: Path, on: torch.device, over: dict[int, int] | None) -> nn.Module:
+    if form != "adapter":
+        settings = dataclasses.replace(cell.settings, model=ModelSettings(path=str(folder)))
+        return loading.load(dataclasses.replace(cell, settings=settings), on, over)
     if not (folder / ADAPTER[1]).is_file():
         raise UserError(f"{folder} has no {ADAPTER[1]}; pickled weights can run code, so they are not loaded.")
     return adapting.adapt(loading.load(cell, on, over), cell, saved=folder)

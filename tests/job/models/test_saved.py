@@ -94,6 +94,36 @@ def test_plain_libraries_compute_the_same(kept, method, save):
     )
 
 
+def cut(folder):
+    (path,) = folder.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def of_another_rank(folder):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 1}))
+
+
+def without_a_layer(folder):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": ["nowhere"]}))
+
+
+@pytest.mark.parametrize(
+    ("save", "damage"),
+    [("adapter", cut), ("merged", cut), ("adapter", of_another_rank), ("adapter", without_a_layer)],
+)
+def test_weights_that_can_not_be_loaded_are_one_sentence(kept, tmp_path, save, damage):
+    """They may be anybody's, under hashes that fit."""
+    path, _ = kept("lora", save)
+    folder = tmp_path / "weights"
+    shutil.copytree(model_folder(path), folder)
+    damage(folder)
+    with pytest.raises(UserError, match=r"The weights in .* can't be loaded \(") as error:
+        saved.load(read(path), folder, torch.device("cpu"))
+    assert "\n" not in str(error.value)
+
+
 def test_saved_weights_lie_beside_the_record_complete_and_alone(kept):
     path, _ = kept("lora", "adapter")
     names = {other.name for other in path.parent.iterdir()}
