@@ -78,7 +78,7 @@ others, addresses |
 | Tasks | names in lm-eval's index | files and patterns; tasks that run code which a model writes |
 | Data | files by paths that begin at `data_root` or the working folder | absolute paths, addresses |
 | Saved weights | the record's own folder: safetensors, configs and tokenizers, with the hashes of the record | \
-other files, links, configs that name code |
+other files, links, configs that name code, adapters that repeat layers or match names by slow expressions |
 | `commands.txt` | comments after `merge`; else offered to be pasted if it is `harness sweep` with known settings | \
 endpoints and keys, code, config files and folders, launchers' own settings |
 | `plan.jsonl` | lines whose hash is right; read as numbers and texts alone | links, edited lines |
@@ -88,7 +88,8 @@ you name it in a file of your own `conf/` folder.
 
 What the gate does not decide: whether numbers are true, whether a model answers well, and what is downloaded. A record
 may name any model of the hub, whose safetensors `ask` would then download. The texts of a record are cleaned of control
-characters before they are printed. Don't unpack an archive into `results/` by hand: `merge` follows no links.
+characters before they are printed. A log that is a link is not shown, and a pipe is not read. Don't unpack an archive
+into `results/` by hand: `merge` follows no links.
 """
 
 PLAN_HEAD = """\
