@@ -45,9 +45,11 @@ def no_job(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def in_five_seconds(no_job):
-    began = time.perf_counter()
+    """Of the processor, as other tests run beside this one and a disk may be cold; nothing is waited for, either."""
+    began, computed = time.perf_counter(), time.process_time()
     yield
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - computed < 5
+    assert time.perf_counter() - began < 30
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
