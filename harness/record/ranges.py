@@ -116,9 +116,9 @@ def _environment(value: dict[str, Any]) -> None:
     for name, part in value.items():
         if name in PARTS and not isinstance(part, dict | None):
             raise Misfit("should be an object", f".{name}")
-        inner = (part or {}).values() if name in PARTS else [part]
-        if any(isinstance(one, dict | list) for one in inner):
-            raise Misfit("should be a plain value, or an object of them", f".{name}")
+        for inner in (part or {}).values() if name in PARTS else [part]:
+            if isinstance(inner, dict | list):
+                raise Misfit("should be a plain value, or an object of them", f".{name}")
     for name, version in (value.get("versions") or {}).items():
         if not isinstance(version, str | None):
             raise Misfit("should be a text", f".versions.{name}")

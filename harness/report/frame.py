@@ -202,6 +202,13 @@ def trained_texts(records: Sequence[Record]) -> list[str]:
     return setting_texts([_evaluated_alike(record) for record in records])
 
 
+def evaluated_alike(records: Sequence[Record]) -> bool:
+    """Whether the trained models of all `records` were evaluated in one way."""
+    settings = [record.cell.settings for record in records]
+    ways = [(each.eval, each.infer, each.train.validation_items) for each in settings]
+    return all(way == ways[0] for way in ways)
+
+
 def _evaluated_alike(record: Record) -> Record:
     """`record` with the evaluation of all others."""
     settings = record.cell.settings

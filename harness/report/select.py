@@ -13,7 +13,7 @@ from scipy import special
 
 from harness.record import Record
 from harness.report import statistics
-from harness.report.frame import setting_texts, trained_texts
+from harness.report.frame import evaluated_alike, setting_texts, trained_texts
 
 Place = tuple[str, str, str]  # study, model, data
 UNVALIDATED = "choosing a setting requires validation losses"
@@ -123,7 +123,9 @@ def _chosen(place: Place, key: tuple[Any, ...], by_setting: dict[str, list[int]]
     unconfirmed = {setting: [i for i in index if not records[i].confirmation] for setting, index in by_setting.items()}
     tries = [_try(setting, index, records) for setting, index in unconfirmed.items() if index]
     of_all = tries or [_try(setting, index, records) for setting, index in by_setting.items()]
-    choice = _choice(place, key, of_all, trained_texts([records[attempt.positions[0]] for attempt in of_all]))
+    first = [records[attempt.positions[0]] for attempt in of_all]
+    trained = [attempt.setting for attempt in of_all] if evaluated_alike(first) else trained_texts(first)
+    choice = _choice(place, key, of_all, trained)
     if not tries or choice.setting is None:
         return choice
     fresh = latest([i for i in by_setting[choice.setting] if records[i].confirmation], records)

@@ -88,7 +88,7 @@ def _short_names(records: Sequence[Record]) -> dict[int, str]:
 
 
 def group_by(records: Sequence[Record], key: Callable[[Record], Hashable]) -> dict[Any, list[Record]]:
-    return grouped((key(record), record) for record in records)
+    return grouped([(key(record), record) for record in records])
 
 
 def alike(records: Sequence[Record], part: Callable[[Record], Any]) -> bool:
