@@ -336,8 +336,8 @@ def _rates(card: Card) -> str:
 
 
 def _time(plan: Plan, times: Times) -> list[str]:
-    """How long the cells that fit train in all, in a grid of more than one."""
-    fitting = [point for point in plan.predicted if plan.fits(point)]
+    """How long the cells that fit and train take in all, in a grid of more than one."""
+    fitting = [point for point in plan.predicted if plan.fits(point) and point.prediction["trainable"]]
     durations = [seconds for point in fitting if (seconds := times.seconds(point)) is not None]
     if len(plan.points) < 2 or not durations:
         return []

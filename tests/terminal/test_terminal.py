@@ -219,6 +219,12 @@ def test_a_plan_begins_with_its_answer(tmp_path):
     assert said(fits, impossible) == ["1 of 2 cells fits into 5.00 GiB; the most is 2.00 GiB.", "It trains 10 s."]
     assert said(fits, fits, impossible)[0].startswith("2 of 3 cells fit into 5.00 GiB")
     assert said(fits, fits, not_)[1] == "2 of 3 cells fit. They train 20 s in all."
+    untuned = planned("base", (512, 0, 0, 0, 128))
+    untuned.prediction["trainable"] = 0
+    assert said(untuned, fits, fits)[1] == "They train 20 s in all."
+    endless = planned("by-epochs", (512, 64, 64, 128, 256))
+    endless.prediction["shape"]["steps"] = None
+    assert said(untuned, fits, fits, endless)[1] == "They train 20 s in all; the time of 1 is unknown."
     not_.prediction["largest_batch"] = 7
     assert said(not_) == ["On 5.00 GiB: lora needs train.batch_size ≤ 7."]
     not_.prediction["largest_batch"] = None

@@ -8,6 +8,7 @@ tunes (Optuna's) minimises each cell's validation loss.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -81,7 +82,7 @@ def main(arguments: Arguments, options: Options) -> Session:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     session = Session(options)
     try:
-        with _errors_in_a_sentence(overrides):
+        with _errors_in_a_sentence(overrides), _help_that_is_no_text():
             for search in _searches(_sweep_file(name, arguments.config_dir), overrides):
                 sys.argv = [f"{PROGRAM} {arguments.command}", *search, *hydra_options]
                 hydra.main(config_path=str(conf), config_name=name, version_base="1.3")(RunPoint(session))()
@@ -92,6 +93,22 @@ def main(arguments: Arguments, options: Options) -> Session:
         if isinstance(outcome, UserError):
             raise outcome
     return session
+
+
+@contextmanager
+def _help_that_is_no_text() -> Iterator[None]:
+    """Lets Hydra 1.3 make its parser, one of whose help texts is an object that becomes text when it is printed.
+
+    argparse reads each help text as it is added since Python 3.14, and refuses such an object.
+    """
+    if not hasattr(argparse.ArgumentParser, "_check_help"):
+        yield
+        return
+    argparse.ArgumentParser._check_help = lambda parser, action: None  # hides the one that is inherited
+    try:
+        yield
+    finally:
+        del argparse.ArgumentParser._check_help
 
 
 @contextmanager
