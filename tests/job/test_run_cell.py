@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import shutil
 import weakref
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,7 @@ def test_a_record_is_complete(lora):
     assert record.fingerprints.keys() == {"data", "model"}
     assert all(f.startswith("sha256:") for f in record.fingerprints.values())
     assert record.environment["precision"] == "fp32"
-    assert record.environment["versions"]["torch"] == torch.__version__
+    assert record.environment["versions"]["torch"] == metadata.version("torch")
     assert record.environment["device"]["type"] == "cpu"
     assert record.seconds > 0
 
