@@ -300,3 +300,11 @@ def test_a_table_of_another_alphabet_is_not_taken_for_cp1252(encoding, text):
 def test_a_tables_fields_may_hold_what_ends_lines_elsewhere():
     Path("a.csv").write_text("question;answer\n" + "a\u2028b\x85c;d\n" * 3, encoding="utf-8", newline="")
     assert files.read("a.csv").rows == [{"question": "a\u2028b\x85c", "answer": "d"}] * 3
+
+
+@pytest.mark.parametrize("typed", ["réponse", "re\u0301ponse"])
+@pytest.mark.parametrize("written", ["réponse", "re\u0301ponse"])
+def test_columns_are_found_however_their_accents_are_written(typed, written):
+    Path("a.jsonl").write_text(LINES.replace("answer", written), encoding="utf-8")
+    splits = sources.from_file("a.jsonl", {"question": "question", "answer": typed}, test_share=0.1)
+    assert {item["answer"] for part in splits.values() for item in part} == {row["answer"] for row in ROWS}
