@@ -37,11 +37,12 @@ def environment() -> dict[str, str]:
     """The environment of a child process: this one's, with an import path that leads to nobody else's files.
 
     PYTHONPATH keeps the absolute folders that the user set, but for those of `_is_foreign`. PYTHONSAFEPATH is what -P
-    is, also for the child's own children: a queue.py in the working folder must not break a job.
+    is, also for the child's own children: a queue.py in the working folder must not break a job. PYTHONUTF8: logs, and
+    files that libraries open, are in UTF-8, whatever the terminal of the user is.
     """
     path = import_path(os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return own | ({"PYTHONPATH": os.pathsep.join(path)} if path else {}) | {"PYTHONSAFEPATH": "1"}
+    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONIOENCODING")}
+    return own | ({"PYTHONPATH": os.pathsep.join(path)} if path else {}) | {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
 
 
 def import_path(entries: Iterable[str]) -> list[str]:

@@ -141,7 +141,7 @@ def _model_is_cached(path: str, revision: str | None) -> bool:
         return False
     folder = Path(weights)
     index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    shards = set(json.loads(index.read_bytes())["weight_map"].values()) if index.exists() else {"model.safetensors"}
     return all((folder / shard).exists() for shard in shards)
 
 

@@ -17,6 +17,7 @@ from harness import units
 from harness.errors import UserError, about_file, require_positive
 from harness.python.overrides import overrides_of
 from harness.record import Record, RecordError
+from harness.terminal.streams import NO_TEXT, printable
 
 if TYPE_CHECKING:
     from harness.python.study import RecordedStudy
@@ -100,11 +101,12 @@ def requested(
 
     budget: bytes of memory, or `units.Dollars` (null: none). device: a card, or one of KERNELS. hydra: options of
     Hydra's. typed: the arguments as the study notes them (null: `settings`). options: of `harness.sweep.app.Options`.
-    Raises UserError for an unknown card.
+    Raises UserError for an unknown card, and for settings with bytes that are no text.
     """
     from harness.sweep import app
     from harness.sweep.estimates import card
 
+    _require_text(settings)
     if device not in (None, *KERNELS):
         options["card"] = card.load(device)
         device = None
@@ -118,6 +120,16 @@ def requested(
     )
     folder = None if config_dir is None else os.fspath(config_dir)
     return app.Arguments(command, [*settings], [*hydra], folder), what
+
+
+def _require_text(settings: Sequence[str]) -> None:
+    """Raise UserError for a setting that no record can hold: bytes that the terminal's encoding has no letters for."""
+    for word in settings:
+        if NO_TEXT.search(word):
+            raise UserError(
+                f"Settings must be text in the encoding of the terminal, which is {sys.getfilesystemencoding()} here, "
+                f"got {printable(word)}; set LC_ALL=C.UTF-8, or rename a file whose name is not UTF-8."
+            )
 
 
 def chosen(records: Sequence[Record]) -> list[list[Record]]:

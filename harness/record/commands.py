@@ -73,9 +73,10 @@ def noted_commands(folder: Path) -> list[str]:
     if (folder / COMMANDS).is_symlink():
         return []
     try:
-        return content_of(folder / COMMANDS).decode().splitlines()
+        lines = content_of(folder / COMMANDS).decode().split("\n")  # a command may hold U+2028
     except (OSError, UnicodeDecodeError):
         return []
+    return [line for line in lines if line]
 
 
 def repeated_sweeps(folder: Path, settings: Sequence[str]) -> list[str]:

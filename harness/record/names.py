@@ -6,7 +6,7 @@ import re
 
 from harness.record.schema import Cell
 
-STUDY_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")  # a folder below results, never beside it
+STUDY_NAME = re.compile(r"[^\W_][\w.-]*(/[^\W_][\w.-]*)*")  # a folder below results, never beside it
 
 
 def cell_name(cell: Cell) -> str:

@@ -6,6 +6,7 @@ so that nothing of theirs moves the cursor, overwrites what stands there, sets a
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import traceback
@@ -62,8 +63,14 @@ class Filtered:
 
 @contextmanager
 def cleaned_streams() -> Iterator[None]:
-    """Within this context, whatever is printed is cleaned, the traceback of an exception that ends it included."""
+    """Within this context, whatever is printed is cleaned, the traceback of an exception that ends it included.
+
+    A character that the terminal's encoding lacks, such as × in ASCII, is printed as an escape.
+    """
     own = sys.stdout, sys.stderr
+    handlers = [(stream, stream.errors) for stream in own if isinstance(stream, io.TextIOWrapper)]
+    for stream, _ in handlers:
+        stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (Filtered(stream, cleaned) for stream in own)
     try:
         yield
@@ -72,6 +79,9 @@ def cleaned_streams() -> Iterator[None]:
         raise
     finally:
         sys.stdout, sys.stderr = own
+        for stream, errors in handlers:
+            if not stream.closed:
+                stream.reconfigure(errors=errors)
 
 
 def _print_cleaned(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

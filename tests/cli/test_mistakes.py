@@ -174,6 +174,8 @@ def test_a_slip_gets_its_remedy(capsys, line, culprits):
         ("run lora", "An override must be KEY=VALUE, got 'lora'; did you mean method=lora?"),
         ("run lr 1e-3", "An override must be KEY=VALUE, got 'lr'; write lr=VALUE, without spaces."),
         ("run =3", "An override must be KEY=VALUE, got '=3'"),
+        ("run +data.columns.\u4e3b=a", "; before = are the letters a to z alone, as in +data.columns.topic=COLUMN"),
+        ("run data=local data.path=\udce9.csv", "Settings must be text in the encoding of the terminal, which is"),
         ("run --lr 1e-3", "unrecognized arguments: --lr; a setting is KEY=VALUE, without dashes;"),
         ("sweep quickstart --dry-run", "`harness plan` shows a grid and runs none of it;"),
         ("run quickstart", "`sweep quickstart` runs the sweep of that name, one at a time."),

@@ -9,7 +9,7 @@ import os
 import pytest
 from records import make_record, make_study, reseal
 
-from harness.record import LossPoint, Merge, RecordError, read, read_study, studies, write
+from harness.record import STUDY_NAME, LossPoint, Merge, RecordError, read, read_study, studies, write
 
 
 @pytest.fixture
@@ -190,3 +190,11 @@ def test_text_that_can_not_be_printed_is_refused(path):
     with pytest.raises(RecordError, match=r"lora\.json is not complete JSON .*surrogate in string") as refused:
         read(path)
     str(refused.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [("研究/Größe-2", True), ("أ.b", True), ("..", False), ("a/../b", False), ("-x", False), ("_x", False)],
+)
+def test_a_study_is_named_by_letters_of_any_script_and_leads_nowhere_else(name, is_one):
+    assert bool(STUDY_NAME.fullmatch(name)) == is_one

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from panels import draw, legend, points
 from records import METHODS, MIB, change, make_record, make_score, make_study, measured
@@ -21,7 +22,7 @@ from harness.report.figures import FIGURES, drawings, save, svg
 from harness.report.figures.cost import KIND_COLOURS
 from harness.report.figures.messages import change_with_rank
 from harness.report.figures.study_results import StudyResults
-from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks
+from harness.report.figures.style import HATCHES, MARKERS, PERCENT, error_bar, looks, saved
 from harness.report.frame import score_name
 from harness.report.pages.curves_block import curves_block
 from harness.report.pairwise import contests, items
@@ -176,6 +177,15 @@ def test_two_methods_have_room(name):
         drawn.png()
     least = 0.15 * drawn.figure.get_window_extent().height
     assert all(panel.get_window_extent().height > least for panel in drawn.figure.axes)
+
+
+def test_letters_that_the_font_lacks_are_text_of_an_svg_without_a_warning():
+    figure = Figure()
+    figure.text(0, 0, "数据")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        saved(figure, "png", {})
+        assert "数据" in saved(figure, "svg", {"Date": None}).decode()
 
 
 # Ranks and learning rates

@@ -588,6 +588,12 @@ def test_latex_is_escaped():
     assert text.isascii()
 
 
+def test_latex_has_accents_and_code_points_of_other_alphabets():
+    text = render(Table("t", ["a"], [["Übung ße\u0301 Şık 数"]], [], None), "latex")
+    assert r"\"{U}bung \ss{}\'{e} \c{S}\i{}k [U+6570]" in text
+    assert text.isascii()
+
+
 def test_latex_has_rules_the_answer_and_every_caveat():
     folder = ROOT / "results" / "reference" / "quickstart"
     made = tables(read_study(folder)[0], folder)

@@ -78,5 +78,8 @@ def test_the_import_path_of_a_child(folder, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", path)
         assert boot.environment().get("PYTHONPATH") == kept
     assert boot.environment()["PYTHONSAFEPATH"] == "1"
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # of a terminal; logs are in UTF-8
+    assert boot.environment()["PYTHONUTF8"] == "1"
+    assert "PYTHONIOENCODING" not in boot.environment()
     (folder / "link").symlink_to(folder / "results")
     assert boot.import_path([str(folder / "link")]) == []

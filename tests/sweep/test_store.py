@@ -78,6 +78,12 @@ def test_a_log_or_list_of_commands_that_is_a_link_leaves_what_it_points_to(study
     assert outside.read_text() == "keep"
 
 
+def test_a_command_with_a_line_separator_is_one_line(study):
+    for _ in range(2):
+        note_command(study.folder, ["run", "data.prompt=a\u2028b"])
+    assert noted_commands(study.folder) == ["harness run 'data.prompt=a\u2028b'"]
+
+
 def test_a_record_is_found_by_its_cell(study):
     record = make_record("lora", 16, 32.0, 2e-4)
     assert study.recorded(record.cell) is None

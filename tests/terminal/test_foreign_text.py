@@ -193,6 +193,17 @@ def test_streams_are_as_they_were_after_a_command():
     assert (sys.stdout, sys.stderr) == own
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_a_character_gets_its_escape(encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with redirect_stdout(stream), cleaned_streams():
+        print("10 \u2192 \u6570")
+        terminal.show(terminal.console(), [Text("\u258c")])
+    assert stream.errors == "strict"
+    stream.flush()
+    assert stream.buffer.getvalue() == b"10 \\u2192 \\u6570\n\\u258c\n"
+
+
 @pytest.mark.slow
 def test_a_traceback_is_clean():
     raises = f"with cleaned_streams(): raise ValueError({EVIL!r})"

@@ -3,17 +3,18 @@
 Brown et al. (2020, arXiv:2005.14165, appendix C) count an evaluation item as contaminated if it shares an N-gram with
 the training data; N is 13, or as few as 8 for shorter items. In the record N is 13, or all words of a shorter item. An
 item of fewer than 8 words is compared whole, as every item is: with the training questions, but for the form of both.
+Of scripts without spaces between words, each character counts as a word.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from harness.job.data.minhash import MinHashIndex
 from harness.job.data.normalising import normalised
+from harness.job.data.words import spaced, words_and_numbers
 from harness.record import Contamination
 
 NEAR = 0.6  # Jaccard similarity of word 3-grams from which on two texts are near-duplicates
@@ -27,7 +28,7 @@ Gram = tuple[str, ...]
 
 def grams(text: str, n: int) -> set[Gram]:
     """The word n-grams of `text`, in lower case and without punctuation; of a shorter text all its words."""
-    words = re.findall(r"\d+(?:[.,]\d+)*|\w+", text.lower())
+    words = words_and_numbers(text.lower())
     return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} if words else set()
 
 
@@ -146,5 +147,5 @@ def _near(items: Sequence[str], questions: Iterable[str]) -> set[int]:
 
 def _long(text: str) -> set[Gram]:
     """The word 3-grams of a text of 13 words or more; none of a shorter one, which is compared whole."""
-    words = normalised(text).split()
+    words = spaced(normalised(text)).split()
     return grams(" ".join(words), NEAR_WORDS) if len(words) >= SHARED_WORDS else set()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,8 @@ from harness.job.data.places import by_record, naming
 
 Row = dict[str, Any]
 DELIMITERS = ",;\t|"
+ACCENTED = re.compile(r"[^\x00-\x7f]+")
+MOST_ACCENTED = 2  # letters in a row, in languages that cp1252 is for, as in Größe and créée
 SAMPLE = 50  # lines of a table by which its delimiter is found
 SAVED = ("state.json", "dataset_dict.json")  # of folders that `datasets` saved
 TAGS = {  # LLaMA-Factory's tags of turns and their defaults, by the fields and roles that they mean
@@ -127,7 +131,10 @@ def _of_file(file: Path, path: str) -> FileRows:
     try:
         content = READERS[suffix](file)
     except UnicodeDecodeError:
-        raise UserError(f"data.path={path} is not UTF-8; save it as UTF-8 (iconv -f CP1252 -t UTF-8 {path}).") from None
+        raise UserError(
+            f"data.path={path} is not UTF-8; save it as UTF-8 (iconv -f ENCODING -t UTF-8 {path}, where ENCODING is "
+            "CP1252, GB18030, SHIFT_JIS or whatever wrote it)."
+        ) from None
     except RecursionError:
         raise UserError(f"data.path={path} can't be read as {suffix[1:]}: it is nested too deeply.") from None
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's and json's are ValueErrors
@@ -157,27 +164,53 @@ def _encoding(content: bytes) -> str:
     return "utf-16" if content.startswith(WIDE) else "utf-8-sig"
 
 
+def _decoded(content: bytes) -> str:
+    return content.decode(_encoding(content))
+
+
 def _text(file: Path) -> str:
     """The whole text of a file. Raises UserError if it is binary."""
     content = _bytes(file)
     data_files.require_text(content, str(file))
-    return content.decode(_encoding(content))
+    return _decoded(content)
 
 
 def _json_lines(file: Path) -> FileRows:
     rows, numbers = [], []
-    lines = _bytes(file).decode("utf-8-sig").split("\n")  # text may hold U+2028
+    lines = _decoded(_bytes(file)).split("\n")  # text may hold U+2028
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(_json(line))
             numbers.append(number)
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}, column {error.colno}: {error.msg}.") from None
         except RecursionError:
             raise ValueError(f"line {number} is nested too deeply.") from None
+        except UnicodeEncodeError as error:
+            raise _torn(error, f"line {number}") from None
     return FileRows(rows, lines=numbers)
+
+
+def _whole_json(file: Path) -> FileRows:
+    try:
+        return FileRows(_json(_decoded(_bytes(file))))
+    except UnicodeEncodeError as error:
+        raise _torn(error, "a text") from None
+
+
+def _json(text: str) -> Any:
+    """What `text` holds as JSON. Raises UnicodeEncodeError for half a character, which no tokenizer reads."""
+    value = json.loads(text)
+    if "\\u" in text:  # nothing else writes one
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _torn(error: UnicodeEncodeError, where: str) -> ValueError:
+    half = ascii(error.object[error.start])[1:-1]
+    return ValueError(f"{where} has half of a character, {half}, as where a text was cut in an emoji; remove it.")
 
 
 def _table(file: Path, usual: str) -> FileRows:
@@ -189,6 +222,8 @@ def _table(file: Path, usual: str) -> FileRows:
     except UnicodeDecodeError:
         encoding = "cp1252"
         text = content.decode(encoding)
+        if _is_of_another_alphabet(text):
+            raise
     csv.field_size_limit(sys.maxsize)
     delimiter = _delimiter(text, usual)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -197,6 +232,12 @@ def _table(file: Path, usual: str) -> FileRows:
     notes = [] if encoding == "utf-8-sig" else [encoding]
     notes += [] if delimiter == usual else [f"delimiter {delimiter!r}"]
     return FileRows([row for row, _ in numbered], notes, lines=[number for _, number in numbered])
+
+
+def _is_of_another_alphabet(text: str) -> bool:
+    """Whether a text that was read as cp1252 is Chinese, Cyrillic or the like: its letters are none of cp1252's."""
+    runs = [len(run) for run in ACCENTED.findall(text)]
+    return 2 * sum(run for run in runs if run > MOST_ACCENTED) > sum(runs)
 
 
 def _require_different(names: Sequence[str]) -> None:
@@ -217,7 +258,7 @@ def _whole(reader: csv.DictReader[str]) -> Iterator[tuple[Row, int]]:
 
 def _delimiter(text: str, usual: str) -> str:
     """The one by which the first rows have most columns, all as many as the header."""
-    head = text.splitlines()[: SAMPLE + 1]
+    head = [*itertools.islice(io.StringIO(text, newline=""), SAMPLE + 1)]  # a field may hold U+2028
 
     def columns(delimiter: str) -> int:
         # The last line may be a part of a quoted field
@@ -239,7 +280,7 @@ def _parquet(file: Path) -> FileRows:
 
 READERS: dict[str, Callable[[Path], FileRows]] = {
     ".jsonl": _json_lines,
-    ".json": lambda file: FileRows(json.loads(_bytes(file).decode("utf-8-sig"))),
+    ".json": _whole_json,
     ".csv": lambda file: _table(file, ","),
     ".tsv": lambda file: _table(file, "\t"),
     ".parquet": _parquet,

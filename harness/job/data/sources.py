@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from contextvars import ContextVar
@@ -287,7 +288,7 @@ def _of_texts(path: str, columns: Mapping[str, str | None]) -> tuple[list[Item],
     """The documents of a file or folder that hold something, and how it was read."""
     content = _content(path)
     there = list(dict.fromkeys(name for row in content.rows for name in row))
-    column = columns.get(TEXT) or TEXT
+    column = _composed(columns.get(TEXT) or TEXT)
     if column not in there and column == TEXT and len(there) == 1:
         column = there[0]
     if column not in there:
@@ -314,6 +315,8 @@ def _of_file(path: str, columns: Mapping[str, str | None], held_out_by: str | No
     """The name of a file, its items, and how it was read."""
     content = _content(path)
     rows = content.rows
+    columns = {field: column and _composed(column) for field, column in columns.items()}
+    held_out_by = held_out_by and _composed(held_out_by)
     form = formats.recognised(rows, columns, path)
     media.refuse(rows, form.source_columns, path)
     unused = formats.unused(rows, form, held_out_by)
@@ -337,6 +340,18 @@ def _of_file(path: str, columns: Mapping[str, str | None], held_out_by: str | No
 
 
 def _content(path: str) -> FileRows:
+    """As `_rows_of`, with the accents of columns composed: é looks alike whether it is one character or two."""
+    content = _rows_of(path)
+    if not all(name.isascii() for row in content.rows for name in row):
+        content.rows = [{_composed(name): value for name, value in row.items()} for row in content.rows]
+    return content
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _rows_of(path: str) -> FileRows:
     """The rows of a file or folder, or of the split train of a hub data set where nothing of that name is here."""
     if _root.get() is not None or not data_files.names_hub(path, Path(".")):
         return read(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -89,7 +90,9 @@ class Drawn(NamedTuple):
 def saved(figure: Figure, kind: str, metadata: dict[str, str | None]) -> bytes:
     """`figure` as a file of this kind, in the style of all figures."""
     file = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # Of names in Chinese, once for each letter: an SVG has them as text, a PNG as boxes.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure.savefig(file, format=kind, metadata=metadata)
     return file.getvalue()
 

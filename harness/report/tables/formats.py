@@ -6,6 +6,7 @@ import csv
 import html
 import itertools
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -181,6 +182,29 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "³": "$^3$",
     "·": r"$\cdot$",
     "ρ": r"$\rho$",
+    "ß": r"\ss{}",
+    "ø": r"\o{}",
+    "Ø": r"\O{}",
+    "æ": r"\ae{}",
+    "Æ": r"\AE{}",
+    "œ": r"\oe{}",
+    "ł": r"\l{}",
+    "Ł": r"\L{}",
+    "ı": r"\i{}",
+}
+ACCENTS = {  # of Latin letters, by Unicode's marks
+    "\u0300": "`",
+    "\u0301": "'",
+    "\u0302": "^",
+    "\u0303": "~",
+    "\u0304": "=",
+    "\u0306": "u",
+    "\u0307": ".",
+    "\u0308": '"',
+    "\u030a": "r",
+    "\u030b": "H",
+    "\u030c": "v",
+    "\u0327": "c",
 }
 
 
@@ -193,8 +217,18 @@ def _latex_text(text: str) -> str:
 
 def _latex_characters(text: str) -> str:
     """`text` for pdflatex, whose fonts lack most of Unicode: missing characters are written as code points."""
-    text = "".join(LATEX.get(c, c if c.isascii() else f"[U+{ord(c):04X}]") for c in text)
+    text = "".join(map(_latex_character, unicodedata.normalize("NFC", text)))
     return re.sub("-(?=-)", "-{}", text)  # no ligature: two hyphens are not a dash
+
+
+def _latex_character(character: str) -> str:
+    if character.isascii() or character in LATEX:
+        return LATEX.get(character, character)
+    parts = unicodedata.normalize("NFD", character)
+    letter, mark = parts[0], parts[1:]
+    if letter.isascii() and letter.isalpha() and mark in ACCENTS:
+        return rf"\{ACCENTS[mark]}{{{letter}}}"
+    return f"[U+{ord(character):04X}]"
 
 
 def _latex(tables: Sequence[Table]) -> str:

@@ -297,6 +297,8 @@ def _no_override(word: str) -> str:
         return f"{wrong}; a value between two commas is missing."
     if "=" not in word:
         return f"{wrong}; `run --help` lists the settings, and commas without spaces separate values of one."
+    if not word.partition("=")[0].isascii():
+        return f"{wrong}; before = are the letters a to z alone, as in +data.columns.topic=COLUMN for any COLUMN."
     return f"{wrong}; quote a value that has special characters, as KEY=\\'VALUE\\'."
 
 

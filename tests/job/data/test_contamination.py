@@ -31,6 +31,26 @@ def test_an_item_is_found_by_thirteen_words_or_all_that_it_has(trained, item, sh
     assert counts == Contamination(13, 1, 1, shared, same=0, near=0)
 
 
+CHINESE = "小明一共有三个苹果，他又买了两个，现在一共有多少个？"
+THAI = "สวัสดีครับผมชื่อสมชายและผมมาจากเชียงใหม่"
+HINDI = "एक दो तीन चार पाँच छह सात आठ नौ दस ग्यारह बारह तेरह"
+
+
+@pytest.mark.parametrize(
+    ("trained", "item", "shared", "near"),
+    [
+        (f"前面的话。{CHINESE}后面的话。" * 2, f"问题是{CHINESE}", 1, 1),
+        (f"มี{THAI}", THAI, 1, 1),
+        (CHINESE.replace("苹果", "橙子"), CHINESE, 1, 1),
+        ("小明有苹果。小红没有。天气很好。我们明天去公园。", CHINESE, 0, 0),
+        (HINDI.replace("आठ", "नहीं"), HINDI, 0, 0),  # vowel signs end no word: 7 and 5 words in a row
+    ],
+)
+def test_words_of_other_scripts_are_found(trained, item, shared, near):
+    counts = contamination.trained_on([item], [trained], [trained])
+    assert (counts.shared, counts.near) == (shared, near)
+
+
 def test_an_item_of_few_words_is_not_looked_for_inside_others():
     texts = ["What is it? This."]
     assert contamination.trained_on(["What is it?", LONG], ["No."], texts) == Contamination(13, 2, 2, 0, same=0, near=0)

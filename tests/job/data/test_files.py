@@ -258,3 +258,54 @@ def test_a_hub_id_is_one_of_which_nothing_is_here():
 @pytest.mark.parametrize("path", ["-o/something", "someone/-something", "--help/x", ".hidden/x", "someone/.."])
 def test_a_hub_id_is_no_option_and_no_hidden_folder(path):
     assert not data_files.names_hub(path, Path("."))
+
+
+# Other languages
+
+CHINESE = [{"question": f"{i} 加 {i} 等于多少？", "answer": f"答案是{2 * i}\u2028。"} for i in range(5)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_is_read_in_utf_8_and_utf_16(encoding):
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in CHINESE)
+    Path("a.jsonl").write_bytes(lines.encode(encoding))
+    Path("a.json").write_bytes(json.dumps(CHINESE, ensure_ascii=False).encode(encoding))
+    assert files.read("a.jsonl").rows == files.read("a.json").rows == CHINESE
+
+
+@pytest.mark.parametrize(("name", "place"), [("a.jsonl", "line 2"), ("a.json", "a text")])
+def test_half_of_a_character_is_refused(name, place):
+    rows = [{"question": "\U0001f600", "answer": "a"}, {"question": "q", "answer": {"deep": ["cut \ud83d"]}}]
+    Path(name).write_text(json.dumps(rows) if name == "a.json" else "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=rf"{name} .*: {place} has half of a character, \\ud83d, .*; remove it\."):
+        files.read(name)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("gb18030", "小明有三个苹果"),
+        ("big5", "小明有三個蘋果"),
+        ("euc-kr", "사과가 세 개 있다"),
+        ("shift_jis", "リンゴが三つあります"),
+        ("cp1251", "У Маши три яблока"),
+        ("cp1256", "لديه ثلاث تفاحات"),
+    ],
+)
+def test_a_table_of_another_alphabet_is_not_taken_for_cp1252(encoding, text):
+    Path("a.csv").write_bytes(f"question,answer\n{text},{text}\n".encode(encoding))
+    with pytest.raises(UserError, match=r"a\.csv is not UTF-8; save it as UTF-8"):
+        files.read("a.csv")
+
+
+def test_a_tables_fields_may_hold_what_ends_lines_elsewhere():
+    Path("a.csv").write_text("question;answer\n" + "a\u2028b\x85c;d\n" * 3, encoding="utf-8", newline="")
+    assert files.read("a.csv").rows == [{"question": "a\u2028b\x85c", "answer": "d"}] * 3
+
+
+@pytest.mark.parametrize("typed", ["réponse", "re\u0301ponse"])
+@pytest.mark.parametrize("written", ["réponse", "re\u0301ponse"])
+def test_columns_are_found_however_their_accents_are_written(typed, written):
+    Path("a.jsonl").write_text(LINES.replace("answer", written), encoding="utf-8")
+    splits = sources.from_file("a.jsonl", {"question": "question", "answer": typed}, test_share=0.1)
+    assert {item["answer"] for part in splits.values() for item in part} == {row["answer"] for row in ROWS}

@@ -186,6 +186,11 @@ def test_a_written_answer_names_one_label(text, label):
     assert classes.written_label(text, labels) == label
 
 
+def test_a_label_is_found_where_no_spaces_stand():
+    assert classes.written_label("答案是不满意。", ["满意", "不满意"]) == "不满意"
+    assert classes.written_label("हाँ जी", ["हा", "ना"]) == classes.NONE  # the vowel sign makes it another word
+
+
 def test_scores_are_of_the_likeliest_label(bench):
     own = tasks(TICKETS)
     scores, items, _ = scoring.score(bench.net, bench.tokenizer, own, 4, None)

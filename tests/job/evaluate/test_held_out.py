@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from harness.job import preflight
 from harness.job.data import cached, encoding
 from harness.job.evaluate import rescoring, scoring
 from harness.job.evaluate.held_out import prose
+from harness.job.evaluate.held_out.task import LAST_NUMBER, exactness, kind_of
 from harness.settings import EvalSettings
 from harness.studies import verify
 
@@ -218,6 +220,47 @@ def test_overlap_is_googles_and_knows_other_scripts():
     said, answer = "猫在家里吃饭", "猫在家里睡觉"
     bleu = sacrebleu.sentence_bleu(said, [answer], tokenize="zh").score / 100
     assert 0.4 < prose.likeness({"answer": answer}, [said])["bleu"] == pytest.approx(bleu)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("สวัสดีครับ ผมชื่อสมชาย", "สวัสดีครับ ฉันชื่อสมชาย"),
+        ("こんにちは", "こんにちわ"),
+        ("𠀀𠀁𠀂𠀃𠀄", "𠀀𠀁𠀂𠀃"),
+        ("मेरा नाम हिन्दी में लिखा है", "मेरा नाम हिन्दी में लिखो है"),
+    ],
+)
+def test_prose_without_spaces_and_with_marks_is_partly_alike(answer, said):
+    assert all(0.2 < value < 0.95 for value in prose.likeness({"answer": answer}, [said]).values())
+
+
+def test_a_mark_makes_another_word():
+    assert prose.likeness({"answer": "हिन्दी"}, ["हिन्दु"])["rougeL"] == 0
+    assert prose.likeness({"answer": "café"}, ["cafe\u0301"]) == {"rougeL": 1, "bleu": pytest.approx(1)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("北京", "exact"),
+        ("เชียงใหม่", "exact"),
+        ("カスタマーサポート", "exact"),
+        ("这座城市位于中国的北部，以其悠久的历史闻名。", "text"),
+        ("この街は北にあり、長い歴史で知られています。", "text"),
+        ("เมืองนี้อยู่ทางเหนือและมีประวัติยาวนาน", "text"),
+    ],
+)
+def test_a_sentence_without_spaces_is_no_short_answer(answer, kind):
+    items = [{"question": f"Q{i}", "answer": answer} for i in range(4)]
+    assert kind_of(composed("data=local").settings.data, {"test": items}) == kind
+
+
+def test_numbers_in_other_digits_are_found_flexibly():
+    answers = [("答案是４２", "所以是４２个"), ("٤٢", "الجواب ٤٢ فقط"), ("42", "答案是42。")]
+    for answer, said in answers:
+        extracted = re.findall(LAST_NUMBER, said)[-1]
+        assert exactness({"answer": answer}, ["".join(extracted)])["exact_match"] == 1
 
 
 def test_a_number_is_found_strictly_and_flexibly():

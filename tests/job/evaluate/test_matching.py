@@ -28,6 +28,18 @@ from harness.job.evaluate.held_out.matching import last_number, same
         ("It is 42.", "It is 42"),
         ("42", "It is 42."),
         ("Straße", "STRASSE"),
+        ("cafe\u0301", "café"),
+        ("\u0130stanbul", "istanbul"),
+        ("「北京」。", "北京"),
+        ("نعم؟", "نعم"),
+        ("हाँ।", "हाँ"),
+        ("«Да»…", "да"),
+        ("１，２３４．５", "1234.5"),
+        ("٤٢", "42"),
+        ("٣٫٥", "3.5"),
+        ("४२", "42"),
+        ("\u200b42\ufeff", "42"),
+        ("42", "答案是42。"),
     ],
 )
 def test_form_does_not_count(said, answer):
@@ -48,6 +60,10 @@ def test_form_does_not_count(said, answer):
         ("#### 42 #### 43", "#### 42"),
         ("42", "42 apples"),
         ("Paris, Rome", "Paris"),
+        ("北京", "南京"),
+        ("हा", "हाँ"),
+        ("x²", "x2"),
+        ("3,5", "3.5"),
     ],
 )
 def test_another_answer_is_wrong(said, answer):
@@ -64,6 +80,8 @@ def test_another_answer_is_wrong(said, answer):
         ("75 %", "75"),
         ("#### 7\n", "7"),
         ("version v2.5", None),
+        ("一共有 ４２ 。", "42"),
+        ("答えは-5", "-5"),
         ("12,34", None),
         ("agent 007", None),
         ("42 apples", None),

@@ -525,6 +525,14 @@ def test_torn_samples_are_named(evaluated, tmp_path, capsys):
     assert not (tmp_path / "results").exists()
 
 
+def test_a_sample_with_a_line_separator_is_one_line(evaluated, tmp_path):
+    folder, _ = copied(evaluated, tmp_path / "out")
+    samples = next(folder.rglob("samples_wordmath_*"))
+    text = samples.read_text(encoding="utf-8")
+    samples.write_text(text.replace('{"', '{"note": "a\u2028b", "', 1), encoding="utf-8")
+    assert only("lm-eval", folder).items["task"].value_counts()["wordmath"] > 0
+
+
 def test_a_group_that_only_bundles_is_its_members(evaluated, tmp_path):
     folder, path = copied(evaluated, tmp_path / "out")
     value = json.loads(path.read_text())

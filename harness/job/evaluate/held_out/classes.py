@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from harness.job.data.labels import Labels
+from harness.job.data.words import MARKS, UNSPACED
 from harness.job.evaluate.held_out import matching
 from harness.record import ClassCounts
 
 MACRO_F1 = "f1_macro"  # the metric's name
+BEGIN, END = rf"(?:(?<!\w)|(?<=[{UNSPACED}]))", rf"(?![{MARKS}])(?:(?!\w)|(?=[{UNSPACED}]))"  # of a word
 NONE = "(no label)"  # the prediction of a written answer that names no label, or several
 
 
@@ -31,7 +33,7 @@ def written_label(text: str, labels: Sequence[str]) -> str:
     plain = matching.plain(matching.final(text))
     if plain in forms:
         return forms[plain]
-    inside = [label for form, label in forms.items() if re.search(rf"(?<!\w){re.escape(form)}(?!\w)", plain)]
+    inside = [label for form, label in forms.items() if re.search(rf"{BEGIN}{re.escape(form)}{END}", plain)]
     longest = [label for label in inside if not any(label != other and label in other for other in inside)]
     return longest[0] if len(longest) == 1 else NONE
 

@@ -30,11 +30,12 @@ from lm_eval.api.task import ConfigurableTask
 
 from harness import units
 from harness.errors import UserError
+from harness.job.data import words
 from harness.job.data.chat import WORDS
 from harness.job.data.columns import CHAT, OPTIONS, Item, answer_of, asked, last_answer, text_before
 from harness.job.data.documents import DOCUMENTS, TEXT
 from harness.job.data.generators.reasoning_gym import Verifier
-from harness.job.data.labels import Labels, are_labels, is_short, labels_of
+from harness.job.data.labels import SHORT_WORDS, Labels, are_labels, is_short, labels_of
 from harness.job.data.normalising import normalised
 from harness.job.data.preferences import BAD, GOOD, MARK, REJECTED
 from harness.job.data.turns import TOOLS, words_of
@@ -56,7 +57,7 @@ SCORED_BY = {
     "text": "ROUGE-L and BLEU, as prose",
 }
 BY_ENCODER = "ROUGE-L, BLEU and BERTScore by {}, as prose"
-LAST_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"  # as in lm-eval's gsm8k
+LAST_NUMBER = r"(-?[$\d.,٫٬]{2,})|(-?\d+)"  # as in lm-eval's gsm8k, with the digits of all scripts
 
 
 class HeldOutTask(ConfigurableTask):
@@ -319,7 +320,8 @@ def _mostly(of: Iterable[bool]) -> bool:
 
 
 def _is_result(answer: str) -> bool:
-    return is_short(answer) or matching.states_result(answer)
+    """Whether an answer is a few words of any script, or ends in a result."""
+    return (is_short(answer) and words.length(answer) <= SHORT_WORDS) or matching.states_result(answer)
 
 
 def _doc(item: Item, data: DataSettings, kind: str) -> dict[str, Any]:
