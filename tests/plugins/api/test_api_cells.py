@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import scripted
 import torch
+from aiohttp import web
 from job_helpers import DATA, composed, needs_data, run_here, run_request
 from serving import NAME, LogProbabilities, Wire, chatty, serve
 from tiny_encoder import saved_encoder
@@ -295,6 +296,24 @@ def test_an_endpoint_without_log_probabilities_says_how_to_do_without(served, tm
     found = cell(served, "eval.tasks=[facts]", "eval.limit=1", "model.tokenizer=embedded:tiny")
     with pytest.raises(UserError, match=r"refused .*\(HTTP 400.*omit model\.tokenizer to ask the tasks as chat"):
         ask(tmp_path, found)
+
+
+@pytest.mark.parametrize("kept", [slice(-1, None), slice(None, -1)], ids=["echo is ignored", "nothing is written"])
+def test_log_probabilities_of_other_tokens_than_the_prompts_are_refused(likely, tmp_path, kept):
+    """Many servers take `echo` and ignore it; lm-eval would sum up what is left, which may be nothing."""
+
+    class Partial(Wire):
+        async def answer(self, request):
+            whole = json.loads((await super().answer(request)).body)
+            logprobs = whole["choices"][0]["logprobs"]
+            logprobs |= {name: values[kept] for name, values in logprobs.items()}
+            return web.json_response(whole)
+
+    with Partial(likely.base_url) as there:
+        found = cell(there.base_url, "eval.tasks=[facts]", "eval.limit=1", "model.tokenizer=embedded:tiny")
+        says = r"of each token of a prompt and of the one after it, \d+ in all, got \d+; omit model\.tokenizer to ask"
+        with pytest.raises(UserError, match=says):
+            ask(tmp_path, found)
 
 
 @pytest.mark.long

@@ -194,7 +194,10 @@ class ApiModel(TemplateAPI):
         contexts = {key: context for key, (_, context, _) in left.items()}
         try:
             await self._endpoint.ask_all(
-                payloads, self.access.concurrency, lambda key, text: self._read(text, contexts[key], until), keep
+                payloads,
+                self.access.concurrency,
+                lambda key, text: self._read(text, payloads[key], contexts[key], until),
+                keep,
             )
         except Unsuccessful as error:
             scored = any(context is not None for context in contexts.values())
@@ -216,7 +219,9 @@ class ApiModel(TemplateAPI):
             )
         return UserError(f"{self.base_url} refused the request ({said}); {_remedy(error.status, scored)}.")
 
-    def _read(self, text: str, context: int | None, until: list[str]) -> tuple[Any, bool, dict[str, Any]]:
+    def _read(
+        self, text: str, payload: dict[str, Any], context: int | None, until: list[str]
+    ) -> tuple[Any, bool, dict[str, Any]]:
         """The answer in a response, whether it was cut off, and its token counts. Raises Unsuccessful otherwise."""
         try:
             response = from_json(text)
@@ -229,12 +234,25 @@ class ApiModel(TemplateAPI):
                 (answer,) = self.parse_generations(response)
                 answer = postprocess_generated_text(spoken(answer or ""), until, None)
                 return answer, choice.get("finish_reason") == "length", dict(usage)
-            if not (choice.get("logprobs") or {}).get("top_logprobs"):
-                raise UserError(f"{self.base_url} returns no log-probabilities of prompts; {CHAT_INSTEAD}.")
+            self._require_prompt(choice.get("logprobs") or {}, len(payload["prompt"]))
             ((likely, greedy),) = self.parse_logprobs(response, ctxlens=[context])
             return [float(likely), bool(greedy)], False, dict(usage)
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError):
             raise Unsuccessful("response", f"the response is not a completion, {_shown(text)}") from None
+
+    def _require_prompt(self, logprobs: dict[str, Any], prompt: int) -> None:
+        """Raise UserError unless `logprobs` are of the `prompt` tokens and of the one written after them.
+
+        An endpoint that ignores `echo` returns those of the written token alone, and lm-eval would take the sum over no
+        token, 0, for the continuation's.
+        """
+        if not logprobs.get("top_logprobs"):
+            raise UserError(f"{self.base_url} returns no log-probabilities of prompts; {CHAT_INSTEAD}.")
+        if (count := len(logprobs["token_logprobs"])) != prompt + 1:
+            raise UserError(
+                f"{self.base_url} must return the log-probability of each token of a prompt and of the one after it, "
+                f"{prompt + 1} in all, got {count}; {CHAT_INSTEAD}."
+            )
 
 
 class Chat(ApiModel, LocalChatCompletion):
