@@ -34,9 +34,9 @@ T = TypeVar("T")
 class Unsuccessful(Exception):
     """A request without an answer.
 
-    kind: "timeout", "connection", "status", "size" of the answer, "waiting" for longer than is waited, or "response"
-    for an answer that is not one. status: of HTTP, if there was one. again: whether another try may succeed. wait:
-    seconds that the endpoint asks for before it.
+    kind: "timeout", "connection", "status", "size" of the answer, "waiting" for longer than is waited, "error" in place
+    of an answer, or "response" for an answer that is not one. status: of HTTP, if there was one. again: whether another
+    try may succeed. wait: seconds that the endpoint asks for before it.
     """
 
     def __init__(self, kind: str, text: str, status: int | None = None, again: bool = True, wait: float = 0.0):
@@ -234,6 +234,21 @@ def from_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def only_choice(response: dict[str, Any]) -> dict[str, Any]:
+    """The one choice of a response. Raises Unsuccessful for an error of the response or of the choice.
+
+    Gateways such as OpenRouter send errors with HTTP 200 once a model has begun to answer. Raises LookupError,
+    ValueError, TypeError or AttributeError without a choice.
+    """
+    error = response.get("error")
+    if not error:
+        (choice,) = response["choices"]
+        error = choice.get("error") or (choice if choice.get("finish_reason") == "error" else None)
+        if not error:
+            return dict(choice)
+    raise Unsuccessful("error", json.dumps(error, ensure_ascii=False)[:QUOTED])
 
 
 def refused(reply: str, asked: dict[str, Any]) -> str | None:

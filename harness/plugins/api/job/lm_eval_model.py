@@ -27,7 +27,7 @@ from harness.job.evaluate.cut_requests import CutRequests
 from harness.job.models import loading
 from harness.plugins.api.job import endpoint
 from harness.plugins.api.job.client import Stopped
-from harness.plugins.api.job.endpoint import QUOTED, Endpoint, Response, Unsuccessful, from_json, spoken
+from harness.plugins.api.job.endpoint import QUOTED, Endpoint, Response, Unsuccessful, from_json, only_choice, spoken
 from harness.plugins.api.requests import ApiAccess
 from harness.settings import ModelSettings
 
@@ -133,6 +133,11 @@ class ApiModel(TemplateAPI):
         self.cut.count((len(context) + len(rest) for _, context, rest in requests), self.max_length)
         return super()._loglikelihood_tokens(requests, **how)
 
+    @staticmethod
+    def _written(choice: dict[str, Any]) -> Any:
+        """What a choice of a response holds. lm-eval takes a choice that it can't read for an empty answer."""
+        raise NotImplementedError
+
     @property
     def tries(self) -> int:
         """Number of retries."""
@@ -208,6 +213,8 @@ class ApiModel(TemplateAPI):
         said = redact.redact(error.text)
         if error.kind == "size":
             return UserError(f"{self.base_url} sent no completion: {said}; check model.base_url.")
+        if error.kind == "error":
+            said = f"the response is an error, {_shown(error.text)}"
         if error.kind in ("status", "waiting"):
             said = f"HTTP {error.status}, {_shown(error.text)}"
         if error.kind == "waiting":
@@ -228,11 +235,9 @@ class ApiModel(TemplateAPI):
         except ValueError as error:
             raise Unsuccessful("response", f"the response is not JSON ({error}), {_shown(text)}") from None
         try:
-            (choice,) = response["choices"]
-            usage = response.get("usage") or {}
+            choice, usage = only_choice(response), response.get("usage") or {}
             if context is None:
-                (answer,) = self.parse_generations(response)
-                answer = postprocess_generated_text(spoken(answer or ""), until, None)
+                answer = postprocess_generated_text(spoken(self._written(choice) or ""), until, None)
                 return answer, choice.get("finish_reason") == "length", dict(usage)
             self._require_prompt(choice.get("logprobs") or {}, len(payload["prompt"]))
             ((likely, greedy),) = self.parse_logprobs(response, ctxlens=[context])
@@ -258,9 +263,17 @@ class ApiModel(TemplateAPI):
 class Chat(ApiModel, LocalChatCompletion):
     """Answers by chat completions."""
 
+    @staticmethod
+    def _written(choice: dict[str, Any]) -> Any:
+        return choice["message"].get("content")
+
 
 class Completions(ApiModel, LocalCompletionsAPI):
     """Answers by completions, with log-probabilities. Prompts are sent as tokens, so that counts match."""
+
+    @staticmethod
+    def _written(choice: dict[str, Any]) -> Any:
+        return choice["text"]
 
     def create_message(self, messages: list[Any], generate: bool = False) -> Any:
         return messages[0]
