@@ -446,6 +446,60 @@ def test_a_model_has_room_to_think_and_is_scored_by_what_it_says_then(tmp_path):
     assert {answer.answer for answer in kept} == {"#### 7\n\n"}
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<think>\nIt may be 12, or", ""),  # cut off: the last number is none that it answered
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "12?"}]}, {"type": "text", "text": "7"}], "7"),
+        (None, ""),
+        ("7 < 12", "7 < 12"),
+    ],
+)
+def test_thoughts_are_no_answer(content, said):
+    assert endpoint.spoken(content) == said
+
+
+@pytest.mark.parametrize(
+    ("reply", "name"),
+    [
+        ("`temperature` is deprecated for this model.", "temperature"),  # Anthropic
+        ("Argument not supported on this model: stop", "stop"),  # xAI
+        ("Model grok-4.6 does not support parameter stop.", "stop"),
+        (
+            '{"detail": [{"type":"extra_forbidden","loc":["body","seed"],"msg":"Extra inputs are not permitted"}]}',
+            "seed",
+        ),
+        (r"Invalid JSON payload received. Unknown name \"seed\": Cannot find field.", "seed"),  # Gemini
+        ("Unrecognized request argument supplied: seed", "seed"),
+        ("max_tokens is too large: 9000. This model supports at most 4096.", None),
+        ("Unsupported parameter: 'messages'", None),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422])
+def test_parameters_are_refused_in_many_words(reply, name, status):
+    asked = {"max_tokens": 10, "temperature": 0, "stop": ["."], "seed": 1}
+    refused = set()
+
+    def script(prompt, number):
+        return {"text": status, "error": reply} if name is None or name in there.asked[number] else "7"
+
+    async def ask(address) -> None:
+        peer = endpoint.Endpoint(f"{address}/chat/completions", None, 10.0, 0, 0.0)
+        messages = [{"role": "user", "content": "?"}]
+        await peer.ask_all({0: asked | {"messages": messages, "model": "m"}}, 1, lambda key, text: text, keep)
+
+    def keep(key, answer) -> None:
+        refused.update(asked.keys() - answer.asked.keys())
+
+    with scripted.server(script) as there:
+        if name is None:
+            with pytest.raises(endpoint.Unsuccessful):
+                asyncio.run(ask(there.url))
+        else:
+            asyncio.run(ask(there.url))
+    assert refused == ({name} if name else set())
+
+
 def test_room_to_think_is_part_of_a_cell_and_of_its_estimate(tmp_path):
     plain, roomy = cell("http://h/v1"), cell("http://h/v1", "model.thinking=1000")
     assert plain.id == cell("http://h/v1", "model.thinking=0").id != roomy.id

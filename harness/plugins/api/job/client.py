@@ -129,9 +129,8 @@ def _read(text: str) -> Reply:
     try:
         response = from_json(text)
         choice, used = only_choice(response), response.get("usage") or {}
-        content = choice["message"].get("content") or ""
         return Reply(
-            text=spoken(content).encode("utf-8", "ignore").decode(),  # without lone surrogates
+            text=spoken(choice["message"].get("content")).encode("utf-8", "ignore").decode(),  # without lone surrogates
             whole=choice.get("finish_reason") != "length",
             read=used.get("prompt_tokens"),
             written=used.get("completion_tokens"),

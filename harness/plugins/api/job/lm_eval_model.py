@@ -237,7 +237,7 @@ class ApiModel(TemplateAPI):
         try:
             choice, usage = only_choice(response), response.get("usage") or {}
             if context is None:
-                answer = postprocess_generated_text(spoken(self._written(choice) or ""), until, None)
+                answer = postprocess_generated_text(spoken(self._written(choice)), until, None)
                 return answer, choice.get("finish_reason") == "length", dict(usage)
             self._require_prompt(choice.get("logprobs") or {}, len(payload["prompt"]))
             ((likely, greedy),) = self.parse_logprobs(response, ctxlens=[context])
