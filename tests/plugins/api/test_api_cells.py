@@ -507,6 +507,20 @@ def test_room_to_think_is_part_of_a_cell_and_of_its_estimate(tmp_path):
     assert guessed["written"] == 1040 * ITEMS
 
 
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": 716, "completion_tokens": 126, "total_tokens": 1009}, (716, 293)),  # xAI, Gemini
+        ({"prompt_tokens": 716, "completion_tokens": 293, "total_tokens": 1009}, (716, 293)),
+        ({"prompt_tokens": 716, "completion_tokens": 293}, (716, 293)),
+        ({"prompt_tokens": "716", "completion_tokens": 293, "total_tokens": 1009}, (None, 293)),
+        (None, (None, None)),
+    ],
+)
+def test_thoughts_count_as_written(usage, counts):
+    assert endpoint.token_counts({"usage": usage}) == counts
+
+
 def test_answers_that_were_cut_off_are_counted(tmp_path):
     def script(prompt, number):
         return {"text": "It is", "finish": "length" if number < 2 else "stop"}

@@ -124,16 +124,16 @@ class Client:
 
 
 def _read(text: str) -> Reply:
-    from harness.plugins.api.job.endpoint import QUOTED, Unsuccessful, from_json, only_choice, spoken
+    from harness.plugins.api.job.endpoint import QUOTED, Unsuccessful, from_json, only_choice, spoken, token_counts
 
     try:
         response = from_json(text)
-        choice, used = only_choice(response), response.get("usage") or {}
+        choice, (read, written) = only_choice(response), token_counts(response)
         return Reply(
             text=spoken(choice["message"].get("content")).encode("utf-8", "ignore").decode(),  # without lone surrogates
             whole=choice.get("finish_reason") != "length",
-            read=used.get("prompt_tokens"),
-            written=used.get("completion_tokens"),
+            read=read,
+            written=written,
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Unsuccessful("response", text[:QUOTED], again=False) from None

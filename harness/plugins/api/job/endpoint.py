@@ -258,6 +258,19 @@ def only_choice(response: dict[str, Any]) -> dict[str, Any]:
     raise Unsuccessful("error", json.dumps(error, ensure_ascii=False)[:QUOTED])
 
 
+def token_counts(response: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The tokens that an endpoint read and wrote; null where it does not say.
+
+    xAI and Gemini charge for a model's thinking as written, and count it in `total_tokens` alone.
+    """
+    usage = response.get("usage") or {}
+    counts = map(usage.get, ("prompt_tokens", "completion_tokens", "total_tokens"))
+    read, written, total = (n if type(n) is int else None for n in counts)
+    if read is not None and written is not None and total is not None:
+        written = max(written, total - read)
+    return read, written
+
+
 def refused(reply: str, asked: dict[str, Any]) -> str | None:
     """The parameter of `asked` that an endpoint refuses in `reply`, if it can be renamed or left out; else None.
 

@@ -27,7 +27,16 @@ from harness.job.evaluate.cut_requests import CutRequests
 from harness.job.models import loading
 from harness.plugins.api.job import endpoint
 from harness.plugins.api.job.client import Stopped
-from harness.plugins.api.job.endpoint import QUOTED, Endpoint, Response, Unsuccessful, from_json, only_choice, spoken
+from harness.plugins.api.job.endpoint import (
+    QUOTED,
+    Endpoint,
+    Response,
+    Unsuccessful,
+    from_json,
+    only_choice,
+    spoken,
+    token_counts,
+)
 from harness.plugins.api.requests import ApiAccess
 from harness.settings import ModelSettings
 
@@ -187,10 +196,8 @@ class ApiModel(TemplateAPI):
     async def _ask(self, left: dict[str, Unanswered], until: list[str], requests: Counter[str]) -> None:
         """Ask all of `left`, by key. requests: that have a key."""
 
-        def keep(key: str, answered: Response[tuple[Any, bool, dict[str, Any]]]) -> None:
-            answer, cut, usage = answered.value
-            counts = map(usage.get, ("prompt_tokens", "completion_tokens"))
-            read, written = (n if type(n) is int else None for n in counts)
+        def keep(key: str, answered: Response[tuple[Any, bool, tuple[int | None, int | None]]]) -> None:
+            answer, cut, (read, written) = answered.value
             left_out = sorted(left[key][0].keys() - answered.asked.keys() - {"max_tokens"})  # which is renamed
             self.kept.add(StoredAnswer(key, answer, read, written, answered.seconds, cut, left_out))
             self._told(requests[key])
@@ -228,20 +235,20 @@ class ApiModel(TemplateAPI):
 
     def _read(
         self, text: str, payload: dict[str, Any], context: int | None, until: list[str]
-    ) -> tuple[Any, bool, dict[str, Any]]:
+    ) -> tuple[Any, bool, tuple[int | None, int | None]]:
         """The answer in a response, whether it was cut off, and its token counts. Raises Unsuccessful otherwise."""
         try:
             response = from_json(text)
         except ValueError as error:
             raise Unsuccessful("response", f"the response is not JSON ({error}), {_shown(text)}") from None
         try:
-            choice, usage = only_choice(response), response.get("usage") or {}
+            choice, counts = only_choice(response), token_counts(response)
             if context is None:
                 answer = postprocess_generated_text(spoken(self._written(choice)), until, None)
-                return answer, choice.get("finish_reason") == "length", dict(usage)
+                return answer, choice.get("finish_reason") == "length", counts
             self._require_prompt(choice.get("logprobs") or {}, len(payload["prompt"]))
             ((likely, greedy),) = self.parse_logprobs(response, ctxlens=[context])
-            return [float(likely), bool(greedy)], False, dict(usage)
+            return [float(likely), bool(greedy)], False, counts
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError):
             raise Unsuccessful("response", f"the response is not a completion, {_shown(text)}") from None
 
