@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import scripted
 import torch
+from aiohttp import web
 from job_helpers import DATA, composed, needs_data, run_here, run_request
 from serving import NAME, LogProbabilities, Wire, chatty, serve
 from tiny_encoder import saved_encoder
@@ -297,6 +298,24 @@ def test_an_endpoint_without_log_probabilities_says_how_to_do_without(served, tm
         ask(tmp_path, found)
 
 
+@pytest.mark.parametrize("kept", [slice(-1, None), slice(None, -1)], ids=["echo is ignored", "nothing is written"])
+def test_log_probabilities_of_other_tokens_than_the_prompts_are_refused(likely, tmp_path, kept):
+    """Many servers take `echo` and ignore it; lm-eval would sum up what is left, which may be nothing."""
+
+    class Partial(Wire):
+        async def answer(self, request):
+            whole = json.loads((await super().answer(request)).body)
+            logprobs = whole["choices"][0]["logprobs"]
+            logprobs |= {name: values[kept] for name, values in logprobs.items()}
+            return web.json_response(whole)
+
+    with Partial(likely.base_url) as there:
+        found = cell(there.base_url, "eval.tasks=[facts]", "eval.limit=1", "model.tokenizer=embedded:tiny")
+        says = r"of each token of a prompt and of the one after it, \d+ in all, got \d+; omit model\.tokenizer to ask"
+        with pytest.raises(UserError, match=says):
+            ask(tmp_path, found)
+
+
 @pytest.mark.long
 def test_tasks_of_log_probabilities_without_a_chat_form_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"^eval\.tasks=facts requires log-probabilities, .*model\.tokenizer"):
@@ -427,11 +446,79 @@ def test_a_model_has_room_to_think_and_is_scored_by_what_it_says_then(tmp_path):
     assert {answer.answer for answer in kept} == {"#### 7\n\n"}
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<think>\nIt may be 12, or", ""),  # cut off: the last number is none that it answered
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "12?"}]}, {"type": "text", "text": "7"}], "7"),
+        (None, ""),
+        ("7 < 12", "7 < 12"),
+    ],
+)
+def test_thoughts_are_no_answer(content, said):
+    assert endpoint.spoken(content) == said
+
+
+@pytest.mark.parametrize(
+    ("reply", "name"),
+    [
+        ("`temperature` is deprecated for this model.", "temperature"),  # Anthropic
+        ("Argument not supported on this model: stop", "stop"),  # xAI
+        ("Model grok-4.6 does not support parameter stop.", "stop"),
+        (
+            '{"detail": [{"type":"extra_forbidden","loc":["body","seed"],"msg":"Extra inputs are not permitted"}]}',
+            "seed",
+        ),
+        (r"Invalid JSON payload received. Unknown name \"seed\": Cannot find field.", "seed"),  # Gemini
+        ("Unrecognized request argument supplied: seed", "seed"),
+        ("max_tokens is too large: 9000. This model supports at most 4096.", None),
+        ("Unsupported parameter: 'messages'", None),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422])
+def test_parameters_are_refused_in_many_words(reply, name, status):
+    asked = {"max_tokens": 10, "temperature": 0, "stop": ["."], "seed": 1}
+    refused = set()
+
+    def script(prompt, number):
+        return {"text": status, "error": reply} if name is None or name in there.asked[number] else "7"
+
+    async def ask(address) -> None:
+        peer = endpoint.Endpoint(f"{address}/chat/completions", None, 10.0, 0, 0.0)
+        messages = [{"role": "user", "content": "?"}]
+        await peer.ask_all({0: asked | {"messages": messages, "model": "m"}}, 1, lambda key, text: text, keep)
+
+    def keep(key, answer) -> None:
+        refused.update(asked.keys() - answer.asked.keys())
+
+    with scripted.server(script) as there:
+        if name is None:
+            with pytest.raises(endpoint.Unsuccessful):
+                asyncio.run(ask(there.url))
+        else:
+            asyncio.run(ask(there.url))
+    assert refused == ({name} if name else set())
+
+
 def test_room_to_think_is_part_of_a_cell_and_of_its_estimate(tmp_path):
     plain, roomy = cell("http://h/v1"), cell("http://h/v1", "model.thinking=1000")
     assert plain.id == cell("http://h/v1", "model.thinking=0").id != roomy.id
     guessed = estimate(tmp_path, roomy)
     assert guessed["written"] == 1040 * ITEMS
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": 716, "completion_tokens": 126, "total_tokens": 1009}, (716, 293)),  # xAI, Gemini
+        ({"prompt_tokens": 716, "completion_tokens": 293, "total_tokens": 1009}, (716, 293)),
+        ({"prompt_tokens": 716, "completion_tokens": 293}, (716, 293)),
+        ({"prompt_tokens": "716", "completion_tokens": 293, "total_tokens": 1009}, (None, 293)),
+        (None, (None, None)),
+    ],
+)
+def test_thoughts_count_as_written(usage, counts):
+    assert endpoint.token_counts({"usage": usage}) == counts
 
 
 def test_answers_that_were_cut_off_are_counted(tmp_path):

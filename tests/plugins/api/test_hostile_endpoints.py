@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import threading
 import time
 import tracemalloc
@@ -153,6 +154,41 @@ def test_a_long_refusal_is_quoted_at_once():
         with pytest.raises(UserError, match=r"refused \(HTTP 400: \({200}\)\.$"):
             ask(url)
         assert time.thread_time() - before < 5
+
+
+# Errors with HTTP 200, as gateways send them once a model has begun
+
+LATE = {"code": 502, "message": "Provider returned error"}
+RIGHT = {"index": 0, "message": {"content": "#### 7"}, "finish_reason": "stop"}
+ERRORS = {
+    "of the response": {"error": LATE},
+    "of the choice": {"choices": [RIGHT | {"message": {"content": ""}, "error": LATE, "finish_reason": "error"}]},
+    "without a reason": {"choices": [RIGHT | {"message": {"content": "Provider ret"}, "finish_reason": "error"}]},
+}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_an_error_in_place_of_an_answer_is_no_answer(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(client, "BACKOFF", 0.01)
+    late, right = said(json.dumps(error).encode()), said(json.dumps({"choices": [RIGHT]}).encode())
+    with hostile(late, right) as (url, times):
+        assert (ask(url).text, len(times)) == ("#### 7", 2)
+    with hostile(late) as (url, _):
+        says = r"^m at .* sent an error in place of an answer \(6 tries\): .*Provider ret"
+        with pytest.raises(UserError, match=says):
+            ask(url)
+        record = run_cell(tmp_path, url, [], concurrency=1)
+    assert record.status == "failed"
+    assert "did not answer (2 tries): the response is an error, '{" in record.failure.reason
+    assert "Provider ret" in record.failure.reason
+    assert not list(tmp_path.glob("answers/*")), "an empty answer would have been scored"
+
+
+def test_a_choice_without_a_message_is_no_empty_answer(tmp_path):
+    with hostile(said(b'{"choices": [{"index": 0, "finish_reason": "stop"}]}')) as (url, _):
+        record = run_cell(tmp_path, url, [], concurrency=1)
+    assert record.status == "failed"
+    assert "the response is not a completion" in record.failure.reason
 
 
 # Nesting

@@ -114,6 +114,8 @@ class Client:
         if error.kind == "status":
             to_do = f"; {TO_DO[error.status]}" if error.status in TO_DO else ""
             return f"{who} refused (HTTP {error.status}: {said}){to_do}."
+        if error.kind == "error":
+            return f"{who} sent an error in place of an answer ({error.tries} tries): {said}."
         if error.kind == "timeout":
             return f"{who} did not answer in time, {error.tries} times; raise --timeout or lower --concurrency."
         if error.kind == "connection":
@@ -122,17 +124,16 @@ class Client:
 
 
 def _read(text: str) -> Reply:
-    from harness.plugins.api.job.endpoint import QUOTED, Unsuccessful, from_json, spoken
+    from harness.plugins.api.job.endpoint import QUOTED, Unsuccessful, from_json, only_choice, spoken, token_counts
 
     try:
         response = from_json(text)
-        choice, used = response["choices"][0], response.get("usage") or {}
-        content = choice["message"]["content"] or ""
+        choice, (read, written) = only_choice(response), token_counts(response)
         return Reply(
-            text=spoken(content).encode("utf-8", "ignore").decode(),  # without lone surrogates
+            text=spoken(choice["message"].get("content")).encode("utf-8", "ignore").decode(),  # without lone surrogates
             whole=choice.get("finish_reason") != "length",
-            read=used.get("prompt_tokens"),
-            written=used.get("completion_tokens"),
+            read=read,
+            written=written,
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Unsuccessful("response", text[:QUOTED], again=False) from None

@@ -27,6 +27,13 @@ SILENCE = 30.0  # seconds by which a wait must grow to be told again
 LARGEST = 16 * 2**20  # bytes of an answer; the log-probabilities of 100,000 tokens take about 10 MiB
 QUOTED = 4000  # characters of an answer that messages are made of
 
+PARAMETER = "max_tokens|temperature|stop|seed"  # what can be renamed, or left out
+REFUSAL = re.compile(
+    r"(?:[Uu]nsupported (?:parameter|value)|[Uu]n(?:known|recognized) (?:parameter|name|request argument supplied)"
+    r"|not supported on this model|does not support parameter|extra_forbidden\W+loc\W+body)"
+    rf"\W+(?P<after>{PARAMETER})\b|\b(?P<before>{PARAMETER})\W+is (?:deprecated|unsupported|not supported)"
+)
+
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -34,9 +41,9 @@ T = TypeVar("T")
 class Unsuccessful(Exception):
     """A request without an answer.
 
-    kind: "timeout", "connection", "status", "size" of the answer, "waiting" for longer than is waited, or "response"
-    for an answer that is not one. status: of HTTP, if there was one. again: whether another try may succeed. wait:
-    seconds that the endpoint asks for before it.
+    kind: "timeout", "connection", "status", "size" of the answer, "waiting" for longer than is waited, "error" in place
+    of an answer, or "response" for an answer that is not one. status: of HTTP, if there was one. again: whether another
+    try may succeed. wait: seconds that the endpoint asks for before it.
     """
 
     def __init__(self, kind: str, text: str, status: int | None = None, again: bool = True, wait: float = 0.0):
@@ -192,7 +199,7 @@ class Endpoint:
             seconds = _seconds(wait)
             self._leave_alone(seconds, status)
             raise Unsuccessful("status", text[:QUOTED], status, wait=seconds)
-        if status == 400 and (name := refused(text, asked)):
+        if status in (400, 422) and (name := refused(text, asked)):
             self._refused.add(name)
             return await self._send(session, payload, read)
         if status >= 300:
@@ -236,13 +243,43 @@ def from_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def only_choice(response: dict[str, Any]) -> dict[str, Any]:
+    """The one choice of a response. Raises Unsuccessful for an error of the response or of the choice.
+
+    Gateways such as OpenRouter send errors with HTTP 200 once a model has begun to answer. Raises LookupError,
+    ValueError, TypeError or AttributeError without a choice.
+    """
+    error = response.get("error")
+    if not error:
+        (choice,) = response["choices"]
+        error = choice.get("error") or (choice if choice.get("finish_reason") == "error" else None)
+        if not error:
+            return dict(choice)
+    raise Unsuccessful("error", json.dumps(error, ensure_ascii=False)[:QUOTED])
+
+
+def token_counts(response: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The tokens that an endpoint read and wrote; null where it does not say.
+
+    xAI and Gemini charge for a model's thinking as written, and count it in `total_tokens` alone.
+    """
+    usage = response.get("usage") or {}
+    counts = map(usage.get, ("prompt_tokens", "completion_tokens", "total_tokens"))
+    read, written, total = (n if type(n) is int else None for n in counts)
+    if read is not None and written is not None and total is not None:
+        written = max(written, total - read)
+    return read, written
+
+
 def refused(reply: str, asked: dict[str, Any]) -> str | None:
     """The parameter of `asked` that an endpoint refuses in `reply`, if it can be renamed or left out; else None.
 
-    OpenAI's thinking models accept no `max_tokens`, temperature, `stop` or seed.
+    OpenAI's thinking models accept no `max_tokens`, temperature, `stop` or seed, Anthropic's newer ones no temperature,
+    xAI's no `stop`, and Mistral's no seed.
     """
-    found = re.search(r"[Uu]nsupported (?:parameter|value): '(max_tokens|temperature|stop|seed)'", reply)
-    return found[1] if found and found[1] in asked else None
+    found = REFUSAL.search(reply)
+    name = found and (found["after"] or found["before"])
+    return name if name in asked else None
 
 
 def put(asked: dict[str, Any], refused: Collection[str], thinking: int = 0) -> dict[str, Any]:
@@ -256,9 +293,17 @@ def put(asked: dict[str, Any], refused: Collection[str], thinking: int = 0) -> d
     return kept
 
 
-def spoken(text: str) -> str:
-    """A model's answer without its thinking, which some servers leave in the text."""
+def spoken(content: Any) -> str:
+    """A model's answer without its thinking, which some servers leave in the text, and others in parts of their own.
+
+    Empty if the thinking was cut off: it is no answer. content: a text, parts as Mistral's thinking models write them,
+    or null.
+    """
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    text = "".join(part["text"] for part in parts if part["type"] == "text")
     _, thought, said = text.rpartition("</think>")
+    if not thought and text.lstrip().startswith("<think>"):
+        return ""
     return said.lstrip() if thought else text
 
 

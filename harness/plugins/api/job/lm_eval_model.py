@@ -27,7 +27,16 @@ from harness.job.evaluate.cut_requests import CutRequests
 from harness.job.models import loading
 from harness.plugins.api.job import endpoint
 from harness.plugins.api.job.client import Stopped
-from harness.plugins.api.job.endpoint import QUOTED, Endpoint, Response, Unsuccessful, from_json, spoken
+from harness.plugins.api.job.endpoint import (
+    QUOTED,
+    Endpoint,
+    Response,
+    Unsuccessful,
+    from_json,
+    only_choice,
+    spoken,
+    token_counts,
+)
 from harness.plugins.api.requests import ApiAccess
 from harness.settings import ModelSettings
 
@@ -133,6 +142,11 @@ class ApiModel(TemplateAPI):
         self.cut.count((len(context) + len(rest) for _, context, rest in requests), self.max_length)
         return super()._loglikelihood_tokens(requests, **how)
 
+    @staticmethod
+    def _written(choice: dict[str, Any]) -> Any:
+        """What a choice of a response holds. lm-eval takes a choice that it can't read for an empty answer."""
+        raise NotImplementedError
+
     @property
     def tries(self) -> int:
         """Number of retries."""
@@ -182,10 +196,8 @@ class ApiModel(TemplateAPI):
     async def _ask(self, left: dict[str, Unanswered], until: list[str], requests: Counter[str]) -> None:
         """Ask all of `left`, by key. requests: that have a key."""
 
-        def keep(key: str, answered: Response[tuple[Any, bool, dict[str, Any]]]) -> None:
-            answer, cut, usage = answered.value
-            counts = map(usage.get, ("prompt_tokens", "completion_tokens"))
-            read, written = (n if type(n) is int else None for n in counts)
+        def keep(key: str, answered: Response[tuple[Any, bool, tuple[int | None, int | None]]]) -> None:
+            answer, cut, (read, written) = answered.value
             left_out = sorted(left[key][0].keys() - answered.asked.keys() - {"max_tokens"})  # which is renamed
             self.kept.add(StoredAnswer(key, answer, read, written, answered.seconds, cut, left_out))
             self._told(requests[key])
@@ -194,7 +206,10 @@ class ApiModel(TemplateAPI):
         contexts = {key: context for key, (_, context, _) in left.items()}
         try:
             await self._endpoint.ask_all(
-                payloads, self.access.concurrency, lambda key, text: self._read(text, contexts[key], until), keep
+                payloads,
+                self.access.concurrency,
+                lambda key, text: self._read(text, payloads[key], contexts[key], until),
+                keep,
             )
         except Unsuccessful as error:
             scored = any(context is not None for context in contexts.values())
@@ -205,6 +220,8 @@ class ApiModel(TemplateAPI):
         said = redact.redact(error.text)
         if error.kind == "size":
             return UserError(f"{self.base_url} sent no completion: {said}; check model.base_url.")
+        if error.kind == "error":
+            said = f"the response is an error, {_shown(error.text)}"
         if error.kind in ("status", "waiting"):
             said = f"HTTP {error.status}, {_shown(error.text)}"
         if error.kind == "waiting":
@@ -216,33 +233,54 @@ class ApiModel(TemplateAPI):
             )
         return UserError(f"{self.base_url} refused the request ({said}); {_remedy(error.status, scored)}.")
 
-    def _read(self, text: str, context: int | None, until: list[str]) -> tuple[Any, bool, dict[str, Any]]:
+    def _read(
+        self, text: str, payload: dict[str, Any], context: int | None, until: list[str]
+    ) -> tuple[Any, bool, tuple[int | None, int | None]]:
         """The answer in a response, whether it was cut off, and its token counts. Raises Unsuccessful otherwise."""
         try:
             response = from_json(text)
         except ValueError as error:
             raise Unsuccessful("response", f"the response is not JSON ({error}), {_shown(text)}") from None
         try:
-            (choice,) = response["choices"]
-            usage = response.get("usage") or {}
+            choice, counts = only_choice(response), token_counts(response)
             if context is None:
-                (answer,) = self.parse_generations(response)
-                answer = postprocess_generated_text(spoken(answer or ""), until, None)
-                return answer, choice.get("finish_reason") == "length", dict(usage)
-            if not (choice.get("logprobs") or {}).get("top_logprobs"):
-                raise UserError(f"{self.base_url} returns no log-probabilities of prompts; {CHAT_INSTEAD}.")
+                answer = postprocess_generated_text(spoken(self._written(choice)), until, None)
+                return answer, choice.get("finish_reason") == "length", counts
+            self._require_prompt(choice.get("logprobs") or {}, len(payload["prompt"]))
             ((likely, greedy),) = self.parse_logprobs(response, ctxlens=[context])
-            return [float(likely), bool(greedy)], False, dict(usage)
+            return [float(likely), bool(greedy)], False, counts
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError):
             raise Unsuccessful("response", f"the response is not a completion, {_shown(text)}") from None
+
+    def _require_prompt(self, logprobs: dict[str, Any], prompt: int) -> None:
+        """Raise UserError unless `logprobs` are of the `prompt` tokens and of the one written after them.
+
+        An endpoint that ignores `echo` returns those of the written token alone, and lm-eval would take the sum over no
+        token, 0, for the continuation's.
+        """
+        if not logprobs.get("top_logprobs"):
+            raise UserError(f"{self.base_url} returns no log-probabilities of prompts; {CHAT_INSTEAD}.")
+        if (count := len(logprobs["token_logprobs"])) != prompt + 1:
+            raise UserError(
+                f"{self.base_url} must return the log-probability of each token of a prompt and of the one after it, "
+                f"{prompt + 1} in all, got {count}; {CHAT_INSTEAD}."
+            )
 
 
 class Chat(ApiModel, LocalChatCompletion):
     """Answers by chat completions."""
 
+    @staticmethod
+    def _written(choice: dict[str, Any]) -> Any:
+        return choice["message"].get("content")
+
 
 class Completions(ApiModel, LocalCompletionsAPI):
     """Answers by completions, with log-probabilities. Prompts are sent as tokens, so that counts match."""
+
+    @staticmethod
+    def _written(choice: dict[str, Any]) -> Any:
+        return choice["text"]
 
     def create_message(self, messages: list[Any], generate: bool = False) -> Any:
         return messages[0]

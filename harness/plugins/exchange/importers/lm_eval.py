@@ -202,8 +202,8 @@ def _lm_eval_items(path: Path, members: dict[str, list[str]]) -> pd.DataFrame | 
             if not samples.exists():
                 continue
             try:
-                text = samples.read_text(encoding="utf-8").split("\n")  # answers may hold U+2028
-                lines = [json.loads(line) for line in text if line.strip()]
+                texts = samples.read_text(encoding="utf-8").split("\n")  # lm-eval leaves U+2028 in them, unescaped
+                lines = [json.loads(text) for text in texts if text]
             except ValueError as error:
                 raise ValueError(f"{samples.name} beside it is not complete JSON: {error}") from None
             rows += [row for line in lines for row in _item_rows(task, leaf, line)]
