@@ -64,8 +64,8 @@ def _is_here(cell: Cell, data_root: str | None) -> bool:
 def _drawn(cell: Cell, data: DataSettings, data_root: str | None, tokenizer: PreTrainedTokenizerBase) -> DrawnExamples:
     settings, train, tuned = cell.settings, cell.settings.train.validated(), cell.settings.method.tuned
     splits = sources.splits(data, data_root)
-    encode = encoding.encoder(tokenizer, data, train.max_length, train.paired)
-    fitted = lengths.fitted(splits, data, tokenizer, train.max_length, train.paired, train.validation_items)
+    encode = encoding.encoder(tokenizer, data, train.max_length, train.paired, data_root)
+    fitted = lengths.fitted(splits, data, tokenizer, train.max_length, train.paired, train.validation_items, data_root)
     steps = batching.scheduled(fitted.train, train.tuned(), cell.seed, encode) if tuned else []
     held_out = encode(fitted.validation) if train.refers or not tuned else []
     if not tuned:
