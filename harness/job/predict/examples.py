@@ -74,6 +74,8 @@ def _drawn(cell: Cell, data: DataSettings, data_root: str | None, tokenizer: Pre
     if not train.refers:
         return DrawnExamples(steps, [])
     objective = objectives.pairwise(train, valued=False)
+    if not tuned:  # the objective says how they are divided
+        steps = [[[*part]] for part in objective.parts(encoding.compared(held_out), train.micro_batch)]
     tested = splits["test"][: settings.eval.limit] if tuned and HELD_OUT in settings.eval.tasks else []
     scored = [held_out, encode(tested) if tested else []]
     trained = [encoding.compared(micro) for step in steps for micro in step]
