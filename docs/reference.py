@@ -57,7 +57,8 @@ finds accidents and edits. It is no signature: whoever makes up a whole record c
 A number must be finite and not negative, a count at most 2**53, a time must have a time zone, and `study` must be a
 folder's name by letters, digits, `.`, `_`, `-` and `/`. `verify` notes records that lie in a folder of another name
 than their study's. `items_sha256` and `saved.files` are the hashes of the files beside the record; `harness verify`
-compares them.
+compares them. A record of more than 256 MiB, or with a line of more than 1 MiB, is named and left out, so that no
+command takes minutes for it. Of a file of items at most 4,194,304 rows are read, of a log the last 64 MiB are shown.
 
 ## Records of others
 

@@ -56,4 +56,4 @@ def _fitted(
     validation_items: int | None,
 ) -> lengths.FittedItems:
     splits = cached.splits(data, root[0])
-    return lengths.fitted(splits, data, loading.tokenizer(model), max_length, pairs, validation_items)
+    return lengths.fitted(splits, data, loading.tokenizer(model), max_length, pairs, validation_items, root[0])

@@ -145,7 +145,7 @@ def _made(
     tokenizer = loading.tokenizer(settings.model)
     scoring.check_template(settings.eval, tokenizer)
     tasks = _tasks(settings.eval, *_tested(settings.eval, settings.data, root[0]), include)
-    encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired)
+    encode = encoding.encoder(tokenizer, settings.data, train.max_length, train.paired, root[0])
     trained_on: dict[int, encoding.Item] = {}  # by identity, as passes repeat items
     cut: set[int] = set()
     fitted = own_files.fitted(settings, root[0])

@@ -28,6 +28,7 @@ WORDS = re.compile(  # settings whose values are words and numbers
     r"|method\.(name|lr|adamw|init_seed|knobs\.\w+)"
     r"|method\.adapt\.(target_modules|exclude_modules|modules_to_save|target_parameters|layers_to_transform)"
     r"|model\.(revision|sha256|dtype|upcast|gradient_checkpointing|thinking)"
+    r"|data@data\.load\.real|data\.load\.(subset|split|held_out_by)"
     r"|data\.(name|task|options|options\.\w+|columns|columns\.\w+|test_share|answers|too_long|drop_empty|limit|noise)"
     r"|eval\.(tasks|limit|num_fewshot|batch_size|seed|engine|chat_template|fewshot_as_multiturn)"
     r"|(train|infer|retry|stop)\.\w+"
@@ -83,8 +84,11 @@ def repeated_sweeps(folder: Path, settings: Sequence[str]) -> list[str]:
     """The sweeps among the commands of the study in `folder`, each with `settings` in the place of its own settings.
 
     settings: KEY=VALUE, or an option and its value, or several of them. Commands that differ in these alone become one.
+    None at all if one of the sweeps may not be shown: the others alone would run another study.
     """
-    return list(dict.fromkeys(command for line in noted_commands(folder) if (command := _again(line, settings))))
+    sweeps = [line for line in noted_commands(folder) if line.removeprefix(MERGED).startswith("harness sweep")]
+    repeated = [command for line in sweeps if (command := _again(line, settings))]
+    return list(dict.fromkeys(repeated)) if len(repeated) == len(sweeps) else []
 
 
 def _again(command: str, settings: Sequence[str]) -> str | None:

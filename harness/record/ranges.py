@@ -27,6 +27,7 @@ from harness.settings import Settings, TrainSettings
 
 LIMIT = 2**53  # integers up to it are exact as floats, which tables and JSON of other programs have
 MOST = 1e100  # of floats, so that no product of three leaves their range
+MOST_ITEMS = 2**22  # rows of NAME.items.parquet that are read
 SEEDS = 2**32  # what libraries take
 DEEPEST = 50  # levels of a value of any form; what walks through them calls itself for each
 MOMENTS = {"started", "created"}
@@ -60,6 +61,12 @@ def check(value: Any) -> None:
     """Raise Misfit for the first number or time of `value`, a record or a line of a plan, that is out of its range."""
     kind: type = type(value)
     _checks(kind)(value)
+
+
+def check_items(rows: int) -> None:
+    """Raise ValueError for more `rows` than a file of items may have: a few bytes can hold any number of equal rows."""
+    if rows > MOST_ITEMS:
+        raise ValueError(f"it has {rows:,} rows; at most {MOST_ITEMS:,} are read")
 
 
 def check_settings(cell: Cell) -> None:

@@ -22,6 +22,11 @@ from harness.record.schema import SCHEMA, Record
 CONFIGS = ("adapter_config.json", "config.json")  # of which a saved model has one, beside its weights
 
 
+# What a record may have at most. A study that was received may have more, which would take minutes and gigabytes.
+MOST_BYTES = 2**28
+LONGEST_LINE = 2**20  # of its file, where each text and each number stands in a line of its own
+
+
 class RecordError(Exception):
     """A file that should be a record is not; the message is one sentence for the user."""
 
@@ -67,7 +72,13 @@ def settle(path: Path) -> None:
 def read(path: Path) -> Record:
     """Read one record; RecordError says in a sentence why a file is not one."""
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise RecordError(f"{path} must have at most {MOST_BYTES:,} bytes to be read as a record, got {size:,}.")
         content = content_of(path)
+        if (longest := max(map(len, content.split(b"\n")))) > LONGEST_LINE:
+            raise RecordError(
+                f"{path} must have at most {LONGEST_LINE:,} bytes in a line to be read as a record, got {longest:,}."
+            )
         value = orjson.loads(content)  # refuses nan, infinities and halves of surrogate pairs
     except orjson.JSONDecodeError as error:
         raise RecordError(f"{path} is not complete JSON ({error}); delete it and run its cell again.") from None

@@ -29,6 +29,7 @@ from harness.score_names import score_label
 WANTED = 0.8
 SEEDS, METHODS = (1, 2, 3, 5, 10), (2, 6)
 MOST_ITEMS, MOST_SEEDS = 10**6, 100
+SPARE = 1.25  # times the fewest seeds that would do: with those alone a difference takes up to MOST_ITEMS
 STUDIES = 20_000
 
 
@@ -223,10 +224,14 @@ def _answer(effect: float, seeds: int, noise_model: Assumptions) -> str:
     n = items_needed(effect, seeds, 2, noise_model)
     if n is not None:
         return f"{units.plural(n, 'item')} per model with {units.plural(seeds, 'seed')}, {two}."
-    for more in range(seeds + 1, MOST_SEEDS):
-        if (n := items_needed(effect, more, 2, noise_model)) is not None:
-            least = f"{more} seeds and {units.plural(n, 'item')} per model"
-            return f"no number of items is enough with {units.plural(seeds, 'seed')}; it takes {least}, {two}."
+    for fewest in range(seeds + 1, MOST_SEEDS):
+        if items_needed(effect, fewest, 2, noise_model) is not None:
+            more = min(math.ceil(SPARE * fewest), MOST_SEEDS)
+            items = units.plural(items_needed(effect, more, 2, noise_model) or MOST_ITEMS, "item")
+            return (
+                f"no number of items is enough with {units.plural(seeds, 'seed')}; it takes {fewest} seeds at least, "
+                f"and with {more} of them {items} per model, {two}."
+            )
     return f"more than {MOST_SEEDS} seeds, {two}."
 
 

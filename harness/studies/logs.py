@@ -11,6 +11,7 @@ from harness.studies.find import CellRef
 from harness.terminal.streams import printable
 
 TAIL_BYTES = 8192  # searched for the last lines
+SHOWN_BYTES = 2**26  # of a log's end that are shown; a received one may be a file of terabytes
 
 
 def shown(line: str) -> str:
@@ -39,16 +40,20 @@ def tail(path: Path, lines: int) -> list[str]:
 def follow(cell: CellRef, seconds: float = 0.5) -> Iterator[str]:
     """The lines of a cell's log, old and new, until the cell has ended; from the start again if it is rerun.
 
-    Reads new lines every `seconds`.
+    Reads new lines every `seconds`. Of more than SHOWN_BYTES at once the last ones, after a line that says so.
     """
     position, rest = 0, b""
     while True:
         running = cell.name in cell.study.running()  # asked first, so its last lines are read
         with open(cell.log, "rb") as file:
-            if os.fstat(file.fileno()).st_size < position:
+            size = os.fstat(file.fileno()).st_size
+            if size < position:
                 position, rest = 0, b""
+            if (skipped := size - SHOWN_BYTES - position) > 0:
+                yield f"[{cell.log}: {skipped:,} bytes are left out; the last {SHOWN_BYTES:,} follow.]"
+                position, rest = position + skipped, b""
             file.seek(position)
-            new = file.read()
+            new = file.read(SHOWN_BYTES)
         position += len(new)
         *whole, rest = (rest + new).split(b"\n")
         yield from (line.decode(errors="replace") for line in whole)

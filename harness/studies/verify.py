@@ -176,6 +176,7 @@ def _means(path: Path) -> dict[tuple[str, ...], tuple[int, float]]:
     keys = ["task", "metric", "filter"]
     sums_by_key: dict[tuple[str, ...], tuple[int, float]] = {}
     with pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:
+        record.check_items(file.metadata.num_rows)
         for batch in file.iter_batches(columns=[*keys, "value"]):
             sums = pa.Table.from_batches([batch]).group_by(keys).aggregate([("value", "count"), ("value", "sum")])
             for row in sums.to_pylist():

@@ -18,7 +18,7 @@ from harness.job import prepared_inputs
 from harness.job.data import encoding, sources
 from harness.job.evaluate.held_out import bits, rewards
 from harness.job.measure.live_memory import LiveBytes
-from harness.job.predict import prediction
+from harness.job.predict import examples, prediction
 from harness.job.training import objectives
 from harness.record import Kinds
 from harness.settings import TrainSettings
@@ -107,6 +107,15 @@ def test_bad_answers_are_not_scored_as_right_ones(answers):
     settings = composed(*MARKED, f"data.answers={answers}").settings
     with pytest.raises(UserError, match=rf"^data\.answers={answers} can't be combined with data\.columns\.mark"):
         prepared_inputs.own_task(settings.eval, settings.data, None)
+
+
+def test_a_plan_of_an_untuned_model_has_the_batches_of_its_run():
+    """KTO joins an answer that would be alone to the batch before."""
+    cell = composed(*MARKED, "method=base", "train.validation_items=3")
+    items = prepared_inputs.inputs_of(cell.settings, None).held_out
+    batches = objectives.pairwise(cell.settings.train.validated()).parts(encoding.compared(items), 2)
+    assert [len(batch) for batch in batches] == [3]
+    assert examples.draw(cell, None).steps == [batches]
 
 
 def test_bad_answers_are_no_examples_and_initialise_no_adapter():

@@ -509,6 +509,11 @@ def test_a_method_of_one_seed_is_not_judged_beside_those_of_several(folder):
             [0],
             """`harness sweep lr '++data.prompt='"'"'a b'"'"'' seed=0,1,2`""",
         ),
+        (
+            ["sweep", "data=synthetic_mixed", "data@data.load.real=gsm8k", "data.load.subset=main"],
+            [0],
+            "`harness sweep data=synthetic_mixed data@data.load.real=gsm8k data.load.subset=main seed=0,1,2`",
+        ),
         (["sweep", "lr", "data.prompt=`x`"], [0], "repeat its sweep with seed=0,1,2"),
         (["run", "method=lora"], [0], "repeat its sweep with seed=0,1,2"),
     ],
@@ -555,6 +560,15 @@ def test_the_command_is_the_study_s_own_with_more_seeds(folder, typed, seeds, ex
 def test_a_command_of_a_copied_folder_that_can_name_code_or_a_key_is_not_shown(folder, words):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "commands.txt").write_text(shlex.join(["harness", "sweep", "quickstart", *words]) + "\n")
+    assert with_seeds([make_record("lora")], folder, 2) == "repeat its sweep with seed=0,1"
+
+
+@pytest.mark.parametrize("beside", ["harness sweep eval.unsafe_code=true", "# merged: harness sweep lr"])
+def test_of_several_sweeps_all_are_shown_or_none(folder, beside):
+    """Some of them alone would run another study."""
+    note_command(folder, ["sweep", "quickstart"])
+    with (folder / "commands.txt").open("a") as file:
+        file.write(f"{beside}\n")
     assert with_seeds([make_record("lora")], folder, 2) == "repeat its sweep with seed=0,1"
 
 

@@ -13,7 +13,7 @@ from rendered import HOSTILE, Tags, caption, row, rows
 from harness.record import LossPoint, ValidationPoint, read_study, write
 from harness.report import statistics
 from harness.report.pairwise import contests, items
-from harness.report.power import Assumptions, assumptions, items_needed, power, seed_sd
+from harness.report.power import Assumptions, assumptions, describe, items_needed, power, seed_sd
 from harness.report.select import UNVALIDATED, select
 from harness.report.tables.best import SURVEY, best, tables
 from harness.report.tables.formats import document
@@ -609,6 +609,14 @@ def test_what_seeds_change_group_by_group_is_no_spread_of_seeds(folder):
     assert given.design > 5
     assert given.seed_sd < 0.01, "if items were independent: 0.045"
     assert "95% interval 0 to" in said[1]
+
+
+def test_more_seeds_are_advised_than_those_that_take_most_items():
+    """With the fewest seeds that would do at all, 18, a difference takes 50,491 items."""
+    noise_model = Assumptions(0.5, seed_sd=0.02)
+    assert items_needed(0.02, 18, 2, noise_model) > 10 * items_needed(0.02, 23, 2, noise_model)
+    said = "it takes 18 seeds at least, and with 23 of them 4,506 items per model, to tell two methods apart."
+    assert said in describe(0.02, 3, noise_model)
 
 
 @pytest.mark.long

@@ -125,6 +125,16 @@ def fewer_items(path):
     edit(path, lambda r: None, fresh_hash=True)
 
 
+def too_many_items(path):
+    rows = 2**22 + 1
+    pq.write_table(pa.table({name: [""] * rows for name in ("task", "metric", "filter")}), items(path))
+    edit(path, lambda r: None, fresh_hash=True)
+
+
+def long_text(path):
+    edit(path, lambda r: r.environment.update(boot="x" * 10_000_000))
+
+
 def another_mean(path):
     edit(path, lambda r: setattr(r.scores[0], "value", 0.51))
 
@@ -140,6 +150,12 @@ DAMAGES = {  # by name what is done to the record at a path, and what is said of
     "columns": (other_columns, "can't be read as items"),
     "texts": (texts_for_values, "can't be read as items"),
     "n": (fewer_items, "has 3 items of gsm8k, exact match, strict format; its record counts 4"),
+    "rows": (too_many_items, "(it has 4,194,305 rows; at most 4,194,304 are read)"),
+    "text": (long_text, "must have at most 1,048,576 bytes in a line to be read as a record, got 10,000,0"),
+    "size": (
+        lambda path: os.truncate(path, 2**40),
+        "must have at most 268,435,456 bytes to be read as a record, got 1",
+    ),
     "mean": (another_mean, "has a mean of 0.5 in gsm8k, exact match, strict format; its record says 0.51"),
 }
 

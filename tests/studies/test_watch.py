@@ -360,6 +360,18 @@ def test_a_line_is_safe_to_show(line, shown):
     assert logs.shown(line) == shown
 
 
+def test_of_a_log_of_a_terabyte_the_end_is_shown(study, monkeypatch):
+    found = find(study.folder.parent, ["demo"], "lora-r16-a32-lr0.0002-s1")
+    monkeypatch.setattr(logs, "SHOWN_BYTES", 100)
+    found.log.touch()
+    os.truncate(found.log, 2**40)  # sparse, so it takes no room
+    with open(found.log, "a") as log:
+        log.write("\nthe end\n")
+    said, _, last = logs.follow(found)
+    assert said.endswith(f"{2**40 + 9 - 100:,} bytes are left out; the last 100 follow.]")
+    assert last == "the end"
+
+
 def test_a_log_is_followed_while_its_cell_runs(study):
     found = find(study.folder.parent, ["demo"], "lora-r16-a32-lr0.0002-s1")
     cell, seen = read(found.record).cell, []

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.job.data import options
+from harness.job.data.documents import DOCUMENTS
 from harness.job.data.formats import CHATS, PAIRS
 from harness.job.data.places import Place, by_record, read_each
 from harness.job.data.preferences import CHOSEN, MARK, REJECTED, check_marks, mark_of, paired
@@ -26,6 +27,7 @@ from harness.settings import prompt_fields
 Item = dict[str, Any]
 OPTIONS = "options"
 UNASKED = ("answer", OPTIONS, REJECTED, MARK)  # fields of an item that are no part of its question
+BEGINNING = 80  # letters of an item that name it in a message
 MOST_EMPTY = 1 / 3  # of the records of a file, from which on data.drop_empty=true is asked for
 
 
@@ -33,11 +35,12 @@ MOST_EMPTY = 1 / 3  # of the records of a file, from which on data.drop_empty=tr
 class MappedRows:
     """The items of a table, each with the text that decides whether it is held out, and how many rows gave none.
 
-    without_answer: rows without an answer; of pairs, without two different ones. without_question: rows that ask
-    nothing.
+    place: of the row of an item by the item's index. without_answer: rows without an answer; of pairs, without two
+    different ones. without_question: rows that ask nothing.
     """
 
     items: list[tuple[str, Item]]
+    place: Place
     without_answer: int = 0
     without_question: int = 0
 
@@ -93,13 +96,17 @@ def mapped_rows(
     if not items:
         lack = "a question" if silent else _lack(columns)
         raise UserError(f"None of the {count} records of {what} has {lack}.")
+
+    def place_of_item(index: int) -> str:
+        return place(positions[index])
+
     if OPTIONS in columns:
         answers_of = [(item["answer"], item[OPTIONS]) for _, item in items]
-        meant = options.meant(answers_of, what, lambda index: place(positions[index]))
+        meant = options.meant(answers_of, what, place_of_item)
         items = [(text, item | {"answer": answer}) for (text, item), answer in zip(items, meant, strict=True)]
     if MARK in columns:
         check_marks((item[MARK] for _, item in items), what)
-    return MappedRows(items, count - len(items) - silent, silent)
+    return MappedRows(items, place_of_item, count - len(items) - silent, silent)
 
 
 def _require_columns(columns: Iterable[str], there: Collection[str], what: str) -> None:
@@ -267,6 +274,12 @@ def question_of(item: Item) -> str:
     if CHAT not in item:
         return text_before(item)
     return "\n".join(turn["content"] for turn in item[CHAT] if turn["role"] != "assistant")
+
+
+def by_words(item: Item) -> str:
+    """The place of an item of which no row is known: what it begins with."""
+    words = item[DOCUMENTS][0] if DOCUMENTS in item else question_of(item)
+    return f"the item that begins {words[:BEGINNING]!r}"
 
 
 def text_before(item: Item) -> str:

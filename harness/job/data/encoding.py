@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job.data import chat
-from harness.job.data.columns import CHAT, Item, answering, asked
+from harness.job.data import chat, sources
+from harness.job.data.columns import CHAT, Item, answering, asked, by_words
 from harness.job.data.documents import BLOCK
+from harness.job.data.places import naming
 from harness.job.data.preferences import GOOD, MARK, REJECTED
 from harness.job.data.turns import TOOLS
 from harness.settings import DataSettings
@@ -150,12 +151,21 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor, **keywo
     return text
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase, data: DataSettings, max_length: int, pairs: bool = False) -> Encoder:
+def encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataSettings,
+    max_length: int,
+    pairs: bool = False,
+    data_root: str | None = None,
+) -> Encoder:
     """A function that tokenises items by the settings `data`; it raises UserError as `encode_all`.
 
-    pairs: whether answers are tokenised to be compared: the rejected ones too, and with their marks.
+    pairs: whether answers are tokenised to be compared: the rejected ones too, and with their marks. data_root: where
+    `data` lie, to name the place of an item that is refused.
     """
-    return lambda items: encode_all(tokenizer, items, data.template, max_length, data.prompt_if_empty, pairs)
+    place = functools.partial(sources.place_of, data=data, data_root=data_root)
+    bare = data.prompt_if_empty
+    return lambda items: encode_all(tokenizer, items, data.template, max_length, bare, pairs, place)
 
 
 def encode(
@@ -225,8 +235,12 @@ def encode_all(
     max_length: int,
     bare: str | None = None,
     pairs: bool = False,
+    place: Callable[[Item], str] = by_words,
 ) -> list[Drawn]:
-    """Tokenise `items`. Raises UserError if there is none, or if truncation removes a whole answer."""
+    """Tokenise `items`. Raises UserError if there is none, or if truncation removes a whole answer.
+
+    place: of an item in its file, for messages.
+    """
     if not items:
         raise UserError(
             "Training or validation has no example; check the data, and sizes such as data.load.validation."
@@ -234,11 +248,17 @@ def encode_all(
     if CHAT in items[0]:
         chat.require(tokenizer)
     one = encode_compared if pairs else encode
-    examples = [one(tokenizer, item, prompt, max_length, bare) for item in items]
-    unanswered = sum(not all(sequence.supervised for sequence in example.sequences) for example in examples)
+    examples = []
+    for item in items:
+        try:
+            examples.append(one(tokenizer, item, prompt, max_length, bare))
+        except UserError as error:
+            raise naming(error, place(item)) from None
+    both = zip(items, examples, strict=True)
+    unanswered = [item for item, example in both if not all(sequence.supervised for sequence in example.sequences)]
     if unanswered:
         raise UserError(
-            f"train.max_length={max_length} leaves no token of the answer in {unanswered} of {len(examples)} examples; "
-            "raise it."
+            f"train.max_length={max_length} leaves no token of the answer in {len(unanswered)} of {len(examples)} "
+            f"examples, the first of them in {place(unanswered[0])}; raise it."
         )
     return examples

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import UserError
-from harness.job.data import documents, encoding
+from harness.job.data import documents, encoding, sources
 from harness.job.data.columns import Item
 from harness.record import Lengths
 from harness.settings import DataSettings
@@ -38,11 +38,12 @@ def fitted(
     max_length: int,
     pairs: bool,
     validation_items: int | None,
+    data_root: str | None,
 ) -> FittedItems:
     """The items of `splits` that may be drawn, by data.too_long; of documents their blocks.
 
-    pairs: whether rejected answers are read too. validation_items: how many are validated with. Raises UserError for
-    long ones, unless they may be cut or dropped.
+    pairs: whether rejected answers are read too. validation_items: how many are validated with. data_root: as of
+    `encoding.encoder`. Raises UserError for long ones, unless they may be cut or dropped.
     """
     train, validation = splits["train"], splits["validation"]
     if data.documents:
@@ -50,7 +51,7 @@ def fitted(
         return FittedItems(train, _spread(validation, validation_items))
     if not data.own and data.too_long in (None, "cut"):
         return FittedItems(train, validation[:validation_items])
-    encode = encoding.encoder(tokenizer, data, sys.maxsize, pairs)
+    encode = encoding.encoder(tokenizer, data, sys.maxsize, pairs, data_root)
 
     def longest(items: list[Item]) -> list[int]:
         examples = encode(items) if items else []
@@ -61,9 +62,11 @@ def fitted(
     sizes, others = longest(train), longest(validation)
     count, too_long = len(sizes) + len(others), [size for size in (*sizes, *others) if size > max_length]
     if too_long and data.length_rule == "error":
+        _, item = max(zip((*sizes, *others), (*train, *validation), strict=True), key=lambda sized: sized[0])
         raise UserError(
             f"train.max_length={max_length} is too short for {len(too_long):,} of {count:,} records, the longest of "
-            f"{max(too_long):,} tokens; raise it, or write data.too_long=cut or data.too_long=drop."
+            f"{max(too_long):,} tokens in {sources.place_of(item, data, data_root)}; raise it, or write "
+            "data.too_long=cut or data.too_long=drop."
         )
     if data.length_rule == "cut":
         return FittedItems(train, validation, Lengths(count, cut=len(too_long), dropped=0))

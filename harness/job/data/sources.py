@@ -24,6 +24,7 @@ from harness.job.data import formats, media
 from harness.job.data.columns import (
     Item,
     MappedRows,
+    by_words,
     check_empty,
     check_prompt,
     limited,
@@ -282,6 +283,20 @@ def own_data(data: DataSettings, data_root: str | None) -> OwnData | None:
         if data.documents:
             return _of_texts(data.load["path"], data.load["columns"])[1]
         return _of_file(data.load["path"], data.load["columns"], data.load.get("held_out_by"))[2]
+
+
+def place_of(item: Item, data: DataSettings, data_root: str | None) -> str:
+    """Where the first record of `item` stands in the user's own file; of other data, what the item begins with.
+
+    Reads the file once more: items don't carry their places, and only a refusal asks for one.
+    """
+    if own_path := data.load.get("path") if data.own and not data.documents else None:
+        with with_data_root(data_root):
+            mapped = _of_file(own_path, data.load["columns"], data.load.get("held_out_by"))[1]
+        for index, (_, other) in enumerate(mapped.items):
+            if other == item:
+                return f"{own_path}, {mapped.place(index)}"
+    return by_words(item)
 
 
 def _of_texts(path: str, columns: Mapping[str, str | None]) -> tuple[list[Item], OwnData]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def folder(model: ModelSettings) -> Path:
     transformers reads.
     """
     if model.sha256 is not None and cached(model):
+        _remove_earlier(model.sha256)
         return _folder(model.sha256)
     file = file_of(model)
     with open(file, "rb") as stream:
@@ -32,9 +34,11 @@ def folder(model: ModelSettings) -> Path:
     if model.sha256 not in (None, sha256):
         raise UserError(f"{file} must have the SHA-256 of model.sha256, {model.sha256}, got {sha256}.")
     try:
-        return embedded.built(_folder(sha256).name, partial(embedded.dequantise, file))
+        built = embedded.built(_folder(sha256).name, partial(embedded.dequantise, file))
     except Exception as error:  # a broken file leads to errors of many kinds
         raise UserError(f"transformers can't read the GGUF file {file} ({first_line(error)}).") from error
+    _remove_earlier(sha256)
+    return built
 
 
 def copy_here(path: str) -> Path | None:
@@ -59,6 +63,11 @@ def cached(model: ModelSettings) -> bool:
 def _folder(sha256: str) -> Path:
     """Its folder in the cache."""
     return embedded.cache() / f"gguf-{sha256}"
+
+
+def _remove_earlier(sha256: str) -> None:
+    """Remove the model's folder of the cache's first layout, which nothing reads: it was named by 16 digits."""
+    shutil.rmtree(embedded.cache() / f"gguf-{sha256[:16]}", ignore_errors=True)
 
 
 def file_of(model: ModelSettings) -> Path:

@@ -64,8 +64,8 @@ def _is_here(cell: Cell, data_root: str | None) -> bool:
 def _drawn(cell: Cell, data: DataSettings, data_root: str | None, tokenizer: PreTrainedTokenizerBase) -> DrawnExamples:
     settings, train, tuned = cell.settings, cell.settings.train.validated(), cell.settings.method.tuned
     splits = sources.splits(data, data_root)
-    encode = encoding.encoder(tokenizer, data, train.max_length, train.paired)
-    fitted = lengths.fitted(splits, data, tokenizer, train.max_length, train.paired, train.validation_items)
+    encode = encoding.encoder(tokenizer, data, train.max_length, train.paired, data_root)
+    fitted = lengths.fitted(splits, data, tokenizer, train.max_length, train.paired, train.validation_items, data_root)
     steps = batching.scheduled(fitted.train, train.tuned(), cell.seed, encode) if tuned else []
     held_out = encode(fitted.validation) if train.refers or not tuned else []
     if not tuned:
@@ -74,6 +74,8 @@ def _drawn(cell: Cell, data: DataSettings, data_root: str | None, tokenizer: Pre
     if not train.refers:
         return DrawnExamples(steps, [])
     objective = objectives.pairwise(train, valued=False)
+    if not tuned:  # the objective says how they are divided
+        steps = [[[*part]] for part in objective.parts(encoding.compared(held_out), train.micro_batch)]
     tested = splits["test"][: settings.eval.limit] if tuned and HELD_OUT in settings.eval.tasks else []
     scored = [held_out, encode(tested) if tested else []]
     trained = [encoding.compared(micro) for step in steps for micro in step]

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harness.record import Record, Score
+from harness.record import Record, Score, check_items
 
 Items = Path | Mapping[str, pa.Table]
 """Where the answers to single items are: the folder of the study, or tables by the name of the cell."""
@@ -113,7 +113,7 @@ def answers(folder: Items, record: Record, score: Score, texts: bool = False) ->
     """The answers of `record` to the items of one of its scores.
 
     texts: whether texts will be asked for, and the items' hashes are read. None if the file is missing, is none of
-    items, has far more than the score counts, or lacks a column.
+    items, has far more than the score counts or more than any record may have, or lacks a column.
     """
     try:
         source = _source(folder, record)
@@ -146,6 +146,7 @@ def batches(source: Path | pa.Table, columns: Sequence[str]) -> Iterator[pa.Reco
         yield from source.select(columns).to_batches(max_chunksize=ROWS)
         return
     with pq.ParquetFile(source, buffer_size=2**20, pre_buffer=False) as file:
+        check_items(file.metadata.num_rows)
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         sizes = [
             group.column(i).total_uncompressed_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from layouts import LAYOUTS, sequences
 from transformers import AutoTokenizer, GenerationConfig
 
 from harness.errors import UserError
-from harness.job.data import chat, columns, encoding
+from harness.job.data import chat, columns, encoding, sources
 from harness.job.models import embedded, loading
 from harness.settings import ModelSettings
 
@@ -155,7 +156,7 @@ def test_a_conversation_is_cut_and_refused_where_no_answer_is_left():
         (
             NO_SYSTEM,
             [{"role": "system", "content": "Be kind."}, *TURNS],
-            "refuses a conversation of the data: System role",
+            "In the item that begins .Be kind.*refuses a conversation of the data: System role",
         ),
         (CHATML.replace("{{ m['content'] }}", "{{ m['content'] | upper }}"), TURNS, "of the model rewrites them"),
     ],
@@ -163,6 +164,24 @@ def test_a_conversation_is_cut_and_refused_where_no_answer_is_left():
 def test_a_tokenizer_that_can_not_write_it_is_refused(template, turns, said):
     with pytest.raises(UserError, match=said):
         encoded(tokenizer(template), turns)
+
+
+def test_a_refusal_of_a_template_names_the_row_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alternating = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    talks = [[{"role": "user", "content": f"What is {i}?"}, TURNS[1]] for i in range(40)]
+    talks[7] = [{"role": "system", "content": "Be kind."}, *talks[7]]
+    lines = [json.dumps({"messages": talk}) for talk in talks]
+    Path("talks.jsonl").write_text("\n".join(["", *lines]))  # an empty line is none of the records
+    data = composed("model=tiny", "data=local", "data.path=talks.jsonl").settings.data
+    items = [item for part in sources.splits(data, None).values() for item in part]
+    encode = encoding.encoder(tokenizer(alternating + CHATML), data, 512)
+    with pytest.raises(UserError, match=r"^In talks\.jsonl, line 9: .* refuses a conversation of the data: Roles must"):
+        encode(items)
+    with pytest.raises(
+        UserError, match=r"no token of the answer in 41 of 41 .*, the first of them in talks\.jsonl, line"
+    ):
+        encoding.encoder(tokenizer(CHATML), data, 8)(items + items[:1])
 
 
 def test_a_tokenizer_that_ends_no_text_is_refused(tmp_path):

@@ -31,7 +31,10 @@ def here(tmp_path, monkeypatch):
 def test_long_records_are_refused_before_any_is_drawn():
     """Also if a cell of so few steps would not draw one."""
     cell = composed(*SMALL, "train.max_steps=1", "train.batch_size=1")
-    said = r"train\.max_length=64 is too short for \d+ of 5\d records, the longest of \d+ tokens; .* data\.too_long=cut"
+    said = (
+        r"train\.max_length=64 is too short for \d+ of 5\d records, the longest of \d+ tokens in mine\.jsonl, "
+        r"line \d+; .* data\.too_long=cut"
+    )
     with pytest.raises(UserError, match=said):
         preflight.check([cell], None)
     with pytest.raises(UserError, match=said):

@@ -65,6 +65,13 @@ def test_a_file_that_is_no_model_is_refused_and_leaves_no_folder(copies):
     assert not list(embedded.cache().iterdir())
 
 
+def test_the_folder_of_an_earlier_layout_is_removed(copies):
+    for name in (f"gguf-{SHA256}", f"gguf-{SHA256[:16]}", "gguf-0123456789abcdef"):
+        (embedded.cache() / name / "weights").mkdir(parents=True)
+    dequantised.folder(ModelSettings(path=HUB, sha256=SHA256))
+    assert sorted(path.name for path in embedded.cache().iterdir()) == ["gguf-0123456789abcdef", f"gguf-{SHA256}"]
+
+
 def test_a_model_that_was_built_needs_its_file_no_more(copies, monkeypatch):
     built = embedded.cache() / f"gguf-{SHA256}"
     built.mkdir(parents=True)
