@@ -59,7 +59,7 @@ from harness.record.names import STUDY_NAME, cell_name, names_a_file, short
 from harness.record.overlaps import overlapping
 from harness.record.own_data import Lengths, OwnData
 from harness.record.planned_study import PlannedStudy, PlanProgress
-from harness.record.ranges import check_items, check_settings
+from harness.record.ranges import check_items, check_length, check_settings
 from harness.record.reading import (
     RecordError,
     read,

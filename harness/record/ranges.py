@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from harness.errors import UserError
-from harness.record.codec import Misfit, decode
+from harness.record.codec import Misfit, decode, encode
 from harness.record.failures import SmallerBatches
 from harness.record.measurements import Gpu, Inference, PairRewards, Parameters
 from harness.record.names import STUDY_NAME
@@ -27,6 +28,7 @@ from harness.settings import Settings, TrainSettings
 
 LIMIT = 2**53  # integers up to it are exact as floats, which tables and JSON of other programs have
 MOST = 1e100  # of floats, so that no product of three leaves their range
+LONGEST_LINE = 2**20  # bytes of a record's file, where each text and each number stands in a line of its own
 MOST_ITEMS = 2**22  # rows of NAME.items.parquet that are read
 SEEDS = 2**32  # what libraries take
 DEEPEST = 50  # levels of a value of any form; what walks through them calls itself for each
@@ -76,6 +78,12 @@ def check_settings(cell: Cell) -> None:
     except Misfit as misfit:
         name = misfit.way.removeprefix(".").removeprefix("settings.")
         raise UserError(f"{name} {misfit.what}.") from None
+
+
+def check_length(cell: Cell) -> None:
+    """Raise UserError if the settings of `cell` are longer than what is read of a record."""
+    if (size := len(json.dumps(encode(cell)))) > LONGEST_LINE:
+        raise UserError(f"The settings of a cell must take at most {LONGEST_LINE:,} bytes as JSON, got {size:,}.")
 
 
 def _number(least: float, most: float) -> Check:

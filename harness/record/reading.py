@@ -16,15 +16,13 @@ from harness.errors import UserError
 from harness.record.codec import Misfit, decode, encode
 from harness.record.files import content_of, pending, replacing, sha256
 from harness.record.names import names_a_file
-from harness.record.ranges import check
+from harness.record.ranges import LONGEST_LINE, check
 from harness.record.schema import SCHEMA, Record
 
 CONFIGS = ("adapter_config.json", "config.json")  # of which a saved model has one, beside its weights
 
-
 # What a record may have at most. A study that was received may have more, which would take minutes and gigabytes.
 MOST_BYTES = 2**28
-LONGEST_LINE = 2**20  # of its file, where each text and each number stands in a line of its own
 
 
 class RecordError(Exception):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness import cell_runner, redact, validate
 from harness import config as settings_of
 from harness.errors import UserError
-from harness.record import Cell, cell_name, check_settings
+from harness.record import Cell, cell_name, check_length, check_settings
 from harness.settings import (
     AUTO,
     WITH_MARGIN,
@@ -64,6 +64,7 @@ def from_config(config: DictConfig) -> Cell:
         settings=settings,
     )
     check_settings(cell)
+    check_length(cell)
     cell.name = cell_name(cell)
     return cell
 

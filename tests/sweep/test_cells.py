@@ -262,3 +262,17 @@ def test_settings_are_finite_numbers(cell, number, overrides):
     key, _, value = number.removeprefix("+").partition("=")
     with pytest.raises(UserError, match=rf"^{re.escape(key)} must be a finite number, got {value};"):
         cell(*overrides, number)
+
+
+def test_settings_that_no_record_could_be_read_with_are_refused(cell):
+    """A record with a longer line is left out of every table: the cell would have run for nothing."""
+
+    def with_prompt_of(letters):
+        return cell("data=local", "data.path=mine.jsonl", "data.prompt='{question}" + "a" * letters + "'")
+
+    with_prompt_of(900_000)
+    with pytest.raises(UserError) as refused:
+        with_prompt_of(1_100_000)
+    assert re.fullmatch(
+        r"The settings of a cell must take at most 1,048,576 bytes as JSON, got 1,10\d,\d+\.", str(refused.value)
+    )
