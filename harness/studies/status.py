@@ -75,7 +75,7 @@ def study_status(results: Path, name: str, cache: RecordCache | None = None) -> 
     running, recorded = study.running(), {r.cell.id for r in records}
     left = [c for c in planned if c.id not in recorded]
     cells = {c.name: c for c in [*(r.cell for r in records), *left]}
-    durations = Durations(records)
+    durations = Durations(records, cells.values())
 
     states = [durations.expect(_running(name, owner, cells.get(name))) for name, owner in running.items()]
     states += [_recorded(r, study) for r in records if r.cell.name not in running]

@@ -8,69 +8,90 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from harness.record import Record
+from harness.record import Cell, Record
 from harness.sweep.cell_status import AT_WORK, CellStatus, to_go
+
+Likeness = tuple[object, ...]  # what cells of a like time have in common
 
 
 @dataclass
-class MethodTimes:
-    """Totals over the finished cells of a method, in seconds: of those that trained also of the phases after it."""
+class MeanTimes:
+    """Totals over finished cells that are alike, in seconds: of those that trained also of the phases after it."""
 
     cells: int = 0
     seconds: float = 0.0
     trained: int = 0
     after_training: float = 0.0
 
+    def add(self, record: Record) -> None:
+        phases = list(record.phases)
+        self.cells += 1
+        self.seconds += record.seconds
+        if "train" in phases:
+            self.trained += 1
+            self.after_training += sum(record.phases[name].seconds for name in phases[phases.index("train") + 1 :])
+
 
 class Durations:
-    """How long recorded cells took, by method."""
+    """How long recorded cells took: those of a like amount of work, those of a method, and all.
 
-    def __init__(self, records: Iterable[Record] = ()):
-        self._methods: dict[str, MethodTimes] = {}
+    cells: those whose time will be estimated, as far as they are known.
+    """
+
+    def __init__(self, records: Iterable[Record] = (), cells: Iterable[Cell] = ()):
+        self._likeness: dict[str, Likeness] = {}  # by the name of a cell
+        self._times: dict[Likeness, MeanTimes] = {}
+        for cell in cells:
+            self.note(cell)
         for record in records:
             self.add(record)
 
+    def note(self, cell: Cell) -> None:
+        """Know how much work a cell is before it has a record."""
+        self._likeness[cell.name] = _amount_of_work(cell)
+
     def add(self, record: Record) -> None:
         """Count a record, if its cell finished."""
-        if record.status != "ok":
-            return
-        times, phases = self._methods.setdefault(record.cell.method, MethodTimes()), list(record.phases)
-        times.cells += 1
-        times.seconds += record.seconds
-        if "train" in phases:
-            times.trained += 1
-            times.after_training += sum(record.phases[name].seconds for name in phases[phases.index("train") + 1 :])
+        if record.status == "ok":
+            for likeness in (_amount_of_work(record.cell), (record.cell.method,), ()):
+                self._times.setdefault(likeness, MeanTimes()).add(record)
 
-    def of_method(self, method: str | None) -> float | None:
-        """The mean of its cells; null without one."""
-        times = self._methods.get(method or "")
-        return times.seconds / times.cells if times and times.cells else None
+    def _like(self, cell: CellStatus) -> MeanTimes | None:
+        """The times of the cells that are most like `cell`; null without one of its method."""
+        return self._times.get(self._likeness.get(cell.cell, ("unknown",))) or self._times.get((cell.method,))
 
     @property
     def usual(self) -> float | None:
         """The mean of all cells; null without one."""
-        cells = sum(times.cells for times in list(self._methods.values()))
-        return sum(times.seconds for times in list(self._methods.values())) / cells if cells else None
+        times = self._times.get(())
+        return times.seconds / times.cells if times else None
 
     def to_go(self, cell: CellStatus) -> float | None:
-        """Seconds left of a cell: by its pace, else by its method's cells, else by all cells; null if it is not known.
+        """Seconds left of a cell: by its pace, else by cells like it, else by all cells; null if it is not known.
 
         Below 0 if it takes longer than those did.
         """
-        expected = self.of_method(cell.method) or self.usual
+        times = self._like(cell)
+        expected = times.seconds / times.cells if times else self.usual
         if (left := cell.progress.seconds_left) is not None or expected is None or cell.method is None:
             return left
         return expected - (cell.seconds or 0.0)
 
     def expect(self, cell: CellStatus) -> CellStatus:
-        """A running cell with the seconds left of all its phases, as far as its pace or its method's cells tell."""
-        left, expected, seconds = cell.progress.seconds_left, self.of_method(cell.method), cell.seconds or 0.0
-        times = self._methods.get(cell.method or "", MethodTimes())
-        if left is not None:
+        """A running cell with the seconds left of all its phases, as far as its pace or cells like it tell."""
+        left, times, seconds = cell.progress.seconds_left, self._like(cell), cell.seconds or 0.0
+        if times is not None and left is not None:
             left += times.after_training / max(1, times.trained)
-        elif expected is not None and expected > seconds:
-            left = expected - seconds
+        elif times is not None and times.seconds / times.cells > seconds:
+            left = times.seconds / times.cells - seconds
         return replace(cell, progress=replace(cell.progress, seconds_left=left))
+
+
+def _amount_of_work(cell: Cell) -> Likeness:
+    """What decides how long a cell takes, beside ranks and rates: equal for cells of a like time."""
+    train, scoring = cell.settings.train, cell.settings.eval
+    steps = (train.max_steps, train.epochs, train.batch_size, train.grad_accum, train.max_length)
+    return (cell.method, cell.model, cell.data, *steps, train.validation_items, *scoring.tasks, scoring.limit)
 
 
 @dataclass
@@ -79,8 +100,9 @@ class LiveCells:
 
     unnamed: how many more are left, of which no more is known.
 
-    The time left assumes that a cell takes the mean time of the recorded cells of its method (of all cells, if there
-    are none), that a training cell keeps its pace, and that as many cells run at a time as now, at least one.
+    The time left assumes that a cell takes the mean time of the recorded cells of its method, model, data and steps
+    (of its method, or of all, if there are none), that a training cell keeps its pace, and that as many cells run at a
+    time as now, at least one.
     """
 
     cells: list[CellStatus]

@@ -53,6 +53,7 @@ class SweepProgress:
             cell.name, "running", cell.id, cell.method, progress=protocol.CellProgress("start")
         )
         self._began[cell.name] = time.monotonic()
+        self._durations.note(cell)
         self._say(f"[{self.started}/{self.total}] {cell.name}")
 
     def update(self, event: protocol.Progress) -> None:

@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from records import make_record, measured
+from records import change, make_record, measured
 
 from harness import protocol, terminal
 from harness.record import write
@@ -51,6 +51,22 @@ def test_cells_that_run_at_a_time_share_the_time_left():
     assert one.seconds_left == 2 * two.seconds_left
     assert one.counts["left"] == 1
     assert not one.over
+
+
+def test_a_cell_takes_as_long_as_those_of_its_steps(tmp_path):
+    """A sweep over rows, steps or models has cells of minutes and of hours, each of the same methods."""
+    study, cells = Study(tmp_path, "demo"), []
+    for seed, steps in enumerate((25, 25, 400, 400, 400)):
+        record = make_record("lora", 16, seed=seed)
+        change(record, train={"max_steps": steps})
+        record.seconds = 4.0 * steps
+        cells.append(record.cell)
+        if seed in (0, 1, 2):
+            write(record, study.path(record.cell))
+    study.plan(cells)
+    assert study_status(tmp_path, "demo").seconds_left == 2 * 4.0 * 400
+    study.path(cells[2]).unlink()
+    assert study_status(tmp_path, "demo").seconds_left == 3 * 4.0 * 25, "as those of its method"
 
 
 @pytest.mark.parametrize("width", [80, 100])
