@@ -50,7 +50,9 @@ class Page:
         self._down, self._up, self._rest, self._count = down_write, up_read, b"", 0
         self._session: str | None = None
         self.events: list[tuple[str, dict]] = []
+        self._patience = 180  # seconds; the first browser of a fresh machine reads its files from a cold disk
         pages = [target for target in self.call("Target.getTargets")["targetInfos"] if target["type"] == "page"]
+        self._patience = 20
         attached = self.call("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
@@ -66,7 +68,7 @@ class Page:
         os.close(self._up)
 
     def call(self, method: str, **parameters: Any) -> dict:
-        """A command's answer; AssertionError where the browser refuses it, or does not answer for 20 seconds."""
+        """A command's answer; AssertionError where the browser refuses it, or does not answer in time."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
         if self._session:
@@ -160,7 +162,7 @@ class Page:
 
     def _receive(self) -> dict:
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._up], [], [], 20)
+            ready, _, _ = select.select([self._up], [], [], self._patience)
             assert ready, "Chromium did not answer"
             read = os.read(self._up, 1 << 20)
             assert read, "Chromium has ended"

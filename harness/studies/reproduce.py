@@ -50,7 +50,7 @@ def run_again(
         retry.require(recorded, source.path(recorded.cell))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     runner.check([recorded.cell for recorded in records], data_root, local=local)
-    progress, new_records = SweepProgress(len(records)), []
+    progress, new_records = SweepProgress([recorded.cell for recorded in records]), []
     try:
         for recorded in records:
             precautions = replace(recorded.precautions, save_every=None)

@@ -141,7 +141,7 @@ def score(
         if wanted not in checked:
             runner.check_tasks(*wanted, data_root, local)
             checked.append(wanted)
-    progress, scored = SweepProgress(len(request.todo)), []
+    progress, scored = SweepProgress([recorded.cell for _, recorded, _ in request.todo]), []
     try:
         for study, recorded, tasks in request.todo:
             progress.start(recorded.cell)
@@ -152,13 +152,13 @@ def score(
                     settings, update = eval_settings(recorded, overrides, tasks), progress.update
                     again = runner.score(recorded.cell, study, lease, settings, data_root, update, local)
             except (UserError, RecordError) as error:
+                progress.skip(recorded.cell)
                 request.refused.append(str(error))
             else:
+                progress.scored(recorded.cell)
                 scored.append((study, again))
                 for line in lines(study, again):
                     tell(line)
-            progress.clear()
-            progress.skip()
     finally:
         progress.close()
     return scored

@@ -78,7 +78,7 @@ def retry(
     _require_same_data(study, records, data_root)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is as orderly as Ctrl-C
     runner.check([recorded.cell for recorded in records], data_root, local=local)
-    progress, new_records = SweepProgress(len(records)), []
+    progress, new_records = SweepProgress([recorded.cell for recorded in records]), []
     try:
         for recorded in records:
             try:
@@ -96,6 +96,7 @@ def retry(
                 )
                 again = _run(study, recorded, request, progress)
             except UserError as error:
+                progress.skip(recorded.cell)
                 print(f"{recorded.cell.name} is not run: {error}", file=sys.stderr)
             else:
                 new_records.append(again)

@@ -23,13 +23,13 @@ class MeanTimes:
     trained: int = 0
     after_training: float = 0.0
 
-    def add(self, record: Record) -> None:
-        phases = list(record.phases)
+    def add(self, seconds: float, after_training: float | None) -> None:
+        """Count a cell. after_training: null of one that did not train."""
         self.cells += 1
-        self.seconds += record.seconds
-        if "train" in phases:
+        self.seconds += seconds
+        if after_training is not None:
             self.trained += 1
-            self.after_training += sum(record.phases[name].seconds for name in phases[phases.index("train") + 1 :])
+            self.after_training += after_training
 
 
 class Durations:
@@ -39,40 +39,35 @@ class Durations:
     """
 
     def __init__(self, records: Iterable[Record] = (), cells: Iterable[Cell] = ()):
-        self._likeness: dict[str, Likeness] = {}  # by the name of a cell
+        self._likeness = {cell.name: _amount_of_work(cell) for cell in cells}
         self._times: dict[Likeness, MeanTimes] = {}
-        for cell in cells:
-            self.note(cell)
         for record in records:
             self.add(record)
-
-    def note(self, cell: Cell) -> None:
-        """Know how much work a cell is before it has a record."""
-        self._likeness[cell.name] = _amount_of_work(cell)
 
     def add(self, record: Record) -> None:
         """Count a record, if its cell finished."""
         if record.status == "ok":
-            for likeness in (_amount_of_work(record.cell), (record.cell.method,), ()):
-                self._times.setdefault(likeness, MeanTimes()).add(record)
+            phases = list(record.phases)
+            later = phases[phases.index("train") + 1 :] if "train" in phases else None
+            after_training = None if later is None else sum(record.phases[name].seconds for name in later)
+            self.count(record.cell, record.seconds, after_training)
+
+    def count(self, cell: Cell, seconds: float, after_training: float | None = None) -> None:
+        """Count what a cell took, in seconds; of one that trained also what came after it."""
+        for likeness in (_amount_of_work(cell), (cell.method,), ()):
+            self._times.setdefault(likeness, MeanTimes()).add(seconds, after_training)
 
     def _like(self, cell: CellStatus) -> MeanTimes | None:
         """The times of the cells that are most like `cell`; null without one of its method."""
         return self._times.get(self._likeness.get(cell.cell, ("unknown",))) or self._times.get((cell.method,))
-
-    @property
-    def usual(self) -> float | None:
-        """The mean of all cells; null without one."""
-        times = self._times.get(())
-        return times.seconds / times.cells if times else None
 
     def to_go(self, cell: CellStatus) -> float | None:
         """Seconds left of a cell: by its pace, else by cells like it, else by all cells; null if it is not known.
 
         Below 0 if it takes longer than those did.
         """
-        times = self._like(cell)
-        expected = times.seconds / times.cells if times else self.usual
+        times = self._like(cell) or self._times.get(())
+        expected = times.seconds / times.cells if times else None
         if (left := cell.progress.seconds_left) is not None or expected is None or cell.method is None:
             return left
         return expected - (cell.seconds or 0.0)
@@ -98,8 +93,6 @@ def _amount_of_work(cell: Cell) -> Likeness:
 class LiveCells:
     """Cells, running ones with phase, step, pace and time left.
 
-    unnamed: how many more are left, of which no more is known.
-
     The time left assumes that a cell takes the mean time of the recorded cells of its method, model, data and steps
     (of its method, or of all, if there are none), that a training cell keeps its pace, and that as many cells run at a
     time as now, at least one.
@@ -107,7 +100,6 @@ class LiveCells:
 
     cells: list[CellStatus]
     durations: Durations
-    unnamed: int = 0
 
     def having(self, *states: str) -> list[CellStatus]:
         return [cell for cell in self.cells if cell.state in states]
@@ -119,12 +111,12 @@ class LiveCells:
     @property
     def over(self) -> bool:
         """Whether no cell is running or left."""
-        return not self.having(*AT_WORK) and not self.unnamed
+        return not self.having(*AT_WORK)
 
     @property
     def counts(self) -> dict[str, int]:
         finished, running, left = (len(self.having(state)) for state in ("ok", "running", "left"))
-        counts = {"done": finished, "running": running, "failed": len(self.failed), "left": left + self.unnamed}
+        counts = {"done": finished, "running": running, "failed": len(self.failed), "left": left}
         return counts | {state: n for state in ("unfit", "pruned") if (n := len(self.having(state)))}
 
     @property
@@ -141,6 +133,6 @@ class LiveCells:
     @property
     def _remaining(self) -> Sequence[float | None]:
         """Seconds left of each cell, shared among those that run at a time."""
-        left = [*map(self.durations.to_go, self.having(*AT_WORK)), *[self.durations.usual] * self.unnamed]
+        left = [*map(self.durations.to_go, self.having(*AT_WORK))]
         at_a_time = max(1, len(self.having("running")))
         return [seconds and seconds / at_a_time for seconds in left]

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,23 @@ PER_SECOND = 2.0  # refreshes
 
 
 class SweepProgress:
-    """Shows a sweep over `total` cells on standard error."""
+    """Shows a sweep over `cells` on standard error; one that is repeated is among them as often as it runs."""
 
-    def __init__(self, total: int):
-        self.total, self.started, self.done = total, 0, 0
+    def __init__(self, cells: Sequence[Cell]):
+        self.total, self.started = len(cells), 0
+        self._planned = {cell.name: cell for cell in cells}
+        self._times = Counter(cell.name for cell in cells)  # that each is run
+        self._over: Counter[str] = Counter()  # how often each has ended, or was skipped
         self._cells: dict[str, CellStatus] = {}  # that are running or have ended, in the order of their last change
         self._began: dict[str, float] = {}  # by name of a running cell
-        self._durations = Durations()
+        self._durations = Durations(cells=cells)
         self._current: str | None = None
         self._live = self._screen() if sys.stderr.isatty() else None
+
+    @property
+    def done(self) -> int:
+        """How many runs of cells are over."""
+        return self._over.total()
 
     def start(self, cell: Cell) -> None:
         """Begin the one cell that `update` and `clear` are about."""
@@ -53,7 +61,6 @@ class SweepProgress:
             cell.name, "running", cell.id, cell.method, progress=protocol.CellProgress("start")
         )
         self._began[cell.name] = time.monotonic()
-        self._durations.note(cell)
         self._say(f"[{self.started}/{self.total}] {cell.name}")
 
     def update(self, event: protocol.Progress) -> None:
@@ -68,8 +75,8 @@ class SweepProgress:
 
     def end(self, record: Record) -> None:
         self.clear()
-        self.done += 1
         name = record.cell.name
+        self._over[name] += 1
         self._began.pop(name, None)
         self._cells.pop(name, None)
         self._cells[name] = CellStatus.measured(record)
@@ -77,9 +84,15 @@ class SweepProgress:
         why = f": {record.failure.reason}" if record.failure else ""
         self._say(f"[{self.done}/{self.total}] {name} {record.status} in {record.seconds:.0f} s{why}")
 
-    def skip(self) -> None:
-        """Count a cell that another sweep has run in the meantime."""
-        self.done += 1
+    def skip(self, cell: Cell) -> None:
+        """Count a cell that is not run: another sweep has run it in the meantime, or it was refused."""
+        self.clear()
+        self._over[cell.name] += 1
+
+    def scored(self, cell: Cell) -> None:
+        """End the cell that was started, whose job scored it and trained nothing."""
+        self._durations.count(cell, time.monotonic() - self._began[cell.name])
+        self.skip(cell)
 
     def clear(self) -> None:
         """The cell that was started runs no more."""
@@ -117,7 +130,8 @@ class SweepProgress:
         from rich.text import Text
 
         live = self.live
-        cells, running, failed = live.cells, live.having("running"), live.failed
+        running, failed = live.having("running"), live.failed
+        cells = [cell for cell in live.cells if cell.state != "left"]
         reasons = [f"{cell.cell} {cell.state}: {cell.reason or 'no reason recorded'}" for cell in failed]
         reasons = reasons[-max(1, height // 8) :]
         room = max(2, height - AROUND - sum(-(-len(reason) // width) for reason in reasons))
@@ -137,8 +151,12 @@ class SweepProgress:
         for name, began in list(self._began.items()):
             self._cells[name].seconds = now - began
         cells = [self._durations.expect(c) if c.state == "running" else c for c in list(self._cells.values())]
-        running = sum(cell.state == "running" for cell in cells)
-        return LiveCells(cells, self._durations, max(0, self.total - self.done - running))
+        return LiveCells([*cells, *self._left()], self._durations)
+
+    def _left(self) -> list[CellStatus]:
+        """The cells that neither run nor are over, each as often as it is still to be run."""
+        times = self._times - self._over - Counter(list(self._began))
+        return [CellStatus(name, "left", method=self._planned[name].method) for name in times.elements()]
 
     def _head(self, live: LiveCells) -> str:
         counts = f"{self.done} of {units.plural(self.total, 'cell')} ended"

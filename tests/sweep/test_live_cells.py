@@ -21,7 +21,7 @@ from harness.sweep.store import Study
 def test_one_sweep_is_told_alike_wherever_it_is_shown(tmp_path):
     study = Study(tmp_path, "demo")
     done, running, left = (measured(make_record("lora", 16, seed=seed)) for seed in range(3))
-    progress = SweepProgress(3)
+    progress = SweepProgress([record.cell for record in (done, running, left)])
     progress.start(done.cell)
     progress.end(done)
     progress.start(running.cell)
@@ -46,8 +46,10 @@ def test_one_sweep_is_told_alike_wherever_it_is_shown(tmp_path):
 
 def test_cells_that_run_at_a_time_share_the_time_left():
     durations = Durations([make_record("lora")])
-    cells = [CellStatus(name, "running", "0", "lora", seconds=0.0) for name in "ab"]
-    one, two = LiveCells(cells[:1], durations, unnamed=1), LiveCells(cells, durations, unnamed=0)
+    one, two = (
+        LiveCells([CellStatus(name, state, "0", "lora", seconds=0.0) for name, state in states.items()], durations)
+        for states in ({"a": "running", "b": "left"}, {"a": "running", "b": "running"})
+    )
     assert one.seconds_left == 2 * two.seconds_left
     assert one.counts["left"] == 1
     assert not one.over
@@ -67,6 +69,39 @@ def test_a_cell_takes_as_long_as_those_of_its_steps(tmp_path):
     assert study_status(tmp_path, "demo").seconds_left == 2 * 4.0 * 400
     study.path(cells[2]).unlink()
     assert study_status(tmp_path, "demo").seconds_left == 3 * 4.0 * 25, "as those of its method"
+
+
+def test_a_sweep_knows_what_cells_are_left():
+    """One that is repeated is left as often as it still runs; one that another sweep has run is left no more."""
+    short, long, other = (make_record("lora", 16, seed=seed) for seed in range(3))
+    for record, steps in ((short, 25), (long, 400), (other, 400)):
+        change(record, train={"max_steps": steps})
+        record.seconds = 4.0 * steps
+    progress = SweepProgress([r.cell for r in (short, long, short, other, long, short)])
+    for record in (short, long):
+        progress.start(record.cell)
+        progress.end(record)
+    assert progress.live.counts == {"done": 2, "running": 0, "failed": 0, "left": 4}
+    assert progress.live.seconds_left == 4.0 * (25 + 400 + 400 + 25)
+    progress.start(short.cell)
+    assert progress.live.counts == {"done": 1, "running": 1, "failed": 0, "left": 3}
+    progress.clear()
+    progress.skip(other.cell)
+    assert progress.done == 3
+    assert progress.live.seconds_left == 4.0 * (25 + 400 + 25)
+
+
+def test_scoring_again_takes_as_long_as_cells_that_were_scored(monkeypatch):
+    cells = [make_record("lora", 16, seed=seed).cell for seed in range(3)]
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    progress = SweepProgress(cells)
+    assert progress.live.time_left == "time left unknown until a cell is done"
+    progress.start(cells[0])
+    now = 60.0
+    progress.scored(cells[0])
+    assert progress.done == 1
+    assert progress.live.seconds_left == 120.0
 
 
 @pytest.mark.parametrize("width", [80, 100])

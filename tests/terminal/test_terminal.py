@@ -237,12 +237,12 @@ def test_a_plan_begins_with_its_answer(tmp_path):
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_a_running_sweep_shows_what_ran_runs_and_failed(width):
-    progress = SweepProgress(5)
-    done, failed, running = (
+    done, failed, running, *left = (
         measured(make_record("full")),
         make_record("dora", 16, status="oom"),
-        make_record("lora", 16),
+        *(make_record("lora", 16, seed=seed) for seed in range(3)),
     )
+    progress = SweepProgress([record.cell for record in (done, failed, running, *left)])
     for record in (done, failed):
         progress.start(record.cell)
         progress.end(record)
@@ -261,9 +261,9 @@ def test_a_running_sweep_shows_what_ran_runs_and_failed(width):
 
 
 def test_a_long_sweep_fits_the_height_of_the_terminal():
-    progress = SweepProgress(100)
-    for seed in range(60):
-        record = make_record("lora", 16, seed=seed, status="failed" if seed % 2 else "ok")
+    records = [make_record("lora", 16, seed=seed, status="failed" if seed % 2 else "ok") for seed in range(100)]
+    progress = SweepProgress([record.cell for record in records])
+    for record in records[:60]:
         progress.start(record.cell)
         progress.end(record)
     shown = terminal.lines(progress.view(80, 24), width=80)

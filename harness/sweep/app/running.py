@@ -112,7 +112,7 @@ class RunPoint:
     def _progress(self, point: Point) -> Iterator[SweepProgress]:
         """Shows the progress of the cell of `point`: as a part of its sweep, or alone."""
         planned = self.session.progress
-        progress = planned or SweepProgress(1)
+        progress = planned or SweepProgress([point.cell])
         try:
             progress.start(point.cell)
             yield progress
@@ -133,7 +133,7 @@ class RunPoint:
         if self.session.progress is None:
             self.session.outcomes.append(Outcome.of_record(recorded))
         else:
-            self.session.progress.skip()
+            self.session.progress.skip(recorded.cell)
         return Outcome.of_record(recorded)
 
     def _assist(self, point: Point, rendezvous: Rendezvous) -> Outcome:

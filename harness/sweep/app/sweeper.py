@@ -344,8 +344,8 @@ class GridSweeper(Sweeper):
     @contextlib.contextmanager
     def _shown(self, study: Study, points: list[Point]) -> Iterator[None]:
         """Within this context the launcher runs `points`, and their progress is shown."""
-        progress = self._session.progress = self._session.progress or SweepProgress(len(points))
         cells = [point.cell for point in points]
+        progress = self._session.progress = self._session.progress or SweepProgress(cells)
         display = contextlib.nullcontext() if self._launcher.in_this_process else following(study, cells, progress)
         try:
             with display:

@@ -128,12 +128,12 @@ def _read(text: str) -> Reply:
 
     try:
         response = from_json(text)
-        choice, (read, written) = only_choice(response), token_counts(response)
+        choice, (prompt_tokens, completion_tokens) = only_choice(response), token_counts(response)
         return Reply(
             text=spoken(choice["message"].get("content")).encode("utf-8", "ignore").decode(),  # without lone surrogates
             whole=choice.get("finish_reason") != "length",
-            read=read,
-            written=written,
+            read=prompt_tokens,
+            written=completion_tokens,
         )
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Unsuccessful("response", text[:QUOTED], again=False) from None

@@ -265,10 +265,10 @@ def token_counts(response: dict[str, Any]) -> tuple[int | None, int | None]:
     """
     usage = response.get("usage") or {}
     counts = map(usage.get, ("prompt_tokens", "completion_tokens", "total_tokens"))
-    read, written, total = (n if type(n) is int else None for n in counts)
-    if read is not None and written is not None and total is not None:
-        written = max(written, total - read)
-    return read, written
+    prompt, completion, total = (n if type(n) is int else None for n in counts)
+    if prompt is not None and completion is not None and total is not None:
+        completion = max(completion, total - prompt)
+    return prompt, completion
 
 
 def refused(reply: str, asked: dict[str, Any]) -> str | None:
