@@ -19,6 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     arguments: those of the process if none are given.
     """
+    if sys.platform == "win32":
+        print("error: The harness runs on Linux: on Windows install it in WSL2 (docs/install.md).", file=sys.stderr)
+        return 2
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     with cleaned_streams():
         try:

@@ -562,7 +562,7 @@ def test_a_plan_is_that_of_the_command(folder, inside):
     printed = inside(
         "plan", "model=qwen3_1_7b", "method=lora,full", "train.batch_size=8", "train.max_steps=10", "--budget", "24GiB"
     )
-    assert plan["cell"].tolist() == re.findall(r"^(\S+-s0-\S+)", printed.stdout, re.MULTILINE)
+    assert plan["cell"].tolist() == re.findall(r"^(\S+-s0-\S+)  ", printed.stdout, re.MULTILINE)
     assert plan["fits"].tolist() == [True, False]
     assert plan["limited_by"].fillna("").tolist() == ["", "optimizer"]
     assert plan["method"].tolist() == ["lora", "full"]

@@ -46,6 +46,7 @@ class LocalCell:
         self.sharded = rank is not None and self.train.sharded
         self.accelerator = _alone(self.bf16) if rank is None else rank.accelerator(self.sharded, self.bf16)
         on = self.accelerator.device
+        device.keep_to_its_memory(on)
         self.meter = Meter(on)
         tracker = None
         if request.tracker is not None and (rank is None or rank.number == 0):

@@ -186,7 +186,9 @@ def _gpu(compute: dict[str, Any], nvidia: bool, torch: str | None) -> str:
         return f"nvidia-smi is installed, but torch {torch} is built for CPU; install a CUDA build (pytorch.org)"
     if nvidia:
         return f"torch {torch} can't use the NVIDIA device; check its driver and CUDA_VISIBLE_DEVICES"
-    return "none" if device["type"] == "cpu" else device["type"]
+    if device["type"] == "cpu":
+        return "none"
+    return f"{device['type']}: cells on it were never tried, nor is memory measured"
 
 
 def _versions(versions: dict[str, str | None], columns: int = 4) -> list[Row]:

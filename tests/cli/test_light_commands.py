@@ -10,6 +10,7 @@ import pytest
 from command_line import called
 from hydra._internal.utils import get_args_parser
 
+from harness.__main__ import main
 from harness.config import ROOT
 from harness.sweep import runner
 from harness.sweep.app import point
@@ -75,3 +76,11 @@ def test_hydras_parser_is_made_where_argparse_reads_help_texts_at_once(monkeypat
     assert "method:" in shown.stdout
     with pytest.raises((TypeError, ValueError)):  # other parsers are checked as before
         get_args_parser()
+
+
+def test_windows_is_told_where_the_harness_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["table"]) == 2
+    assert capsys.readouterr().err == (
+        "error: The harness runs on Linux: on Windows install it in WSL2 (docs/install.md).\n"
+    )

@@ -437,6 +437,14 @@ def test_a_variable_of_gpus_is_no_difference_on_a_cpu():
     assert told(records) == []
 
 
+@pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_cell_that_reached_no_device_is_no_difference(variable):
+    records = study()
+    environment(records, device={"type": "cpu", "name": None})
+    unfit = make_record("muon", lr=2e-4, seed=0, status="unfit", environment={"allocator": {variable: "1"}})
+    assert "device" not in [rule for rule, _ in told([*records, unfit])]
+
+
 def test_what_a_library_sets_where_it_is_imported_is_no_difference():
     records = study()
     environment(of(records, "dora"), allocator={"KMP_INIT_AT_FORK": "FALSE"})

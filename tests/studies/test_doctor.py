@@ -295,6 +295,12 @@ def test_an_nvidia_device_that_torch_can_not_use_is_told_of():
     assert "NVIDIA X, 60.0 of 80.0 GiB free, capability 9.0, driver 570.1, CUDA 13.0" in said(nvidia=True, job=job)
 
 
+def test_another_accelerator_is_said_to_be_untried():
+    job = copy.deepcopy(FACTS["job"])
+    job["compute"]["device"] = {"type": "mps"}
+    assert "mps: cells on it were never tried, nor is memory measured" in said(job=job)
+
+
 def test_satisfied_requirements_are_no_conflict():
     assert doctor.unmet(["finetune-harness"]) == []
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import sys
 import termios
@@ -38,6 +39,7 @@ def interrupted(words):
     if process == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
         os.environ["TERM"] = "xterm-256color"
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell ignores in what it starts in the background
         os.environ |= {"COLUMNS": str(COLUMNS), "LINES": "24"}
         os.execv(sys.executable, [sys.executable, "-m", "harness", *words])
     screen = pyte.Screen(COLUMNS, 24)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,17 @@ def describe(device: torch.device) -> dict[str, Any]:
         },
         "threads": torch.get_num_threads(),
     }
+
+
+def keep_to_its_memory(device: torch.device) -> None:
+    """In WSL2, keep torch to the GPU memory that is free, so that a cell that does not fit fails instead of spilling.
+
+    Windows' driver moves what exceeds the GPU's memory to the system's, where training goes on many times slower
+    (github.com/microsoft/WSL/issues/11050): no cell would run out of memory, and peaks could exceed the GPU.
+    """
+    if device.type == "cuda" and "microsoft" in platform.release():
+        free, total = torch.cuda.mem_get_info(device)
+        torch.cuda.set_per_process_memory_fraction(free / total, device)
 
 
 def check(count: int) -> None:

@@ -96,8 +96,14 @@ def device(record: Record) -> dict[str, str]:
 
 
 def _variables(record: Record) -> str | None:
-    """The environment's variables that steer memory and threads there, but for those of libraries; None without any."""
-    on_cpu = environment_part(record, "device").get("type") == "cpu"
+    """The variables that steer memory and threads on its device, but for those of libraries; None without any.
+
+    A cell that reached no device has none: which of its variables would have counted is unknown.
+    """
+    device_type = environment_part(record, "device").get("type")
+    if device_type is None:
+        return None
+    on_cpu = device_type == "cpu"
     variables = {n: v for n, v in environment_part(record, "allocator").items() if not BY_LIBRARIES.fullmatch(n)}
     return " ".join(f"{n}={v}" for n, v in variables.items() if not (on_cpu and OF_GPUS.fullmatch(n))) or None
 

@@ -95,3 +95,21 @@ def test_8_bits_are_refused_where_there_are_no_such_products(card):
         device.check_formats(tiny(f"method={method}", *IN_FP32).settings)
     card("Tesla T4", 7, 5)
     device.check_formats(settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "release", "limits"),
+    [
+        ("cuda", "5.15.153.1-microsoft-standard-WSL2", [(0.75, torch.device("cuda"))]),
+        ("cuda", "6.8.0-45-generic", []),
+        ("cpu", "5.15.153.1-microsoft-standard-WSL2", []),
+    ],
+)
+def test_only_in_wsl_is_torch_kept_to_the_memory_that_is_free(monkeypatch, kind, release, limits):
+    """Its driver moves what exceeds the GPU to the system's memory."""
+    kept = []
+    monkeypatch.setattr("platform.release", lambda: release)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: kept.append(limit))
+    device.keep_to_its_memory(torch.device(kind))
+    assert kept == limits
