@@ -215,7 +215,7 @@ NAMES = command_line("harness").names()
 # Of each command, what is typed. evil: a cell that ended well. Each is to end with one of these statuses.
 COMMANDS = {
     "run": (["run", "study=evil", *TINY[:-2], "eval.tasks=[]", "--cfg", "job"], {0}),
-    "sweep": (["sweep", *TINY[:-2], "study=evil", "eval.tasks=[]", "seed=9"], {0}),
+    "sweep": (["sweep", *TINY[:-2], "study=evil", "eval.tasks=[]", "seed=9"], {0, 2}),  # 2: another model of its name
     "plan": (["plan", "study=evil", *TINY[:-2], "eval.tasks=[]"], {0}),
     "calibrate": (["calibrate", *TINY[:-2], "eval.tasks=[]"], {0}),
     "status": (["status", "evil"], {0}),
