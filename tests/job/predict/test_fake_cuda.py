@@ -34,10 +34,11 @@ NOT_HERE = {
     "waveft": ("nonzero",),  # how many there are is a matter of values
 }
 IN_BF16 = {"full_bf16", "full_kahan", "galore_bf16"}
-PADDED = {"cartridge", "p_tuning", "prefix_tuning", "prompt_tuning"}  # which put tokens before each sequence
+VIRTUAL_TOKENS = {"cartridge", "p_tuning", "prefix_tuning", "prompt_tuning"}  # are put before each sequence
+PADDED = {*VIRTUAL_TOKENS, "lily"}  # which mixes over all tokens of a batch
 # Methods that take something from the CPU in each step: the numbers of their tokens, a state, a draw against a dropout.
 FROM_CPU = {
-    **{method: {"aten._to_copy.default"} for method in [*PADDED, "lorafa"]},
+    **{method: {"aten._to_copy.default"} for method in [*VIRTUAL_TOKENS, "lorafa"]},
     **{method: {"aten.gt.Scalar", "aten._local_scalar_dense.default"} for method in ["loha", "lokr"]},
 }
 # Methods of which autocast keeps copies of other tensors on CUDA than on a CPU: their activations differ by so much.
