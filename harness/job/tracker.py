@@ -16,7 +16,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from harness import redact
 from harness.errors import UserError, first_line
 from harness.grouping import grouped
-from harness.record import Cell, Record
+from harness.record import COMPLETE, Cell, Record
 from harness.settings import plain
 
 
@@ -40,13 +40,16 @@ class Tracker:
         numbers = {name: value for name, value in values.items() if value is not None}
         self._call(lambda tracker: tracker.log(numbers, step=step))
 
-    def end(self, record: Record) -> None:
-        """Log what the record adds, and finish."""
-        values: dict[str, float | None] = {f"score/{s.task}/{s.metric}/{s.filter}": s.value for s in record.scores}
-        if record.train is not None:
-            values["train/tokens_per_second_steady"] = record.train.tokens_per_second_steady
-        self.log(values, record.train.steps if record.train else 0)
-        self._call(lambda tracker: tracker.finish())
+    def end(self, record: Record | None) -> None:
+        """Log what the record adds, and finish: as a run that failed if the cell did, or has no record (null)."""
+        if record is not None:
+            values: dict[str, float | None] = {f"score/{s.task}/{s.metric}/{s.filter}": s.value for s in record.scores}
+            if record.train is not None:
+                values["train/tokens_per_second_steady"] = record.train.tokens_per_second_steady
+            self.log(values, record.train.steps if record.train else 0)
+        failed = record is None or record.status not in COMPLETE
+        self._call(_FAIL.get(self._name, _finish) if failed else _finish)
+        self._tracker = None
 
     def _call(self, what: Callable[[GeneralTracker], None]) -> None:
         if self._tracker is None:
@@ -59,6 +62,23 @@ class Tracker:
                 file=sys.stderr,
             )
             self._tracker = None
+
+
+def _finish(tracker: GeneralTracker) -> None:
+    tracker.finish()
+
+
+def _fail_in_mlflow(_: GeneralTracker) -> None:
+    import mlflow
+
+    mlflow.end_run("FAILED")
+
+
+def _fail_in_wandb(tracker: GeneralTracker) -> None:
+    tracker.tracker.finish(exit_code=1)
+
+
+_FAIL = {"mlflow": _fail_in_mlflow, "wandb": _fail_in_wandb}  # the others know of no failed run
 
 
 def _place(name: str, run: str, study: str, folder: Path) -> dict[str, Any]:
