@@ -6,6 +6,7 @@ failing tracker does not end training. A tracker's address and credentials are s
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from harness.grouping import grouped
 from harness.record import COMPLETE, Cell, Record
 from harness.settings import plain
 
+NOT_IN_MLFLOW = re.compile(r"[^\w. :/-]")  # in names of parameters and metrics
+
 
 class Tracker:
     """The tracker `name` of one run of `cell`. folder: of the study. Raises UserError if the tracker can't start."""
@@ -29,7 +32,7 @@ class Tracker:
         try:
             tracker = LOGGER_TYPE_TO_CLASS[name](**_place(name, cell.name, study.replace("/", "-"), folder))
             tracker.start()
-            tracker.store_init_configuration(_flat(redact.hide(plain(cell.settings))))
+            tracker.store_init_configuration(self._named(_flat(redact.hide(plain(cell.settings)))))
         except Exception as error:  # without a network, an account or a server it may raise anything
             why = redact.clean(first_line(error))
             raise UserError(f"tracker={name} can't start: {why}; set it up, or omit tracker.") from error
@@ -37,7 +40,7 @@ class Tracker:
 
     def log(self, values: Mapping[str, float | None], step: int) -> None:
         """Log those of `values` that are not None, after `step` steps."""
-        numbers = {name: value for name, value in values.items() if value is not None}
+        numbers = self._named({name: value for name, value in values.items() if value is not None})
         self._call(lambda tracker: tracker.log(numbers, step=step))
 
     def end(self, record: Record | None) -> None:
@@ -50,6 +53,12 @@ class Tracker:
         failed = record is None or record.status not in COMPLETE
         self._call(_FAIL.get(self._name, _finish) if failed else _finish)
         self._tracker = None
+
+    def _named(self, values: dict[str, Any]) -> dict[str, Any]:
+        """`values` with names that the tracker takes, as of pass@1 and of settings whose key is a pattern."""
+        if self._name != "mlflow":
+            return values
+        return {NOT_IN_MLFLOW.sub("_", name): value for name, value in values.items()}
 
     def _call(self, what: Callable[[GeneralTracker], None]) -> None:
         if self._tracker is None:

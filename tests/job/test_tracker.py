@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 from accelerate import PartialState
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
-from records import make_record
+from records import make_record, make_score
 
 from harness import validate
 from harness.errors import UserError
@@ -111,6 +111,15 @@ def test_a_cell_that_fails_is_a_failed_run_in_mlflow(tmp_path, mlflow, status, e
     """Checked with MLflow 3.17 itself, as are its names below."""
     Tracker("mlflow", tiny("method=lora"), "demo", tmp_path).end(make_record(status=status))
     assert mlflow["ended"] == [ended]
+
+
+def test_names_that_mlflow_refuses_are_written_otherwise(tmp_path, mlflow):
+    cell = tiny("method=lora", "+method.adapt.rank_pattern={layers.0@x: 2}")
+    record = make_record(scores=[make_score(0.5, task="humaneval", metric="pass@1", filter="create_test")])
+    Tracker("mlflow", cell, "demo", tmp_path).end(record)
+    assert mlflow["params"]["method.adapt.rank_pattern.layers.0_x"] == 2
+    assert mlflow["metrics"]["score/humaneval/pass_1/create_test"] == 0.5
+    assert mlflow["ended"] == ["FINISHED"]
 
 
 def test_a_cell_that_fails_is_a_failed_run_in_wandb(tmp_path, monkeypatch):
