@@ -95,8 +95,13 @@ def _place(name: str, run: str, study: str, folder: Path) -> dict[str, Any]:
     places: dict[str, dict[str, Any]] = {
         "tensorboard": {"run_name": run, "logging_dir": folder / "tensorboard"},
         "mlflow": {"experiment_name": study, "run_name": run},
-        "wandb": {"run_name": study, "name": run, "dir": str(folder)},
-        # Its own sampling of the machine would run beside the timed steps.
+        # Their own sampling of the machine would run beside the timed steps. W&B takes output before it is redacted.
+        "wandb": {
+            "run_name": study,
+            "name": run,
+            "dir": str(folder),
+            "settings": {"x_disable_stats": True, "console": "off"},
+        },
         "trackio": {"run_name": study, "name": run, "auto_log_cpu": False, "auto_log_gpu": False},
     }
     return places[name]

@@ -133,6 +133,7 @@ def test_a_cell_that_fails_is_a_failed_run_in_wandb(tmp_path, monkeypatch):
         Tracker("wandb", tiny("method=lora"), "papers/mine", tmp_path).end(make_record(status=status))
     assert codes == [0, 1]
     assert started["project"] == "papers-mine"
+    assert started["settings"] == {"x_disable_stats": True, "console": "off"}
 
 
 def test_a_job_that_is_stopped_ends_its_run(tmp_path, mlflow):
