@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +53,8 @@ class LocalCell:
         tracker = None
         if request.tracker is not None and (rank is None or rank.number == 0):
             tracker = Tracker(request.tracker, self.cell, request.study, Path(request.path).parent)
+            if rank is None:  # a rank ends at once, as a collective may hold it
+                signal.signal(signal.SIGTERM, _stop)  # otherwise a tracker shows a stopped run as running for ever
         self.reporter = Reporter(report, self.meter, tracker)
         self.holders = shortage.Holders()
         idle_watts = nvml.watts(on) if on.type == "cuda" else None
@@ -102,9 +106,14 @@ class LocalCell:
         """What the device holds. Ask while the exception still holds what was in use."""
         return self.holders.shortage(self.meter)
 
-    def end(self, result: Record) -> None:
+    def end(self, result: Record | None) -> None:
         """End the tracker, if there is one."""
         self.reporter.end(result)
+
+
+def _stop(number: int, _: object) -> None:
+    """End this process in order, with the status that a shell gives to one that a signal ended."""
+    sys.exit(128 + number)
 
 
 def _alone(bf16: bool) -> Accelerator:

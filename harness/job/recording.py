@@ -39,8 +39,8 @@ class RunningCell(Protocol):
     def shortage(self) -> Shortage | None:
         """What the device holds. Ask while the exception still holds what was in use."""
 
-    def end(self, result: Record) -> None:
-        """Do what follows on the record."""
+    def end(self, result: Record | None) -> None:
+        """Do what follows on the record, or on the end of a cell that leaves none (null)."""
 
 
 class Recording:
@@ -76,6 +76,7 @@ class Recording:
             result.status, result.failure = error.status, Failure(running.phase, step, str(error))
         except UserError:
             _discard_beginnings(self._path)
+            running.end(None)
             raise
         except Exception as error:
             print(redact.redact(traceback.format_exc()), file=sys.stderr)  # into the cell's log
@@ -83,6 +84,9 @@ class Recording:
             memory = running.shortage() if out_of_memory else None
             result.status = "oom" if out_of_memory else "failed"
             result.failure = Failure(running.phase, running.step, redact.reason(error), memory)
+        except BaseException:  # the job is stopped
+            running.end(None)
+            raise
 
     def finish(self, running: RunningCell, rank: distributed.LaunchedRank | None = None) -> Record:
         """Write the record, its items and its weights beside it; of several ranks one does so.
@@ -95,7 +99,11 @@ class Recording:
         result.seconds = time.monotonic() - self._clock
         result.environment = env.describe()
         running.describe(result)
-        self._write()
+        try:
+            self._write()
+        except BaseException:  # a full disk, or the job is stopped
+            running.end(None)
+            raise
         running.end(result)
         if self._request.checkpoints is not None and result.status not in ("failed", "oom"):
             shutil.rmtree(self._request.checkpoints, ignore_errors=True)

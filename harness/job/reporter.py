@@ -51,7 +51,7 @@ class Reporter:
             with self._meter.aside():
                 self._tracker.log(values, self.step or 0)
 
-    def end(self, record: Record) -> None:
+    def end(self, record: Record | None) -> None:
         if self._tracker is not None:
             self._tracker.end(record)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ from typing import get_args
 import pytest
 from accelerate import PartialState
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
+from records import make_record, make_score
 
 from harness import validate
 from harness.errors import UserError
@@ -76,6 +80,77 @@ def test_trackio_has_a_project_a_study_and_samples_nothing_by_itself(tmp_path, m
     cell = tiny("method=lora")
     Tracker("trackio", cell, "papers/mine", tmp_path)
     assert started == {"project": "papers-mine", "name": cell.name, "auto_log_cpu": False, "auto_log_gpu": False}
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    """What stands for MLflow (3.17, whose names it refuses too): all that it is told, by the name of the call."""
+    told = {"metrics": {}, "params": {}, "ended": []}
+
+    def take(kind, values, **more):
+        assert all(re.fullmatch(r"[\w. :/-]+", name) for name in values)
+        told[kind].update(values)
+
+    stub = SimpleNamespace(
+        search_experiments=lambda filter_string: [SimpleNamespace(experiment_id="1")],
+        start_run=lambda **arguments: None,
+        log_params=lambda values: take("params", values),
+        log_metrics=lambda values, **more: take("metrics", values),
+        end_run=lambda status="FINISHED": told["ended"].append(status),
+        utils=SimpleNamespace(validation=SimpleNamespace(MAX_PARAM_VAL_LENGTH=6000, MAX_PARAMS_TAGS_PER_BATCH=100)),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", stub)
+    PartialState(cpu=True)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("status", "ended"), [("ok", "FINISHED"), ("pruned", "FINISHED"), ("diverged", "FAILED"), ("oom", "FAILED")]
+)
+def test_a_cell_that_fails_is_a_failed_run_in_mlflow(tmp_path, mlflow, status, ended):
+    """Checked with MLflow 3.17 itself, as are its names below."""
+    Tracker("mlflow", tiny("method=lora"), "demo", tmp_path).end(make_record(status=status))
+    assert mlflow["ended"] == [ended]
+
+
+def test_names_that_mlflow_refuses_are_written_otherwise(tmp_path, mlflow):
+    cell = tiny("method=lora", "+method.adapt.rank_pattern={layers.0@x: 2}")
+    record = make_record(scores=[make_score(0.5, task="humaneval", metric="pass@1", filter="create_test")])
+    Tracker("mlflow", cell, "demo", tmp_path).end(record)
+    assert mlflow["params"]["method.adapt.rank_pattern.layers.0_x"] == 2
+    assert mlflow["metrics"]["score/humaneval/pass_1/create_test"] == 0.5
+    assert mlflow["ended"] == ["FINISHED"]
+
+
+def test_a_cell_that_fails_is_a_failed_run_in_wandb(tmp_path, monkeypatch):
+    """Checked with wandb 0.31 itself, offline."""
+    started, codes = {}, []
+    run = SimpleNamespace(log=lambda values, **more: None, finish=lambda exit_code=0: codes.append(exit_code))
+    config = SimpleNamespace(update=lambda values, **more: None)
+    stub = SimpleNamespace(init=lambda **arguments: started.update(arguments) or run, config=config)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    for status in ("ok", "failed"):
+        Tracker("wandb", tiny("method=lora"), "papers/mine", tmp_path).end(make_record(status=status))
+    assert codes == [0, 1]
+    assert started["project"] == "papers-mine"
+    assert started["settings"] == {"x_disable_stats": True, "console": "off"}
+
+
+def test_a_job_that_is_stopped_ends_its_run(tmp_path, mlflow):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(event):
+        if event.get("step") == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    cell = tiny("method=lora", "infer.repeats=0")
+    try:
+        with pytest.raises(SystemExit):
+            run_request(cell, "demo", tmp_path / f"{cell.name}.json", None, stop, tracker="mlflow")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert mlflow["ended"] == ["FAILED"]
+    assert not (tmp_path / f"{cell.name}.json").exists()
 
 
 class Broken(float):

@@ -89,7 +89,7 @@ class ApiCell:
     def shortage(self) -> None:
         return None
 
-    def end(self, result: Record) -> None:
+    def end(self, result: Record | None) -> None:
         """Nothing is left to do: no tracker follows a cell without training."""
 
 
