@@ -46,7 +46,7 @@ def add(command_line: CommandLine) -> None:
         judge,
         "judge",
         "Let a model behind an API compare recorded answers. It sees each pair in both orders, and not whose they are. "
-        "The share that a cell wins against the untuned base becomes a score of its record.",
+        "The share that a cell wins against the untuned base becomes a score of its record. The same command resumes.",
         "mine --judge NAME --base-url http://localhost:8000/v1",
     )
     parser.add_argument("cells", nargs="+", metavar="STUDY|CELL", help="all cells of a study, or one cell")
@@ -142,7 +142,6 @@ def judge(options: argparse.Namespace) -> int:
     require_positive("--timeout", options.timeout)
 
     from harness.plugins.api import judging
-    from harness.report.statistics import preference
 
     asked = judging.JudgeOptions(
         options.judge, options.base_url, options.task, options.against, options.concurrency, options.timeout
@@ -155,12 +154,7 @@ def judge(options: argparse.Namespace) -> int:
         print_json([dataclasses.asdict(one) for one in found.done])
     else:
         for one in found.done:
-            share = preference(one.wins, one.ties, one.losses)
-            unread = f", {one.unread} without a readable verdict" if one.unread else ""
-            print(
-                f"{one.study}/{one.cell} against {one.against}: {share.value:.0%} ({share.low:.0%}–{share.high:.0%}), "
-                f"{one.wins} won, {one.losses} lost, {one.ties} tied{unread}."
-            )
+            print(judging.sentence(one))
     print_errors(found.refused)
     return int(bool(found.refused))
 

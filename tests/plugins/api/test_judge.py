@@ -84,7 +84,7 @@ def test_it_is_asked_blindly_in_both_orders(inside, cells):
     with server(lambda prompt, _: '{"better": "A"}') as there:  # whatever comes first
         done = inside("judge", "demo", "--judge", "wise", "--base-url", there.url, "--format", "json")
     assert json.loads(done.stdout)[0] | {"cell": "", "against": ""} == {
-        **{"study": "demo", "cell": "", "against": "", "wins": 0, "losses": 0, "ties": 5, "unread": 0}
+        **{"study": "demo", "cell": "", "against": "", "wins": 0, "losses": 0, "ties": 5, "unread": 0, "refused": 0}
     }
     for prompt in there.prompts():
         assert "lora" not in prompt
@@ -110,6 +110,52 @@ def test_a_judge_that_talks_nonsense_judges_nothing(inside, cells):
     assert done.returncode == 1
     assert done.stderr.strip() == f"error: {cells['lora'].stem} is not judged: wise gave no readable verdict."
     assert cells["lora"].read_bytes() == before
+
+
+def test_an_interrupted_judging_asks_only_for_the_rest(inside, cells):
+    line = ("judge", "demo", "--judge", "wise", "--base-url")
+    with server(lambda prompt, n: 401 if n in (4, 5) else honest(prompt, n)) as there:
+        broken = inside(*line, there.url, "--concurrency", "1")
+        assert broken.returncode == 2
+        assert broken.stderr.strip().endswith(
+            "; earlier answers are saved: rerun the same command to ask for the rest."
+        )
+        assert (read(cells["lora"]).judged, len(there.asked)) == ([], 5)
+        done = inside(*line, there.url, "--concurrency", "1")
+        assert "error" in done.stderr
+        assert inside(*line, there.url).returncode == 0
+        assert len(there.asked) == 4 + 1 + 1 + 2, "four replies are kept, and two requests were refused"
+        assert len(set(there.prompts())) == 6
+        (kept,) = read(cells["lora"]).judged
+        assert (kept.requests, kept.read, kept.written) == (6, 60, 30), "the first four are paid for, too"
+        assert inside(*line, there.url, "--replace").returncode == 0
+        assert len(there.asked) == 8 + 6, "what the record has is judged anew"
+
+
+def test_an_item_that_the_endpoint_refuses_is_not_judged_and_stops_nothing(inside, cells):
+    def script(prompt, number):
+        return {"text": 400, "error": "filtered"} if "Question 0?" in prompt else honest(prompt, number)
+
+    with server(script) as there:
+        done = inside("judge", "demo", "--judge", "wise", "--base-url", there.url)
+    assert done.returncode == 0, done.stderr
+    assert "1 won, 1 lost, 2 tied, 1 refused by the judge's endpoint. Had it lost or won all" in done.stdout
+    assert done.stdout.strip().endswith("the share would be 40% or 60%.")
+    assert 'refused 2 of 6 requests (HTTP 400: {"error": {"message": "filtered"}}): 1 item not judged.' in done.stderr
+    (wins,) = [score for score in read(cells["lora"]).scores if score.metric == "wins"]
+    (kept,) = read(cells["lora"]).judged
+    assert (wins.value, wins.n, kept.refused, kept.unread, kept.requests) == (0.5, 4, 1, 0, 4)
+    assert verify.check(cells["lora"]) == []
+
+
+def test_a_judge_that_refuses_all_is_not_asked_for_all(inside, cells, tmp_path):
+    for name, texts in (("base", ("wrong",) * 40), ("lora", ("right",) * 40)):
+        lay_down(read(cells[name]), tmp_path / "results" / "demo", texts)
+    with server(lambda *_: {"text": 400, "error": "no model wise"}) as there:
+        done = inside("judge", "demo", "--judge", "wise", "--base-url", there.url, "--concurrency", "1")
+    assert done.returncode == 2
+    assert 'refused (HTTP 400: {"error": {"message": "no model wise"}}).' in done.stderr
+    assert len(there.asked) == 10
 
 
 @pytest.mark.long

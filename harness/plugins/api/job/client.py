@@ -79,12 +79,14 @@ class Client:
         requests: Sequence[tuple[Hashable, Messages]],
         concurrency: int,
         answered: Callable[[Any, Reply], None] = lambda key, reply: None,
+        refused: Callable[[Any, str], bool] = lambda key, reason: False,
         **parameters: Any,
     ) -> dict[Any, Reply]:
         """The replies to `requests` by key, asked `concurrency` at a time.
 
-        answered: called with each key and reply as it comes. Raises UserError for the first request that finally fails,
-        after the requests under way have ended.
+        answered: called with each key and reply as it comes. refused: called with the key of a request whose content
+        the endpoint refuses, and with what it says; returns whether to go on without a reply to it. Raises UserError
+        for the first other request that finally fails, after the requests under way have ended.
         """
         from harness.plugins.api.job.endpoint import Unsuccessful
 
@@ -94,9 +96,12 @@ class Client:
             replies[key] = answer.value
             answered(key, answer.value)
 
+        def refuse(key: Any, error: Unsuccessful) -> bool:
+            return refused(key, f"HTTP {error.status}: {_said(error)}")
+
         payloads = {key: {"model": self.model, "messages": messages} | parameters for key, messages in requests}
         try:
-            asyncio.run(self._endpoint.ask_all(payloads, concurrency, lambda _, text: _read(text), keep))
+            asyncio.run(self._endpoint.ask_all(payloads, concurrency, lambda _, text: _read(text), keep, refuse))
         except Unsuccessful as error:
             raise UserError(self._reason(error)) from error
         return replies
@@ -105,7 +110,7 @@ class Client:
         from harness.plugins.api.job.endpoint import ALL_WAITING
 
         who = f"{self.model} at {self.host}"
-        said = " ".join(redact.clean(error.text).split())[:200]
+        said = _said(error)
         if error.kind == "waiting":
             limit = f"{ALL_WAITING / 60:g} minutes"
             return f"{who} asked to wait for more than {limit} in all (HTTP {error.status}: {said}); {TO_DO[429]}."
@@ -121,6 +126,11 @@ class Client:
         if error.kind == "connection":
             return f"{who} can't be reached; check --base-url and that a server listens there."
         return f"{who} sent no chat completion; check --base-url."
+
+
+def _said(error: Unsuccessful) -> str:
+    """The beginning of what an endpoint says, on one line, without secrets."""
+    return " ".join(redact.clean(error.text).split())[:200]
 
 
 def _read(text: str) -> Reply:
