@@ -33,7 +33,7 @@ from harness.sweep import runner
 from harness.sweep.store import Study
 
 METRIC = "wins"
-VERSION = "1.0"  # of the judge's prompt
+VERSION = "1.1"  # of the judge's prompt
 NUMBER = "flexible-extract"  # the filter that keeps of an answer its last number
 
 Item = tuple[str, int, str]  # subject, index, hash of the document
