@@ -16,6 +16,8 @@ from harness.settings import HELD_OUT
 KINDS = ("paraphrase", "harder", "new")
 URL = "OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is read from OPENAI_API_KEY"
 
+JUDGE_URL = "endpoint of the judge (default: --base-url); on another server, its key is read from JUDGE_API_KEY"
+
 
 def add(command_line: CommandLine) -> None:
     group = command_line.group("ask models")
@@ -36,7 +38,7 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument(
         "--judge", metavar="NAME", help="model that compares each answer with the first model's, blindly"
     )
-    parser.add_argument("--judge-url", metavar="URL", help="endpoint of the judge (default: --base-url)")
+    parser.add_argument("--judge-url", metavar="URL", help=JUDGE_URL)
     parser.add_argument("--tokens", type=positive, default=256, metavar="N", help="tokens of an answer (default: 256)")
     _add_requests(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write an HTML page too")
@@ -89,7 +91,7 @@ def add(command_line: CommandLine) -> None:
 
 
 def ask(options: argparse.Namespace) -> int:
-    """Print the answers of untuned, tuned and API models to the same prompts side by side."""
+    """Print the answers of untuned, tuned and API models to the same prompts side by side; 1 if some are missing."""
     judge_url = options.judge_url or options.base_url
     if (options.api and not options.base_url) or (options.judge and not judge_url):
         raise UserError("Models behind an API require --base-url, such as http://localhost:8000/v1.")
@@ -134,7 +136,7 @@ def ask(options: argparse.Namespace) -> int:
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(side_by_side.page(answers), encoding="utf-8")
-    return int(bool(refused))
+    return int(bool(refused) or (options.judge is not None and answers["judge"] is None))
 
 
 def judge(options: argparse.Namespace) -> int:

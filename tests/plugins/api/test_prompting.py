@@ -143,6 +143,40 @@ def test_equal_answers_are_a_tie_unasked_and_what_is_no_verdict_counts_for_nothi
     assert side_by_side.rates(found)[1].interval is None
 
 
+@pytest.mark.parametrize("other", [True, False])
+def test_a_key_goes_to_the_server_that_it_is_for(other, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-models")
+    monkeypatch.setenv("JUDGE_API_KEY", "key-of-the-judge")
+    with server(lambda prompt, number: str(number)) as models, server(lambda *_: '{"better": "tie"}') as wise:
+        prompting.ask(asking(models.url, judge_url=wise.url if other else models.url + "/"), lambda event: None)
+    assert set(models.keys) == {"Bearer key-of-the-models"}
+    assert set(wise.keys) == ({"Bearer key-of-the-judge"} if other else set())
+
+
+@pytest.mark.parametrize(("url", "name"), [("/v1", "OPENAI_API_KEY"), (None, "JUDGE_API_KEY")])
+def test_a_judge_that_refuses_a_key_loses_no_answer(url, name):
+    told = []
+    with (
+        server(lambda prompt, number: 401 if "<answer A " in prompt else str(number)) as models,
+        server(lambda *_: 401) as wise,
+    ):
+        judge_url = models.url if url else wise.url
+        found = prompting.ask(asking(models.url, judge_url=judge_url), told.append)
+    assert len(found["answers"][1]) == 3
+    assert found["judge"] is None
+    (warning,) = [event["warning"] for event in told if "warning" in event]
+    assert re.search(
+        rf"^The answers are not judged: judge at .* \(HTTP 401: .*; set {name} in the environment", warning
+    )
+
+
+def test_a_judge_with_a_bad_address_is_refused_before_models_answer():
+    with server(lambda *_: "yes") as models:
+        with pytest.raises(UserError, match=r"^--judge-url must be an address"):
+            prompting.ask(asking(models.url, judge_url="http://127.0.0.1:none/v1"), lambda event: None)
+        assert models.asked == []
+
+
 def test_win_rates_have_an_interval_over_prompts():
     verdicts = [{"prompt": i, "model": 1, "said": ["B", "A"], "value": v} for i, v in enumerate([1.0] * 8 + [0.5, 0.0])]
     judge = {"model": "j", "host": "h", "verdicts": verdicts, "tokens": {"answers": 20, "read": None, "written": None}}

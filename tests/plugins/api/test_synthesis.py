@@ -193,7 +193,7 @@ def test_a_paraphrase_comes_to_what_its_seed_comes_to():
 
 
 def test_a_rerun_requests_only_new_problems(source, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment\n")  # as of a file
     numbers = iter(range(1000))
     with server(lambda prompt, number: problem(next(numbers))) as there:
         summary = ask(source, there.url)
@@ -260,6 +260,8 @@ def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
     [
         ("--base-url http://x/v1 --n 0", "--n"),
         ("--base-url ftp://x/v1 --n 5", "--base-url"),
+        ("--base-url http://x:80a/v1 --n 5", "--base-url must be an address"),
+        ("--base-url http://[::1/v1 --n 5", "--base-url must be an address"),
         ("--base-url http://me:secret@x/v1 --n 5", "OPENAI_API_KEY"),
         ("--base-url http://x/v1 --n 5 --kinds easier", "easier"),
         ("--base-url http://x/v1 --n 5 --timeout 0", "--timeout"),

@@ -92,6 +92,7 @@ class Endpoint:
         tell: Callable[[str], None] = lambda sentence: None,
     ):
         self.url, self.tries = url, 0
+        key = (key or "").strip()  # of the end of a line, which files of keys have
         self._header = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout, self._retries, self._backoff, self._per_minute = timeout, retries, backoff, per_minute
         self._thinking = thinking

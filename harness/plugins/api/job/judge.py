@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import units
-from harness.plugins.api.job.client import Client, Reply, token_totals
+from harness.plugins.api.job.client import Client, Origin, Reply, token_totals
 from harness.plugins.api.job.journal import Journal
 
 JUDGE = """Two answers to the same request are to be compared. Each text ends where its mark, {mark}, stands again.
@@ -65,10 +65,18 @@ class Verdicts:
 
 
 class Judge:
-    """The model `name` at the endpoint `url`. timeout, tell: as of Client. replies: a file that keeps them, if any."""
+    """The model `name` at the endpoint `url`. The others: as of Client. replies: a file that keeps them, if any."""
 
-    def __init__(self, url: str, name: str, timeout: float, tell: Callable[[str], None], replies: Path | None = None):
-        self._client, self._tell = Client(url, name, timeout, tell), tell
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        timeout: float,
+        tell: Callable[[str], None],
+        origin: Origin,
+        replies: Path | None = None,
+    ):
+        self._client, self._tell = Client(url, name, timeout, tell, origin), tell
         self._journal = Journal(replies, self._client)
 
     def compare(self, pairs: Sequence[AnswerPair], concurrency: int) -> Verdicts:

@@ -22,6 +22,7 @@ def ask(request: AskModels, send: Send) -> None:
 
 
 def judge(request: JudgeAnswers, send: Send) -> None:
+    from harness.plugins.api.job.client import Origin
     from harness.plugins.api.job.judge import AnswerPair, Judge
 
     judge = Judge(
@@ -29,6 +30,7 @@ def judge(request: JudgeAnswers, send: Send) -> None:
         request.judge,
         request.timeout,
         lambda sentence: send(Warned(sentence)),
+        Origin(model="--judge"),
         Path(request.replies),
     )
     pairs = [AnswerPair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
