@@ -107,7 +107,8 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _secrets() -> list[str]:
     """Values of the environment's secrets, the longest first: one may be a part of another."""
-    secret = {name: value for name, value in os.environ.items() if name in named or _holds_secret(name)}
+    # Stripped as they are sent: files of keys end in a line's end.
+    secret = {name: value.strip() for name, value in os.environ.items() if name in named or _holds_secret(name)}
     # A folder is none, as of ORIGINAL_PWD: it begins most paths.
     secrets = {value for value in secret.values() if len(value) >= LEAST and not os.path.isdir(value)}
     return sorted(secrets, key=len, reverse=True)

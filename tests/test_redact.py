@@ -165,6 +165,11 @@ def test_another_place_of_this_machine_is_no_setting(cell, tmp_path):
 # Text
 
 
+def test_a_key_that_ends_in_a_line_is_hidden_where_it_does_not(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "key-of-a-file\n")
+    assert redact.redact("refused key-of-a-file, it says") == "refused ***, it says"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -160,6 +160,8 @@ class Judging:
     """Prompt tokens as counted by the endpoint. null if it does not count."""
     written: int | None
     """Answer tokens as counted by the endpoint. null if it does not count."""
+    refused: int = 0
+    """Items that the endpoint refused to judge, which do not count."""
 
 
 @dataclass

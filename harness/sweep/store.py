@@ -14,6 +14,7 @@ results_dir/study/NAME.json            the record
                   .harness/rungs/NAME.json     losses by which a plug-in ends cells early
                   .harness/repeats/NAME/       what a repeat writes until NAME.json has it
                   .harness/answers/NAME.jsonl  what the plug-in that runs the cell keeps
+                  .harness/verdicts/NAME/      a judge's replies, until NAME.json has what they say
 """
 
 from __future__ import annotations
@@ -87,6 +88,13 @@ class Study:
 
     def _answers(self, name: str) -> Path:
         return self._state / "answers" / f"{name}.jsonl"
+
+    def verdicts(self, cell: Cell) -> Path:
+        """A folder for a judge's replies on the answers of `cell`, until its record has what they say."""
+        return self._verdicts(cell.name)
+
+    def _verdicts(self, name: str) -> Path:
+        return self._state / "verdicts" / name
 
     def checkpointed(self) -> list[str]:
         """The names of cells that left checkpoints to resume from."""
@@ -176,7 +184,7 @@ class Study:
         begun = [left for left in self.left_behind() if left.name.startswith(f".{name}.")]
         begun += [record.pending(path), *record.beginnings(path), self.folder / "tensorboard" / name]
         rungs = self._state / "rungs" / f"{name}.json"
-        begun += [self._checkpoints(name), self._answers(name), self._repeating(name), rungs]
+        begun += [self._checkpoints(name), self._answers(name), self._verdicts(name), self._repeating(name), rungs]
         for entry in sorted((*gone, *begun), key=Path.is_file):
             try:
                 discard(entry, strict=True)

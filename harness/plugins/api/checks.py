@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,9 +38,19 @@ def check(config: DictConfig) -> None:
         raise UserError("repeat=true requires a model on this machine: the answers of an API are kept, not measured.")
 
 
+def address(base_url: str) -> SplitResult | None:
+    """The parts of an address of HTTP, whose host and port can be read; None if it is none."""
+    try:
+        url = urlsplit(base_url)
+        _ = url.port
+    except ValueError:  # a port that is none, or half an IPv6 address
+        return None
+    return url if url.scheme in ("http", "https") and url.hostname else None
+
+
 def _check_address(base_url: str) -> None:
-    url = urlsplit(base_url)
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
+    url = address(base_url)
+    if url is None or url.query or url.fragment or "@" in url.netloc:
         raise UserError(
             "model.base_url must be like https://host/v1: where the API is, with neither a key nor a query in it."
         )

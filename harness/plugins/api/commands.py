@@ -16,6 +16,8 @@ from harness.settings import HELD_OUT
 KINDS = ("paraphrase", "harder", "new")
 URL = "OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is read from OPENAI_API_KEY"
 
+JUDGE_URL = "endpoint of the judge (default: --base-url); on another server, its key is read from JUDGE_API_KEY"
+
 
 def add(command_line: CommandLine) -> None:
     group = command_line.group("ask models")
@@ -36,7 +38,7 @@ def add(command_line: CommandLine) -> None:
     parser.add_argument(
         "--judge", metavar="NAME", help="model that compares each answer with the first model's, blindly"
     )
-    parser.add_argument("--judge-url", metavar="URL", help="endpoint of the judge (default: --base-url)")
+    parser.add_argument("--judge-url", metavar="URL", help=JUDGE_URL)
     parser.add_argument("--tokens", type=positive, default=256, metavar="N", help="tokens of an answer (default: 256)")
     _add_requests(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write an HTML page too")
@@ -46,7 +48,7 @@ def add(command_line: CommandLine) -> None:
         judge,
         "judge",
         "Let a model behind an API compare recorded answers. It sees each pair in both orders, and not whose they are. "
-        "The share that a cell wins against the untuned base becomes a score of its record.",
+        "The share that a cell wins against the untuned base becomes a score of its record. The same command resumes.",
         "mine --judge NAME --base-url http://localhost:8000/v1",
     )
     parser.add_argument("cells", nargs="+", metavar="STUDY|CELL", help="all cells of a study, or one cell")
@@ -89,7 +91,7 @@ def add(command_line: CommandLine) -> None:
 
 
 def ask(options: argparse.Namespace) -> int:
-    """Print the answers of untuned, tuned and API models to the same prompts side by side."""
+    """Print the answers of untuned, tuned and API models to the same prompts side by side; 1 if some are missing."""
     judge_url = options.judge_url or options.base_url
     if (options.api and not options.base_url) or (options.judge and not judge_url):
         raise UserError("Models behind an API require --base-url, such as http://localhost:8000/v1.")
@@ -134,7 +136,7 @@ def ask(options: argparse.Namespace) -> int:
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(side_by_side.page(answers), encoding="utf-8")
-    return int(bool(refused))
+    return int(bool(refused) or (options.judge is not None and answers["judge"] is None))
 
 
 def judge(options: argparse.Namespace) -> int:
@@ -142,7 +144,6 @@ def judge(options: argparse.Namespace) -> int:
     require_positive("--timeout", options.timeout)
 
     from harness.plugins.api import judging
-    from harness.report.statistics import preference
 
     asked = judging.JudgeOptions(
         options.judge, options.base_url, options.task, options.against, options.concurrency, options.timeout
@@ -155,12 +156,7 @@ def judge(options: argparse.Namespace) -> int:
         print_json([dataclasses.asdict(one) for one in found.done])
     else:
         for one in found.done:
-            share = preference(one.wins, one.ties, one.losses)
-            unread = f", {one.unread} without a readable verdict" if one.unread else ""
-            print(
-                f"{one.study}/{one.cell} against {one.against}: {share.value:.0%} ({share.low:.0%}–{share.high:.0%}), "
-                f"{one.wins} won, {one.losses} lost, {one.ties} tied{unread}."
-            )
+            print(judging.sentence(one))
     print_errors(found.refused)
     return int(bool(found.refused))
 

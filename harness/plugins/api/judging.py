@@ -9,6 +9,8 @@ untuned base, so that their shares can be compared item by item.
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +26,14 @@ from harness.errors import UserError
 from harness.plugins.api.requests import JudgeAnswers
 from harness.protocol import Progress
 from harness.record import Judging, Record, RecordError, Score, read_study
+from harness.report.statistics import preference
 from harness.studies import verify
 from harness.studies.find import find, settled_study
 from harness.sweep import runner
 from harness.sweep.store import Study
 
 METRIC = "wins"
-VERSION = "1.0"  # of the judge's prompt
+VERSION = "1.1"  # of the judge's prompt
 NUMBER = "flexible-extract"  # the filter that keeps of an answer its last number
 
 Item = tuple[str, int, str]  # subject, index, hash of the document
@@ -50,7 +53,10 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Preference:
-    """On how many items a judge preferred a cell's answers, the other cell's, or neither; unread: no verdict."""
+    """On how many items a judge preferred a cell's answers, the other cell's, or neither.
+
+    unread: items without a readable verdict. refused: items that the judge's endpoint refused.
+    """
 
     study: str
     cell: str
@@ -59,6 +65,21 @@ class Preference:
     losses: int
     ties: int
     unread: int
+    refused: int
+
+
+def sentence(of: Preference) -> str:
+    """The share that a cell won, with its 95% interval, and what items without a verdict could make of it."""
+    share = preference(of.wins, of.ties, of.losses)
+    unread = f", {of.unread} without a readable verdict" if of.unread else ""
+    refused = f", {of.refused} refused by the judge's endpoint" if of.refused else ""
+    counts = f"{of.wins} won, {of.losses} lost, {of.ties} tied{unread}{refused}"
+    text = f"{of.study}/{of.cell} against {of.against}: {share.value:.0%} ({share.low:.0%}–{share.high:.0%}), {counts}."
+    if missing := of.unread + of.refused:
+        won, judged = of.wins + of.ties / 2, of.wins + of.losses + of.ties
+        low, high = won / (judged + missing), (won + missing) / (judged + missing)
+        text += f" Had it lost or won all that have no verdict, the share would be {low:.0%} or {high:.0%}."
+    return text
 
 
 @dataclass
@@ -94,7 +115,7 @@ def judge(
     """Judge `texts` (studies among `names` below `results`, or cells).
 
     replace: judge cells again that were judged so before. Raises UserError for a text that names nothing, and if the
-    judge does not answer; cells that were judged until then keep it.
+    judge does not answer; what it judged until then is kept, and not asked for again.
     """
     outcome = JudgeOutcome()
     for study, found in _cells(results, names, texts, options.task, outcome):
@@ -114,6 +135,7 @@ def judge(
             outcome.refused.append(f"{found.cell.name} is not judged: {reference[1].cell.name} answered other items.")
             continue
         items = list(own.rows)
+        replies = _replies(study, found, options, of_it)
         request = JudgeAnswers(
             [own.rows[item]["question"] for item in items],
             [base.texts[item] for item in items],
@@ -122,12 +144,14 @@ def judge(
             options.judge_url,
             options.concurrency,
             options.timeout,
+            str(replies.absolute()),
         )
         started = datetime.now(UTC).isoformat(timespec="seconds")
         said = runner.ask(request, on_event)
         values = dict(zip(items, said["values"], strict=True))
         asked = [value for item, value in values.items() if own.texts[item] != base.texts[item]]
         if asked and all(value is None for value in asked):  # ties of equal answers alone are no verdicts
+            replies.unlink(missing_ok=True)
             outcome.refused.append(f"{found.cell.name} is not judged: {options.judge} gave no readable verdict.")
             continue
         made = Judging(
@@ -138,14 +162,17 @@ def judge(
             judge=options.judge,
             host=said["host"],
             started=started,
-            unread=said["values"].count(None),
+            unread=said["values"].count(None) - said["refused"],
+            refused=said["refused"],
             requests=said["tokens"]["answers"],
             read=said["tokens"]["read"],
             written=said["tokens"]["written"],
         )
         _add(study, found, made, own, base, values)
+        replies.unlink(missing_ok=True)  # so that --replace asks anew
         wins, losses, ties = (said["values"].count(value) for value in (1.0, 0.0, 0.5))
-        outcome.done.append(Preference(study.name, found.cell.name, made.against, wins, losses, ties, made.unread))
+        where = study.name, found.cell.name, made.against
+        outcome.done.append(Preference(*where, wins, losses, ties, made.unread, made.refused))
     return outcome
 
 
@@ -182,6 +209,12 @@ def _reference(
             raise UserError("its study has no untuned base (method=base); --against names another cell.")
         reference = (study, bases[0])
     return None if reference[1].cell.id == found.cell.id else reference
+
+
+def _replies(study: Study, found: Record, options: JudgeOptions, of_it: str) -> Path:
+    """The file that keeps the judge's replies until the record has what they say. of_it: the filter of the score."""
+    digest = hashlib.sha256(json.dumps([options.task, of_it]).encode()).hexdigest()[:16]
+    return study.verdicts(found.cell) / f"{digest}.jsonl"
 
 
 def _filter(options: JudgeOptions, reference: Record) -> str:

@@ -109,7 +109,10 @@ class AskModels(Request):
 
 @dataclass(frozen=True)
 class JudgeAnswers(Request):
-    """Have the model `judge` behind an API compare two answers to each of `prompts`: of `base`, and of `other`."""
+    """Have the model `judge` behind an API compare two answers to each of `prompts`: of `base`, and of `other`.
+
+    replies: the file that keeps the judge's replies.
+    """
 
     target: ClassVar[str] = "harness.plugins.api.job.services:judge"
 
@@ -120,3 +123,4 @@ class JudgeAnswers(Request):
     judge_url: str
     concurrency: int
     timeout: float
+    replies: str

@@ -685,6 +685,7 @@ def test_models_that_are_here_keep_their_cells():
         ("method=base model.thinking=9", r"model\.thinking is for models behind an API"),
         ("method=base model.key_env=A", r"model\.key_env is for models behind an API"),
         ("method=api model.base_url=h/v1 model.name=a", r"model\.base_url must be like https://host/v1"),
+        ("method=api model.base_url=http://h:80a/v1 model.name=a", r"model\.base_url must be like https://host/v1"),
         ("method=api model.base_url='http://h/v1?key=abcdefgh' model.name=a", r"neither a key nor a query"),
         ("method=api model.base_url=http://h/v1 model.name=a model.key_env=abcdefghijkl", r"the key itself is never"),
         ("method=api model.base_url=http://h/v1 model.name=a model.key_env=NOT_SET", "NOT_SET is not set"),

@@ -206,7 +206,7 @@ def test_deep_nesting_is_no_answer(tmp_path):
 
 
 def test_a_judge_whose_verdict_is_nested_says_nothing():
-    assert judge.better('{"better": ' + "[" * 100_000 + "}") is None
+    assert judge.better(client.Reply('{"better": ' + "[" * 100_000 + "}", True, None, None)) is None
 
 
 # Waiting

@@ -68,7 +68,7 @@ def test_models_are_asked_judged_and_write_problems(run, tmp_path):
     rows = [{"question": f"What is {i} and {i}?", "answer": f"{i} + {i} = {2 * i}\n#### {2 * i}"} for i in range(90)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "prompts.txt").write_text("Who is it?\nWhere?\n")
-    with server(lambda prompt, number: '{"better": "A"}' if "<answer A>" in prompt else problem(number)) as there:
+    with server(lambda prompt, number: '{"better": "A"}' if "<answer A " in prompt else problem(number)) as there:
         run(url=there.url)
     assert {body["model"] for body in there.asked} == {"one", "two", "wise", "writer"}
     assert "Who is it?" in (tmp_path / "answers.html").read_text()

@@ -28,6 +28,7 @@ from harness.errors import UserError
 from harness.job.models import embedded, loading
 from harness.plugins.api import side_by_side
 from harness.plugins.api.job import judge, prompting
+from harness.plugins.api.job.client import Reply
 from harness.plugins.api.requests import AskModels
 from harness.protocol import Progress
 from harness.record import write
@@ -61,6 +62,8 @@ def test_with_virtual_tokens_an_answer_is_that_of_whole_passes(method):
     ("reply", "said"),
     [
         ('{"better": "A"}', "A"),
+        ('It says {"better": "A"} of itself.\n{"better": "B"}', "B"),
+        ('It says {"better": "A"} of itself.', None),
         ('Surely:\n```json\n{"better": "tie"}\n```', "tie"),
         ('{"better": "C"}', None),
         ("A", None),
@@ -68,7 +71,8 @@ def test_with_virtual_tokens_an_answer_is_that_of_whole_passes(method):
     ],
 )
 def test_what_a_judge_says_is_read_strictly(reply, said):
-    assert judge.better(reply) == said
+    assert judge.better(Reply(reply, True, None, None)) == said
+    assert judge.better(Reply(reply, False, None, None)) is None  # it may end in what is quoted
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,7 @@ def judging(prefer):
     def script(prompt, number):
         if "answers are only" not in prompt.lower():
             return f"{there['server'].asked[number]['model']}: {prompt}"
-        first, second = re.findall(r"<answer [AB]>\n(.*?)\n</answer", prompt, re.DOTALL)
+        first, second = re.findall(r"<answer [AB] \w+>\n(.*?)\n</answer", prompt, re.DOTALL)
         return json.dumps({"better": prefer(first, second)})
 
     there = {}
@@ -118,10 +122,10 @@ def test_each_pair_is_judged_in_both_orders_without_names():
     assert found["models"] == ["plain", "kind"]
     assert found["answers"][1] == ["kind: one", "kind: two", "kind: three"]
     assert [v["value"] for v in found["judge"]["verdicts"]] == [1, 1, 1]
-    prompts = [text for text in there.prompts() if "<answer A>" in text]
+    prompts = [text for text in there.prompts() if "<answer A " in text]
     assert len(prompts) == 6
     for prompt in ("one", "two", "three"):
-        firsts = [re.search(r"<answer A>\n(\w+)", text)[1] for text in prompts if f"<request>\n{prompt}\n" in text]
+        firsts = [re.search(r"<answer A \w+>\n(\w+)", text)[1] for text in prompts if f">\n{prompt}\n</request" in text]
         assert sorted(firsts) == ["kind", "plain"]
     assert found["judge"]["tokens"] == {"answers": 6, "read": 60, "written": 30}
 
@@ -134,9 +138,43 @@ def test_a_judge_that_takes_whatever_is_first_tells_nothing():
 def test_equal_answers_are_a_tie_unasked_and_what_is_no_verdict_counts_for_nothing():
     found, there = judged(lambda first, second: "neither", api=["plain", "plain", "kind"])
     assert [v["value"] for v in found["judge"]["verdicts"]] == [0.5, None] * 3
-    assert len([text for text in there.prompts() if "<answer A>" in text]) == 6
+    assert len([text for text in there.prompts() if "<answer A " in text]) == 6
     assert [rate[1:5] for rate in side_by_side.rates(found)] == [(0, 0, 3, 0), (0, 0, 0, 3)]
     assert side_by_side.rates(found)[1].interval is None
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_key_goes_to_the_server_that_it_is_for(other, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-models")
+    monkeypatch.setenv("JUDGE_API_KEY", "key-of-the-judge")
+    with server(lambda prompt, number: str(number)) as models, server(lambda *_: '{"better": "tie"}') as wise:
+        prompting.ask(asking(models.url, judge_url=wise.url if other else models.url + "/"), lambda event: None)
+    assert set(models.keys) == {"Bearer key-of-the-models"}
+    assert set(wise.keys) == ({"Bearer key-of-the-judge"} if other else set())
+
+
+@pytest.mark.parametrize(("url", "name"), [("/v1", "OPENAI_API_KEY"), (None, "JUDGE_API_KEY")])
+def test_a_judge_that_refuses_a_key_loses_no_answer(url, name):
+    told = []
+    with (
+        server(lambda prompt, number: 401 if "<answer A " in prompt else str(number)) as models,
+        server(lambda *_: 401) as wise,
+    ):
+        judge_url = models.url if url else wise.url
+        found = prompting.ask(asking(models.url, judge_url=judge_url), told.append)
+    assert len(found["answers"][1]) == 3
+    assert found["judge"] is None
+    (warning,) = [event["warning"] for event in told if "warning" in event]
+    assert re.search(
+        rf"^The answers are not judged: judge at .* \(HTTP 401: .*; set {name} in the environment", warning
+    )
+
+
+def test_a_judge_with_a_bad_address_is_refused_before_models_answer():
+    with server(lambda *_: "yes") as models:
+        with pytest.raises(UserError, match=r"^--judge-url must be an address"):
+            prompting.ask(asking(models.url, judge_url="http://127.0.0.1:none/v1"), lambda event: None)
+        assert models.asked == []
 
 
 def test_win_rates_have_an_interval_over_prompts():

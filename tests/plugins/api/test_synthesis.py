@@ -193,7 +193,7 @@ def test_a_paraphrase_comes_to_what_its_seed_comes_to():
 
 
 def test_a_rerun_requests_only_new_problems(source, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment\n")  # as of a file
     numbers = iter(range(1000))
     with server(lambda prompt, number: problem(next(numbers))) as there:
         summary = ask(source, there.url)
@@ -226,7 +226,7 @@ def test_a_busy_server_is_retried_and_no_answer_is_lost(source, monkeypatch):
         ask(source, there.url, n=4)
         assert len(there.asked) == 6, "two were asked twice"
         state["broken"] = True
-        with pytest.raises(UserError, match="HTTP 503"):
+        with pytest.raises(UserError, match=r"HTTP 503.*earlier answers are saved"):
             ask(source, there.url, n=20)
         kept = len((source.parent / "made.answers.jsonl").read_text().splitlines())
         assert kept == 10
@@ -260,6 +260,8 @@ def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
     [
         ("--base-url http://x/v1 --n 0", "--n"),
         ("--base-url ftp://x/v1 --n 5", "--base-url"),
+        ("--base-url http://x:80a/v1 --n 5", "--base-url must be an address"),
+        ("--base-url http://[::1/v1 --n 5", "--base-url must be an address"),
         ("--base-url http://me:secret@x/v1 --n 5", "OPENAI_API_KEY"),
         ("--base-url http://x/v1 --n 5 --kinds easier", "easier"),
         ("--base-url http://x/v1 --n 5 --timeout 0", "--timeout"),
@@ -280,6 +282,14 @@ def test_a_file_requires_an_evaluation_to_compare_with(source, capsys):
     line = ["synthesize", "--source", str(source), "--base-url", "http://x/v1", "--model", "m", "--n", "5"]
     assert main(line) == 2
     assert "requires --eval: the tasks" in capsys.readouterr().err
+
+
+def test_a_file_beside_it_that_is_no_journal_is_left_alone(source):
+    theirs = source.parent / "made.answers.jsonl"
+    theirs.write_text('{"of": "somebody"}\n')
+    with server(lambda prompt, number: problem(number)) as there, pytest.raises(UserError, match="something else"):
+        ask(source, there.url)
+    assert (theirs.read_text(), there.asked) == ('{"of": "somebody"}\n', [])
 
 
 def test_a_file_that_was_not_made_so_is_not_written_over(source, capsys):

@@ -1,6 +1,6 @@
 """Asks a model behind an OpenAI-compatible API for chat completions.
 
-The key is read from OPENAI_API_KEY in the environment only; local servers mostly need none.
+The key is read from the environment only; local servers mostly need none.
 """
 
 from __future__ import annotations
@@ -9,28 +9,35 @@ import asyncio
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import redact
 from harness.errors import UserError
 from harness.job.ended import CellEnded
 from harness.plugins.api import requests
+from harness.plugins.api.checks import address
 
 if TYPE_CHECKING:
     from harness.plugins.api.job.endpoint import Response, Unsuccessful
 
-KEY = "OPENAI_API_KEY"
 THINKING = 8192  # tokens added to a limit that includes the model's thinking
 RETRIES, BACKOFF = 5, 0.5  # tries after the first, and seconds before the first of them
 TO_DO = {
-    401: f"set {KEY} in the environment to a key of that endpoint",
-    403: f"set {KEY} in the environment to a key that may use this model",
-    404: "check --base-url, which mostly ends in /v1, and --model",
+    401: "set {key} in the environment to a key of that endpoint",
+    403: "set {key} in the environment to a key that may use this model",
+    404: "check {url}, which mostly ends in /v1, and {model}",
     429: "lower --concurrency, or wait for the quota",
 }
 
 Messages = list[dict[str, str]]
+
+
+class Origin(NamedTuple):
+    """Where a command has a model's address, name and key from: two options, and a variable of the environment."""
+
+    url: str = "--base-url"
+    model: str = "--model"
+    key: str = "OPENAI_API_KEY"
 
 
 class Stopped(CellEnded):
@@ -59,16 +66,24 @@ def token_totals(answers: Sequence[Reply]) -> dict[str, int | None]:
 class Client:
     """One model at one endpoint.
 
-    timeout: of an answer, in seconds. tell: called with a sentence when the endpoint asks to wait.
+    timeout: of an answer, in seconds. tell: called with a sentence when the endpoint asks to wait. origin: of the key,
+    and what messages name. Raises UserError for a bad address.
     """
 
-    def __init__(self, base_url: str, model: str, timeout: float, tell: Callable[[str], None] = lambda sentence: None):
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        timeout: float,
+        tell: Callable[[str], None] = lambda sentence: None,
+        origin: Origin = Origin(),  # noqa: B008 it is immutable
+    ):
         requests.require("Models behind an API require")
         from harness.plugins.api.job.endpoint import Endpoint
 
-        self.model, self.host = model, host(base_url)
+        self.model, self.host, self._origin = model, host(base_url, origin), origin
         url = f"{base_url.rstrip('/')}/chat/completions"
-        self._endpoint = Endpoint(url, os.environ.get(KEY), timeout, RETRIES, BACKOFF, None, THINKING, tell)
+        self._endpoint = Endpoint(url, os.environ.get(origin.key), timeout, RETRIES, BACKOFF, None, THINKING, tell)
 
     def ask(self, messages: Messages, **parameters: Any) -> Reply:
         """The answer to `messages`. Raises UserError if there is none after all tries."""
@@ -79,12 +94,14 @@ class Client:
         requests: Sequence[tuple[Hashable, Messages]],
         concurrency: int,
         answered: Callable[[Any, Reply], None] = lambda key, reply: None,
+        refused: Callable[[Any, str], bool] = lambda key, reason: False,
         **parameters: Any,
     ) -> dict[Any, Reply]:
         """The replies to `requests` by key, asked `concurrency` at a time.
 
-        answered: called with each key and reply as it comes. Raises UserError for the first request that finally fails,
-        after the requests under way have ended.
+        answered: called with each key and reply as it comes. refused: called with the key of a request whose content
+        the endpoint refuses, and with what it says; returns whether to go on without a reply to it. Raises UserError
+        for the first other request that finally fails, after the requests under way have ended.
         """
         from harness.plugins.api.job.endpoint import Unsuccessful
 
@@ -94,9 +111,12 @@ class Client:
             replies[key] = answer.value
             answered(key, answer.value)
 
+        def refuse(key: Any, error: Unsuccessful) -> bool:
+            return refused(key, f"HTTP {error.status}: {_said(error)}")
+
         payloads = {key: {"model": self.model, "messages": messages} | parameters for key, messages in requests}
         try:
-            asyncio.run(self._endpoint.ask_all(payloads, concurrency, lambda _, text: _read(text), keep))
+            asyncio.run(self._endpoint.ask_all(payloads, concurrency, lambda _, text: _read(text), keep, refuse))
         except Unsuccessful as error:
             raise UserError(self._reason(error)) from error
         return replies
@@ -105,22 +125,32 @@ class Client:
         from harness.plugins.api.job.endpoint import ALL_WAITING
 
         who = f"{self.model} at {self.host}"
-        said = " ".join(redact.clean(error.text).split())[:200]
+        said = _said(error)
         if error.kind == "waiting":
             limit = f"{ALL_WAITING / 60:g} minutes"
-            return f"{who} asked to wait for more than {limit} in all (HTTP {error.status}: {said}); {TO_DO[429]}."
+            return (
+                f"{who} asked to wait for more than {limit} in all (HTTP {error.status}: {said}); {self._to_do(429)}."
+            )
         if error.kind == "size":
-            return f"{who} sent no chat completion: {error.text}; check --base-url."
+            return f"{who} sent no chat completion: {error.text}; check {self._origin.url}."
         if error.kind == "status":
-            to_do = f"; {TO_DO[error.status]}" if error.status in TO_DO else ""
+            to_do = f"; {self._to_do(error.status)}" if error.status in TO_DO else ""
             return f"{who} refused (HTTP {error.status}: {said}){to_do}."
         if error.kind == "error":
             return f"{who} sent an error in place of an answer ({error.tries} tries): {said}."
         if error.kind == "timeout":
             return f"{who} did not answer in time, {error.tries} times; raise --timeout or lower --concurrency."
         if error.kind == "connection":
-            return f"{who} can't be reached; check --base-url and that a server listens there."
-        return f"{who} sent no chat completion; check --base-url."
+            return f"{who} can't be reached; check {self._origin.url} and that a server listens there."
+        return f"{who} sent no chat completion; check {self._origin.url}."
+
+    def _to_do(self, status: int) -> str:
+        return TO_DO[status].format(**self._origin._asdict())
+
+
+def _said(error: Unsuccessful) -> str:
+    """The beginning of what an endpoint says, on one line, without secrets."""
+    return " ".join(redact.clean(error.text).split())[:200]
 
 
 def _read(text: str) -> Reply:
@@ -139,13 +169,15 @@ def _read(text: str) -> Reply:
         raise Unsuccessful("response", text[:QUOTED], again=False) from None
 
 
-def host(base_url: str) -> str:
+def host(base_url: str, origin: Origin = Origin()) -> str:  # noqa: B008 it is immutable
     """The host and port of `base_url`, which are all that is shown of it. Raises UserError for a bad address."""
-    found = urlsplit(base_url)
-    if found.scheme not in ("http", "https") or not found.hostname:
+    url = address(base_url)
+    if url is None:
         raise UserError(
-            f"--base-url must be an address such as https://api.openai.com/v1, got {redact.redact(base_url)}."
+            f"{origin.url} must be an address such as https://api.openai.com/v1, got {redact.redact(base_url)}."
         )
-    if found.username or found.password or found.query:
-        raise UserError(f"--base-url must be an address without a key or a query; set {KEY} in the environment.")
-    return found.hostname + (f":{found.port}" if found.port else "")
+    if url.username or url.password or url.query:
+        raise UserError(
+            f"{origin.url} must be an address without a key or a query; set {origin.key} in the environment."
+        )
+    return f"{url.hostname}" + (f":{url.port}" if url.port else "")

@@ -20,6 +20,7 @@ import aiohttp
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 LATER = {408, 409, 425, 429}  # statuses that are retried, beside server errors
+OF_CONTENT = {400, 413, 422}  # by which a request may be refused for its content: too long, or filtered
 LONGEST = 60.0  # seconds between two tries, unless the endpoint asks for more
 MOST = 600.0  # most seconds that an endpoint may ask for at a time
 ALL_WAITING = 1800.0  # and for one request in all
@@ -91,6 +92,7 @@ class Endpoint:
         tell: Callable[[str], None] = lambda sentence: None,
     ):
         self.url, self.tries = url, 0
+        key = (key or "").strip()  # of the end of a line, which files of keys have
         self._header = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout, self._retries, self._backoff, self._per_minute = timeout, retries, backoff, per_minute
         self._thinking = thinking
@@ -103,11 +105,13 @@ class Endpoint:
         concurrency: int,
         read: Callable[[K, str], T],
         answered: Callable[[K, Response[T]], None],
+        refused: Callable[[K, Unsuccessful], bool] = lambda key, error: False,
     ) -> None:
         """Send `payloads`, `concurrency` at a time, and call `answered` with each key and answer as it comes.
 
-        read: takes a key and a response's text; raises Unsuccessful if it is no answer. Raises the first final failure.
-        After that no further request starts; those under way are awaited, as they are paid for.
+        read: takes a key and a response's text; raises Unsuccessful if it is no answer. refused: called with the key of
+        a request whose content the endpoint refuses; returns whether to go on without its answer. Raises the first
+        other final failure. After that no further request starts; those under way are awaited, as they are paid for.
         """
         waiting = list(reversed(list(payloads.items())))
         failures: list[Exception] = []
@@ -118,6 +122,9 @@ class Endpoint:
                 key, payload = waiting.pop()
                 try:
                     answered(key, await self._answer(session, payload, partial(read, key), failures))
+                except Unsuccessful as failure:
+                    if failure.status not in OF_CONTENT or not refused(key, failure):
+                        failures.append(failure)
                 except Exception as failure:
                     failures.append(failure)
 

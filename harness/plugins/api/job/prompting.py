@@ -17,11 +17,13 @@ from torch import nn
 from transformers import BatchEncoding, EosTokenCriteria, PreTrainedTokenizerBase
 
 from harness import gate, record
+from harness.errors import UserError
 from harness.job.data import chat, columns, encoding
 from harness.job.evaluate import decoding
 from harness.job.measure import device
 from harness.job.models import loading, saved, structure
-from harness.plugins.api.job.client import Client
+from harness.plugins.api import checks
+from harness.plugins.api.job.client import Client, Origin
 from harness.plugins.api.job.judge import AnswerPair, Judge
 from harness.plugins.api.requests import AskModels, LocalModel
 from harness.protocol import Report
@@ -31,17 +33,18 @@ from harness.record import Cell, Record
 def ask(request: AskModels, report: Report) -> dict[str, Any]:
     """The answers, and the judge's verdicts.
 
-    models: labels. answers: of each model, one for each prompt. judge: null, or its name, host, tokens and verdicts:
-    for each prompt and each model after the first, which it is compared with: 1 if the model's answer is better, 0 if
-    the first model's is, 0.5 for a tie, null if the judge's reply could not be parsed.
+    models: labels. answers: of each model, one for each prompt. judge: null without one, or if it does not answer; else
+    its name, host, tokens and verdicts: for each prompt and each model after the first, which it is compared with: 1 if
+    the model's answer is better, 0 if the first model's is, 0.5 for a tie, null if the judge gave no verdict.
 
     report: called with the model that is asked, and with warnings. Raises UserError if weights can't be loaded or an
-    API does not answer.
+    API with a model does not answer.
     """
 
     def warn(sentence: str) -> None:
         report({"warning": sentence})
 
+    judge = None if request.judge is None else _judge(request, warn)  # a bad address is refused before models answer
     by_api, by_weights = [], []
     for name in request.api:  # first: one that is out of reach says so before models are loaded
         report({"asking": name})
@@ -51,16 +54,19 @@ def ask(request: AskModels, report: Report) -> dict[str, Any]:
         by_weights.append(_asked(local, request.prompts, request.tokens))
     answers = [*by_weights, *by_api]
     judged = None
-    if request.judge is not None:
+    if judge is not None:
         report({"asking": f"{request.judge}, which judges"})
-        judged = _judged(request, answers, warn)
+        try:
+            judged = _judged(judge, request, answers)
+        except UserError as error:
+            warn(f"The answers are not judged: {error}")
     return {"models": [*(of.label for of in request.local), *request.api], "answers": answers, "judge": judged}
 
 
 def _asked_by_api(name: str, request: AskModels, warn: Callable[[str], None]) -> list[str]:
     if request.base_url is None:
         raise ValueError("A request to ask models behind an API must have the API's address.")
-    client = Client(request.base_url, name, request.timeout, warn)
+    client = Client(request.base_url, name, request.timeout, warn, Origin(model="--api"))
     requests = [(i, [{"role": "user", "content": prompt}]) for i, prompt in enumerate(request.prompts)]
     replies = client.ask_all(requests, request.concurrency, max_tokens=request.tokens, temperature=0.0)
     return [replies[i].text.strip() for i in range(len(request.prompts))]
@@ -136,12 +142,27 @@ def put(template: str, prompt: str) -> tuple[str, str]:
 # The judge
 
 
-def _judged(request: AskModels, answers: list[list[str]], warn: Callable[[str], None]) -> dict[str, Any]:
+def _judge(request: AskModels, warn: Callable[[str], None]) -> Judge:
     if request.judge is None or request.judge_url is None:
         raise ValueError("A request for a judge's verdicts must have the judge's name and address.")
+    origin = Origin(model="--judge")
+    if request.base_url is not None and _server(request.judge_url) != _server(request.base_url):
+        origin = Origin("--judge-url", "--judge", "JUDGE_API_KEY")  # as the other key is for the other server
+    return Judge(request.judge_url, request.judge, request.timeout, warn, origin)
+
+
+def _server(base_url: str) -> tuple[str, str | None, int | None] | None:
+    """Scheme, host and port, null if it is the scheme's own, of an address; None for a bad one."""
+    url = checks.address(base_url)
+    if url is None:
+        return None
+    return url.scheme, url.hostname, None if url.port == {"http": 80, "https": 443}[url.scheme] else url.port
+
+
+def _judged(judge: Judge, request: AskModels, answers: list[list[str]]) -> dict[str, Any]:
     pairs = [(i, j) for i in range(len(request.prompts)) for j in range(1, len(answers))]
     asked = [AnswerPair(request.prompts[i], answers[0][i], answers[j][i]) for i, j in pairs]
-    found = Judge(request.judge_url, request.judge, request.timeout, warn).compare(asked, request.concurrency)
+    found = judge.compare(asked, request.concurrency)
     compared = zip(pairs, found.said, found.values, strict=True)
     verdicts = [{"prompt": i, "model": j, "said": said, "value": value} for (i, j), said, value in compared]
     return {"model": request.judge, "host": found.host, "verdicts": verdicts, "tokens": found.tokens}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness.job.services import Send
 from harness.plugins.api.requests import AskModels, JudgeAnswers, Synthesize
 from harness.protocol import Progress, Report, Result, Warned
@@ -20,12 +22,21 @@ def ask(request: AskModels, send: Send) -> None:
 
 
 def judge(request: JudgeAnswers, send: Send) -> None:
+    from harness.plugins.api.job.client import Origin
     from harness.plugins.api.job.judge import AnswerPair, Judge
 
-    judge = Judge(request.judge_url, request.judge, request.timeout, lambda sentence: send(Warned(sentence)))
+    judge = Judge(
+        request.judge_url,
+        request.judge,
+        request.timeout,
+        lambda sentence: send(Warned(sentence)),
+        Origin(model="--judge"),
+        Path(request.replies),
+    )
     pairs = [AnswerPair(*of) for of in zip(request.prompts, request.base, request.other, strict=True)]
     verdicts = judge.compare(pairs, request.concurrency)
-    send(Result({"host": verdicts.host, "values": verdicts.values, "tokens": verdicts.tokens}))
+    said = {"host": verdicts.host, "values": verdicts.values, "refused": verdicts.refused, "tokens": verdicts.tokens}
+    send(Result(said))
 
 
 def _progress(send: Send, phase: str) -> Report:

@@ -12,9 +12,8 @@ import itertools
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from harness.job.data import contamination, sources, synthetic
 from harness.job.data.encoding import Item
 from harness.job.evaluate import scoring
 from harness.plugins.api.job import arithmetic
-from harness.plugins.api.job.client import Client, Messages, Reply, token_totals
+from harness.plugins.api.job.client import Client, Messages, token_totals
+from harness.plugins.api.job.journal import Journal, JournalEntry, write_lines
 from harness.plugins.api.requests import Synthesize
 from harness.protocol import Report
 from harness.settings import EvalSettings
@@ -62,16 +62,6 @@ class Question:
     messages: Messages
 
 
-@dataclass(frozen=True)
-class JournalEntry(Reply):
-    """A line of the journal. model, host: who answered. date: in UTC."""
-
-    key: str
-    model: str
-    host: str
-    date: str
-
-
 def synthesize(request: Synthesize, report: Report) -> dict[str, Any]:
     """Ask until there are `request.n` problems, or `request.most` questions were asked. Returns the written summary.
 
@@ -82,24 +72,24 @@ def synthesize(request: Synthesize, report: Report) -> dict[str, Any]:
     client = Client(request.base_url, request.model, request.timeout, lambda sentence: report({"warning": sentence}))
     seeds = _seeds(request)
     sieve = Sieve(seeds, _evaluation(request.eval, request.data_root))
-    journal = Journal(out.with_suffix(".answers.jsonl"))
+    journal = Journal(out.with_suffix(".answers.jsonl"), client)
     before = len(journal.answers)
     questions = _questions(seeds, request, client.host)
     asked = 0
     while len(sieve.kept) < request.n and asked < request.most:
         some = list(itertools.islice(questions, min(request.n - len(sieve.kept), request.most - asked)))
-        left = [(question.key, question.messages) for question in some if question.key not in journal.answers]
-
-        def keep(key: str, reply: Reply) -> None:
-            journal.add(key, reply, client)
-            report({"asked": len(journal.answers) - before})
-
-        client.ask_all(left, request.concurrency, keep, max_tokens=TOKENS, temperature=TEMPERATURE)
+        journal.ask_all(
+            [(question.key, question.messages) for question in some],
+            request.concurrency,
+            lambda: report({"asked": len(journal.answers) - before}),
+            max_tokens=TOKENS,
+            temperature=TEMPERATURE,
+        )
         for question in some:
             sieve.judge(question, journal.answers[question.key])
         asked += len(some)
         report({"kept": len(sieve.kept)})
-    _lines(out, sieve.kept)
+    write_lines(out, sieve.kept)
     summary = _summary(request, client.host, asked, sieve, journal, before)
     record.write_json(summary, out.with_suffix(".report.json"))
     return summary
@@ -139,37 +129,6 @@ def _questions(seeds: Sequence[Item], request: Synthesize, host: str) -> Iterato
         messages = [{"role": "user", "content": text}]
         of = json.dumps([request.model, host, PROMPTS, number, messages])
         yield Question(hashlib.sha256(of.encode()).hexdigest(), kind, drawn, messages)
-
-
-class Journal:
-    """Answers by the key of their question, also of earlier calls; written line by line, so that none is lost."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self.answers: dict[str, JournalEntry] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        for line in lines:
-            try:
-                found = record.decode(JournalEntry, json.loads(line))
-            except ValueError:  # the last line of a killed call
-                continue
-            self.answers[found.key] = found
-        if lines:
-            _lines(path, map(asdict, self.answers.values()))
-
-    def add(self, key: str, reply: Reply, client: Client) -> None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        found = JournalEntry(**asdict(reply), key=key, model=client.model, host=client.host, date=now)
-        with record.naming(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
-        self.answers[key] = found
-
-
-def _lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    """Write `values` to `path` as JSON lines, all or nothing."""
-    with record.replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values), encoding="utf-8")
 
 
 # What is kept
