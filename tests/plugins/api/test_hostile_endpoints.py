@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 import tracemalloc
@@ -60,7 +63,7 @@ BUSY = said(b"busy", 429, Retry_After="1")
 
 
 @contextmanager
-def hostile(*answers):
+def hostile(*answers, tls: ssl.SSLContext | None = None):
     """The address of an API that gives `answers` in turn, the last one for ever, and the times of its requests."""
     times: list[float] = []
 
@@ -87,9 +90,11 @@ def hostile(*answers):
 
     here = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     here.daemon_threads = True
+    if tls is not None:
+        here.socket = tls.wrap_socket(here.socket, server_side=True)
     threading.Thread(target=here.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{here.server_port}/v1", times
+        yield f"http{'s' if tls else ''}://127.0.0.1:{here.server_port}/v1", times
     finally:
         here.shutdown()
         here.server_close()
@@ -189,6 +194,75 @@ def test_a_choice_without_a_message_is_no_empty_answer(tmp_path):
         record = run_cell(tmp_path, url, [], concurrency=1)
     assert record.status == "failed"
     assert "the response is not a completion" in record.failure.reason
+
+
+# On the way
+
+YES = said(b'{"choices": [{"message": {"content": "yes"}}]}')
+
+
+def test_passwords_of_other_tools_are_not_sent(tmp_path, monkeypatch):
+    """aiohttp would send them, and fail where a key is sent."""
+    (tmp_path / "netrc").write_text("default login me password of-another-tool\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    headers = []
+
+    def answer(handler):
+        headers.append(handler.headers["Authorization"])
+        YES(handler)
+
+    with hostile(answer) as (url, _):
+        assert ask(url).text == "yes"
+        monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-endpoint")
+        assert ask(url).text == "yes"
+    assert headers == [None, "Bearer key-of-the-endpoint"]
+
+
+def test_a_proxy_is_used_and_named_where_it_fails(monkeypatch):
+    monkeypatch.setattr(client, "RETRIES", 0)
+    with hostile(YES) as (url, times):
+        address = url.removeprefix("http://").removesuffix("/v1")
+        monkeypatch.setenv("HTTP_PROXY", address)  # as curl takes it
+        assert ask("http://somewhere.invalid/v1").text == "yes"
+        assert len(times) == 1
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        with pytest.raises(
+            UserError, match=r"^m at .* through the environment's proxy \(.*check HTTPS_PROXY and NO_PROXY"
+        ):
+            ask(url)
+        monkeypatch.setenv("NO_PROXY", address)
+        assert ask(url).text == "yes"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+def test_a_certificate_that_is_not_trusted_says_so_at_once(tmp_path):
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out own.pem -days 2 -subj /CN=localhost"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "own.pem", tmp_path / "key.pem")
+    begun = time.monotonic()
+    with hostile(YES, tls=context) as (url, times):
+        with pytest.raises(UserError, match=r"not trusted \(self-signed certificate\); set SSL_CERT_FILE to a file"):
+            ask(url)
+        with pytest.raises(UserError, match=r"not trusted \(self-signed certificate\); set SSL_CERT_FILE to a file"):
+            run_cell(tmp_path, url, [])
+    assert times == []
+    assert time.monotonic() - begun < 60
+
+
+def test_another_address_is_not_followed_but_hinted_at():
+    with (
+        hostile(said(b"", 308, Location="https://elsewhere/v1")) as (url, _),
+        pytest.raises(UserError, match=r"refused \(HTTP 308: \); check --base-url, which leads to another address\.$"),
+    ):
+        ask(url)
+
+
+def test_a_date_without_sense_is_no_wait(monkeypatch):
+    monkeypatch.setattr(client, "BACKOFF", 0.01)
+    busy = said(b"busy", 429, Retry_After="Wed, 21 Oct 2015 07:28:00 +99999999999999")
+    with hostile(busy, YES) as (url, _):
+        assert ask(url).text == "yes"
 
 
 # Nesting

@@ -236,6 +236,18 @@ def test_a_busy_server_is_retried_and_no_answer_is_lost(source, monkeypatch):
         assert len(there.asked) - before == 10
 
 
+def test_a_question_that_the_endpoint_refuses_stops_nothing(source):
+    def script(prompt, number):
+        return {"text": 400, "error": "filtered"} if number == 2 else problem(number)
+
+    with server(script) as there:
+        summary = ask(source, there.url, concurrency=1)
+    assert (summary["kept"], summary["asked"]) == (8, 9)
+    (example,) = summary["rejected"]["refused by the endpoint"]["examples"]
+    assert example["why"] == 'HTTP 400: {"error": {"message": "filtered"}}'
+    assert len(made(source)) == 8
+
+
 def test_fewer_than_wanted_is_an_exit_status(source, capsys, monkeypatch):
     """The command line as a whole, but in this process: what a job would do is done here."""
     monkeypatch.setattr(

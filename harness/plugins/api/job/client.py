@@ -25,6 +25,7 @@ RETRIES, BACKOFF = 5, 0.5  # tries after the first, and seconds before the first
 TO_DO = {
     401: "set {key} in the environment to a key of that endpoint",
     403: "set {key} in the environment to a key that may use this model",
+    **dict.fromkeys((301, 302, 303, 307, 308), "check {url}, which leads to another address"),
     404: "check {url}, which mostly ends in /v1, and {model}",
     429: "lower --concurrency, or wait for the quota",
 }
@@ -122,7 +123,7 @@ class Client:
         return replies
 
     def _reason(self, error: Unsuccessful) -> str:
-        from harness.plugins.api.job.endpoint import ALL_WAITING
+        from harness.plugins.api.job.endpoint import ALL_WAITING, TRUST
 
         who = f"{self.model} at {self.host}"
         said = _said(error)
@@ -142,6 +143,10 @@ class Client:
             return f"{who} did not answer in time, {error.tries} times; raise --timeout or lower --concurrency."
         if error.kind == "connection":
             return f"{who} can't be reached; check {self._origin.url} and that a server listens there."
+        if error.kind == "proxy":
+            return f"{who} can't be reached through the environment's proxy ({said}); check HTTPS_PROXY and NO_PROXY."
+        if error.kind == "certificate":
+            return f"{who} has a certificate that is not trusted ({said}); {TRUST}."
         return f"{who} sent no chat completion; check {self._origin.url}."
 
     def _to_do(self, status: int) -> str:

@@ -11,10 +11,12 @@ import email.utils
 import json
 import re
 import time
+import urllib.request
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
@@ -26,6 +28,7 @@ MOST = 600.0  # most seconds that an endpoint may ask for at a time
 ALL_WAITING = 1800.0  # and for one request in all
 SILENCE = 30.0  # seconds by which a wait must grow to be told again
 LARGEST = 16 * 2**20  # bytes of an answer; the log-probabilities of 100,000 tokens take about 10 MiB
+TRUST = "set SSL_CERT_FILE to a file with the certificate of its authority"
 QUOTED = 4000  # characters of an answer that messages are made of
 
 PARAMETER = "max_tokens|temperature|stop|seed"  # what can be renamed, or left out
@@ -42,9 +45,10 @@ T = TypeVar("T")
 class Unsuccessful(Exception):
     """A request without an answer.
 
-    kind: "timeout", "connection", "status", "size" of the answer, "waiting" for longer than is waited, "error" in place
-    of an answer, or "response" for an answer that is not one. status: of HTTP, if there was one. again: whether another
-    try may succeed. wait: seconds that the endpoint asks for before it.
+    kind: "timeout", "connection", "proxy" for one through a proxy, "certificate" that is not trusted, "status", "size"
+    of the answer, "waiting" for longer than is waited, "error" in place of an answer, or "response" for an answer that
+    is not one. status: of HTTP, if there was one. again: whether another try may succeed. wait: seconds that the
+    endpoint asks for before it.
     """
 
     def __init__(self, kind: str, text: str, status: int | None = None, again: bool = True, wait: float = 0.0):
@@ -91,7 +95,7 @@ class Endpoint:
         thinking: int = 0,
         tell: Callable[[str], None] = lambda sentence: None,
     ):
-        self.url, self.tries = url, 0
+        self.url, self.tries, self._proxy = url, 0, _proxy(url)
         key = (key or "").strip()  # of the end of a line, which files of keys have
         self._header = {"Authorization": f"Bearer {key}"} if key else {}
         self._timeout, self._retries, self._backoff, self._per_minute = timeout, retries, backoff, per_minute
@@ -130,7 +134,7 @@ class Endpoint:
 
         timeout = aiohttp.ClientTimeout(total=self._timeout)
         connector = aiohttp.TCPConnector(limit=0)  # waiting for a connection would count in the time-out
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True) as session:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             await asyncio.gather(*(work(session) for _ in range(concurrency)))
         if failures:
             raise failures[0]
@@ -195,13 +199,17 @@ class Endpoint:
         began, asked = time.monotonic(), put(payload, self._refused, self._thinking)
         try:
             # Redirects are not followed, as the key is for this endpoint.
-            post = session.post(self.url, json=asked, headers=self._header, allow_redirects=False)
+            how: dict[str, Any] = {"headers": self._header, "proxy": self._proxy, "allow_redirects": False}
+            post = session.post(self.url, json=asked, **how)
             async with post as response:
                 status, text, wait = response.status, await _text(response), response.headers.get("Retry-After")
         except TimeoutError:
             raise Unsuccessful("timeout", f"no response in {self._timeout:g} seconds") from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Unsuccessful("certificate", _why(error.certificate_error), again=False) from None
         except (aiohttp.ClientError, ConnectionError, UnicodeDecodeError) as error:
-            raise Unsuccessful("connection", f"{type(error).__name__} {error}".strip()) from None
+            kind = "connection" if self._proxy is None else "proxy"
+            raise Unsuccessful(kind, f"{type(error).__name__} {error}".strip()) from None
         if status in LATER or status >= 500:
             seconds = _seconds(wait)
             self._leave_alone(seconds, status)
@@ -220,6 +228,21 @@ class Endpoint:
         if seconds > 0 and until > self._told_until + SILENCE:
             self._told_until = until
             self._tell(f"{self.url} asks to wait {seconds:.0f} s (HTTP {status}, Retry-After); its requests wait.")
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for `url`; None without one.
+
+    aiohttp's `trust_env` finds it too, but also sends passwords of ~/.netrc, or fails where a key is sent.
+    """
+    parts = urlsplit(url)
+    proxy = None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
+def _why(error: Exception) -> str:
+    """Why a certificate is not trusted, as "self-signed certificate"."""
+    return str(getattr(error, "verify_message", error))
 
 
 def _failure(state: RetryCallState) -> Unsuccessful:
@@ -323,6 +346,6 @@ def _seconds(wait: str | None) -> float:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(wait).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
     return min(max(0.0, seconds), MOST)  # 0 if it is not a number, which is no more than 0

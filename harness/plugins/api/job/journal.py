@@ -13,6 +13,8 @@ from harness import record
 from harness.errors import UserError
 from harness.plugins.api.job.client import Client, Messages, Reply
 
+REFUSALS = 10  # of the first questions, after which a model is taken to refuse all
+
 
 @dataclass(frozen=True)
 class JournalEntry(Reply):
@@ -56,17 +58,22 @@ class Journal:
         questions: Sequence[tuple[str, Messages]],
         concurrency: int,
         answered: Callable[[], None] = lambda: None,
-        refused: Callable[[str, str], bool] = lambda key, reason: False,
         **parameters: Any,
-    ) -> None:
-        """Ask those of `questions`, by key, that have no answer yet. answered: called after each. Others: as of Client.
+    ) -> dict[str, str]:
+        """Ask those of `questions`, by key, that have no answer yet. answered: called after each.
 
-        Raises UserError, which says that answers are kept, if the model does not answer.
+        Returns what the endpoint says of each question whose content it refuses. Raises UserError if the model does not
+        answer, or refuses the first `REFUSALS` questions; the message says whether answers are kept.
         """
+        refusals: dict[str, str] = {}
 
         def keep(key: str, reply: Reply) -> None:
             self._add(key, reply)
             answered()
+
+        def refused(key: str, reason: str) -> bool:
+            refusals[key] = reason
+            return bool(self.answers) or len(refusals) < REFUSALS
 
         left = [(key, messages) for key, messages in questions if key not in self.answers]
         try:
@@ -78,6 +85,7 @@ class Journal:
             raise UserError(
                 f"{sentence}; earlier answers are saved: rerun the same command to ask for the rest."
             ) from error
+        return refusals
 
     def _add(self, key: str, reply: Reply) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")

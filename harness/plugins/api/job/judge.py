@@ -35,7 +35,6 @@ Which answer is better: more correct, and more helpful? Answers are only to be j
 ignored. Reply with one JSON object: {{"better": "A"}}, {{"better": "B"}}, or {{"better": "tie"}}, and nothing else."""
 LAST = re.compile(r"(\{[^{}]*\})[\s`]*$")  # where a verdict stands, perhaps in a block of code
 TOKENS = 1024  # limit of a judge's reply, including its thinking
-REFUSALS = 10  # of the first requests, after which the judge is taken to refuse all
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,11 @@ class Judge:
         """Compare each pair, `concurrency` requests at a time. Equal answers are a tie unasked.
 
         A pair whose content the endpoint refuses has no verdict, and the user is told. Raises UserError if the judge
-        does not answer, or refuses the first `REFUSALS` requests.
+        does not answer.
         """
         prompts = [_prompts(pair) if pair.base != pair.other else [] for pair in pairs]
         questions = {self._key(prompt): [{"role": "user", "content": prompt}] for both in prompts for prompt in both}
-        refusals: dict[str, str] = {}
-
-        def refused(key: str, reason: str) -> bool:
-            refusals[key] = reason
-            return bool(self._journal.answers) or len(refusals) < REFUSALS
-
-        self._journal.ask_all(list(questions.items()), concurrency, refused=refused, max_tokens=TOKENS, temperature=0.0)
+        refusals = self._journal.ask_all(list(questions.items()), concurrency, max_tokens=TOKENS, temperature=0.0)
         replies = {key: reply for key, reply in self._journal.answers.items() if key in questions}
         said = [
             [better(replies[key]) if (key := self._key(prompt)) in replies else None for prompt in both]

@@ -220,6 +220,8 @@ class ApiModel(TemplateAPI):
         said = redact.redact(error.text)
         if error.kind == "size":
             return UserError(f"{self.base_url} sent no completion: {said}; check model.base_url.")
+        if error.kind == "certificate":
+            return UserError(f"{self.base_url} has a certificate that is not trusted ({said}); {endpoint.TRUST}.")
         if error.kind == "error":
             said = f"the response is an error, {_shown(error.text)}"
         if error.kind in ("status", "waiting"):
@@ -369,6 +371,6 @@ def _remedy(status: int | None, scored: bool) -> str:
     """The remedy for a refused request. scored: whether for log-probabilities, which not all endpoints return."""
     if status in (401, 403):
         return "check the key that model.key_env names"
-    if status == 404:
+    if status == 404 or (status is not None and status < 400):
         return "check model.base_url and model.name"
     return CHAT_INSTEAD if scored else "check the settings, and the tasks"

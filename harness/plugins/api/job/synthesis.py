@@ -1,7 +1,7 @@
 """Has a model behind an API write new training problems, checks them, and writes them with their provenance.
 
 Answers are kept in a journal (`NAME.answers.jsonl`) and never asked again: a stopped call, or one that needs more
-problems, resumes from there. Problems follow from the journal alone, in the order of asking, so neither concurrency nor
+problems, resumes from there. Problems follow from its answers alone, in the order of asking, so neither concurrency nor
 interruptions change them.
 """
 
@@ -78,7 +78,7 @@ def synthesize(request: Synthesize, report: Report) -> dict[str, Any]:
     asked = 0
     while len(sieve.kept) < request.n and asked < request.most:
         some = list(itertools.islice(questions, min(request.n - len(sieve.kept), request.most - asked)))
-        journal.ask_all(
+        refusals = journal.ask_all(
             [(question.key, question.messages) for question in some],
             request.concurrency,
             lambda: report({"asked": len(journal.answers) - before}),
@@ -86,7 +86,10 @@ def synthesize(request: Synthesize, report: Report) -> dict[str, Any]:
             temperature=TEMPERATURE,
         )
         for question in some:
-            sieve.judge(question, journal.answers[question.key])
+            if question.key in refusals:
+                sieve.reject(question, "", "refused by the endpoint", refusals[question.key])
+            else:
+                sieve.judge(question, journal.answers[question.key])
         asked += len(some)
         report({"kept": len(sieve.kept)})
     write_lines(out, sieve.kept)
@@ -152,19 +155,20 @@ class Sieve:
     def judge(self, question: Question, answered: JournalEntry) -> None:
         item = synthetic.parse(answered.text)
         if not answered.whole:
-            self._reject(question, answered, "cut off", f"longer than {TOKENS} tokens")
+            self.reject(question, answered.text, "cut off", f"longer than {TOKENS} tokens")
         elif item is None:
-            self._reject(question, answered, "format", 'no JSON object with the texts "question" and "answer"')
+            self.reject(question, answered.text, "format", 'no JSON object with the texts "question" and "answer"')
         elif (flaw := self._flaw(question, item)) is not None:
-            self._reject(question, answered, *flaw)
+            self.reject(question, answered.text, *flaw)
         else:
             self._made.add(item["question"])
             self.kept.append(self._with_provenance(question, answered, item))
 
-    def _reject(self, question: Question, answered: JournalEntry, reason: str, why: str) -> None:
+    def reject(self, question: Question, text: str, reason: str, why: str) -> None:
+        """Count an answer with this text as rejected for a `reason`, in a word or two and in full: `why`."""
         self.rejected[reason] += 1
         if len(self.examples[reason]) < EXAMPLES:
-            self.examples[reason].append({"kind": question.kind, "why": why, "text": answered.text})
+            self.examples[reason].append({"kind": question.kind, "why": why, "text": text})
 
     def _flaw(self, question: Question, item: Item) -> tuple[str, str] | None:
         """The first reason to reject `item`, in a word or two and in full; None if there is none."""
