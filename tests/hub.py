@@ -129,11 +129,22 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """A hub that huggingface_hub uploads to until the context ends: to it all files are small.
 
     url: its address. made: what it was asked to create. sent: the bytes of each file, and the summary of the commit as
-    "what it is for".
+    "what it is for". A repository stays as visible as it was made; all have the same files.
     """
     made, sent = [], {}
+    take = {
+        "header": lambda value: sent.update({"what it is for": value["summary"]}),
+        "file": lambda value: sent.update({value["path"]: base64.b64decode(value["content"])}),
+        "deletedFile": lambda value: sent.pop(value["path"]),
+    }
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            files = [{"rfilename": name} for name in sent if name != "what it is for"]
+            first = next((asked for asked in made if self.path.endswith(_address(asked))), {})
+            private = first.get("visibility") == "private"
+            self._answer({"id": "me/it", "private": private, "siblings": files, "tags": []})
+
         def do_POST(self) -> None:
             assert self.headers["Authorization"] == "Bearer hf_token"
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -148,11 +159,11 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
             else:
                 for line in map(json.loads, body.splitlines()):
                     value = line["value"]
-                    if line["key"] == "file":
-                        sent[value["path"]] = base64.b64decode(value["content"])
-                    else:
-                        sent["what it is for"] = value["summary"]
+                    take[line["key"]](value)
                 answer = {"commitUrl": f"{url}/{_address(made[-1])}/commit/{'0' * 40}", "commitOid": "0" * 40}
+            self._answer(answer)
+
+        def _answer(self, answer: dict[str, Any]) -> None:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode())

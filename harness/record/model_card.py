@@ -117,10 +117,15 @@ def _head(record: Record, form: str) -> str:
     metadata: dict[str, Any] = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
     if on_hub(record):
         metadata["base_model"] = tuned_from(record)
-    if isinstance(source, str) and HUB_ID.fullmatch(source):
+    if isinstance(source, str) and HUB_ID.fullmatch(source) and not record.cell.settings.data.own:
         metadata["datasets"] = [source]
     metadata["tags"] = [record.cell.method]
-    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---", ""])
+    return "\n".join(["---", *(f"{key}: {as_yaml(value)}" for key, value in metadata.items()), "---", ""])
+
+
+def as_yaml(value: Any) -> str:
+    """`value` in a line of YAML: JSON, but with characters as they are, as YAML does not join surrogates."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _auto_class(record: Record) -> str:

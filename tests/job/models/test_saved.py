@@ -6,12 +6,14 @@ import ast
 import json
 import re
 import shutil
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from huggingface_hub import ModelCard
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
 from peft import AutoPeftModelForCausalLM, PeftModel
 from records import change, make_record, sound
@@ -245,6 +247,20 @@ def test_no_option_and_no_folder_is_a_name_on_the_hub(path):
     text = model_card.text(found)
     assert "base_model:" not in text
     assert "datasets:" not in text
+
+
+def test_the_card_of_a_file_of_ones_own_names_no_data_set_of_strangers():
+    recorded = make_record("lora", 16, 32.0, 2e-4)
+    change(recorded, data={"load": {"_target_": "harness.job.data.sources.from_file", "path": "acme/mails.jsonl"}})
+    text = model_card.text(recorded, "merged")
+    assert "datasets:" not in text
+    assert "acme" not in text
+
+
+def test_the_hub_reads_any_name_of_a_method():
+    recorded = make_record("lora", 16, 32.0, 2e-4)
+    recorded.cell = replace(recorded.cell, method='a "b": \U0001f600')
+    assert ModelCard(model_card.text(recorded, "merged")).data.tags == [recorded.cell.method]
 
 
 def test_values_of_a_record_are_no_code_on_its_card():

@@ -57,6 +57,13 @@ def test_the_plan_is_sent_too(hub, tmp_path, capsys):
     assert hub.sent[PLAN] == (tmp_path / "quickstart" / PLAN).read_bytes()
 
 
+def test_records_that_the_study_has_no_more_are_removed(hub):
+    hub.sent |= {"gone.json": b"", "gone.items.parquet": b"", "notes.md": b"mine"}
+    assert main(["push-study", "quickstart", "me/quickstart", "--results-dir", str(REFERENCE)]) == 0
+    assert not {"gone.json", "gone.items.parquet"} & hub.sent.keys()
+    assert "notes.md" in hub.sent
+
+
 def test_the_card_has_the_table_and_what_the_hub_reads(sent):
     _, head, text = sent["README.md"].decode().split("---\n", 2)
     told = yaml.safe_load(head)

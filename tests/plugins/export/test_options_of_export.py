@@ -14,13 +14,13 @@ from tested_settings import CELL, Line, lines
     "export-model lora --study kept --to ollama --out ollama",
     Line("export-model lora --study kept --to vllm --out vllm", said="vllm serve"),
     "push lora me/mine --study kept --results-dir results --public --format text",
-    Line("push lora me/mine --study kept --format json", said='"url"'),
+    Line("push lora me/mine --study kept --public --format json", said='"url"'),
 )
 @pytest.mark.long
 def test_a_model_is_exported_and_pushed(run, monkeypatch, tmp_path):
     with hub.uploads(monkeypatch) as taken:
         run()
-    assert [made["visibility"] for made in taken.made] == ["public", "private"]
+    assert [made["visibility"] for made in taken.made] == ["public", "public"]
     assert list((tmp_path / "merged").glob("*.safetensors"))
     assert list((tmp_path / "gguf").glob("*.gguf"))
     assert (tmp_path / "ollama" / "Modelfile").is_file()

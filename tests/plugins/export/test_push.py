@@ -63,6 +63,27 @@ def test_the_hub_is_sent_what_was_saved(trained, capsys, hub, flags, visibility)
     assert told == config | {"base_model_name_or_path": "embedded:tiny"}
 
 
+def test_weights_of_an_earlier_push_are_removed(with_weights, hub):
+    """With the config of an adapter beside it, transformers would load that for a whole model."""
+    hub.sent |= {"model.safetensors": b"", "config.json": b"", "LICENSE": b"mine"}
+    assert main(["push", "lora", "me/model", "--results-dir", str(with_weights.parent.parent)]) == 0
+    del hub.sent["what it is for"]
+    assert set(hub.sent) == {"adapter_model.safetensors", "adapter_config.json", CARD, "LICENSE"}
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "said"),
+    [([], ["--public"], "is private on the hub: omit --public"), (["--public"], [], "is public on the hub: add")],
+)
+def test_a_repository_that_others_see_otherwise_gets_nothing(with_weights, hub, capsys, first, then, said):
+    push = ["push", "lora", "me/model", "--results-dir", str(with_weights.parent.parent)]
+    assert main([*push, *first]) == 0
+    hub.sent.clear()
+    assert main([*push, *then]) == 2
+    assert said in capsys.readouterr().err
+    assert not hub.sent
+
+
 @pytest.mark.parametrize(
     ("token", "said"),
     [(None, "set HF_TOKEN"), ("hf_" + "x" * 30, "could not be pushed to me/model (")],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def _card(records: Sequence[Record], folder: Path, first: Table) -> str:
     versions = dict.fromkeys(_versions(record) for record in records)
     return redact.redact(
         CARD.format(
-            head="\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items()),  # JSON is YAML
+            head="\n".join(f"{key}: {model_card.as_yaml(value)}" for key, value in head.items()),
             study=study,
             folder=study.rpartition("/")[2],
             many=units.plural(len(records), "cell"),
