@@ -117,6 +117,8 @@ def _head(record: Record, form: str) -> str:
     metadata: dict[str, Any] = {"library_name": LIBRARY[form], "pipeline_tag": "text-generation"}
     if on_hub(record):
         metadata["base_model"] = tuned_from(record)
+        # The hub would take a GGUF for its base in another number format.
+        metadata["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
     if isinstance(source, str) and HUB_ID.fullmatch(source) and not record.cell.settings.data.own:
         metadata["datasets"] = [source]
     metadata["tags"] = [record.cell.method]

@@ -68,15 +68,16 @@ class Preference:
     refused: int
 
 
-def sentence(of: Preference) -> str:
+def sentence(result: Preference) -> str:
     """The share that a cell won, with its 95% interval, and what items without a verdict could make of it."""
-    share = preference(of.wins, of.ties, of.losses)
-    unread = f", {of.unread} without a readable verdict" if of.unread else ""
-    refused = f", {of.refused} refused by the judge's endpoint" if of.refused else ""
-    counts = f"{of.wins} won, {of.losses} lost, {of.ties} tied{unread}{refused}"
-    text = f"{of.study}/{of.cell} against {of.against}: {share.value:.0%} ({share.low:.0%}–{share.high:.0%}), {counts}."
-    if missing := of.unread + of.refused:
-        won, judged = of.wins + of.ties / 2, of.wins + of.losses + of.ties
+    share = preference(result.wins, result.ties, result.losses)
+    unread = f", {result.unread} without a readable verdict" if result.unread else ""
+    refused = f", {result.refused} refused by the judge's endpoint" if result.refused else ""
+    counts = f"{result.wins} won, {result.losses} lost, {result.ties} tied{unread}{refused}"
+    compared, interval = f"{result.study}/{result.cell} against {result.against}", f"{share.low:.0%}–{share.high:.0%}"
+    text = f"{compared}: {share.value:.0%} ({interval}), {counts}."
+    if missing := result.unread + result.refused:
+        won, judged = result.wins + result.ties / 2, result.wins + result.losses + result.ties
         low, high = won / (judged + missing), (won + missing) / (judged + missing)
         text += f" Had it lost or won all that have no verdict, the share would be {low:.0%} or {high:.0%}."
     return text

@@ -218,6 +218,8 @@ def test_the_card_names_what_is_on_the_hub_and_no_licence():
     found.saved = Saved("adapter", {})
     text = model_card.text(found)
     assert 'base_model: "meta-llama/Llama-3.2-1B"' in text
+    assert 'base_model_relation: "adapter"' in text
+    assert 'base_model_relation: "finetune"' in model_card.text(found, "gguf")
     assert 'datasets: ["openai/gsm8k"]' in text
     assert 'from_pretrained("meta-llama/Llama-3.2-1B", revision="abc123")' in text
     assert "quantised to 4 bits" in text
