@@ -12,7 +12,7 @@ from scipy import special
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from harness.report import statistics
 from harness.report.statistics import Answers, MemoryPeak, Outcomes, Run
@@ -778,6 +778,45 @@ def test_shares_are_compared_within_rates():
     """Simpson: at each rate both sides diverge alike, but the first side ran mostly at the rate that diverges."""
     strata = {1e-4: ([Outcomes(1, 10)], [Outcomes(9, 90)]), 1e-2: ([Outcomes(81, 90)], [Outcomes(9, 10)])}
     assert statistics.difference_of_shares(strata)[0].value == pytest.approx(0)
+
+
+def test_strata_weigh_as_in_mantel_haenszel_and_their_intervals_add_up_by_squares():
+    """60% less 20% with weight 10·10/20 = 5, and 50% less 30% with weight 40·60/100 = 24: (5·0.4 + 24·0.2) / 29."""
+    strata = {1e-4: ((6, 10), (2, 10)), 1e-3: ((20, 40), (18, 60))}
+    found, worth = statistics.difference_of_shares(
+        {rate: ([Outcomes(*one)], [Outcomes(*other)]) for rate, (one, other) in strata.items()}
+    )
+    ends = [confint_proportions_2indep(*one, *other, method="newcomb") for one, other in strata.values()]
+    below = np.hypot(5 * (0.4 - ends[0][0]), 24 * (0.2 - ends[1][0])) / 29
+    above = np.hypot(5 * (ends[0][1] - 0.4), 24 * (ends[1][1] - 0.2)) / 29
+    assert found == pytest.approx((6.8 / 29, 6.8 / 29 - below, 6.8 / 29 + above), abs=1e-9)
+    assert worth == 50, "10 + 40 runs on the first side, 70 on the second"
+
+
+def test_runs_of_a_setting_that_end_partly_alike_count_as_fewer():
+    """4 of 5 and 1 of 5: the variance within settings is 0.8·0.2·5/4 = 0.2, that of any two runs 0.5·0.5, so ρ is
+    1 - 0.2 / 0.25 = 0.2, and five runs count as 5 / (1 + 4·0.2). Of the side without any hit nothing is told."""
+    found, worth = statistics.difference_of_shares({0: ([Outcomes(4, 5), Outcomes(1, 5)], [Outcomes(0, 5)] * 2)})
+    assert worth == pytest.approx(2 * 5 / 1.8)
+    # Newcombe's of two shares of that many runs: 0.5 less the lower, and the upper end of Wilson's intervals
+    count = 2 * 5 / 1.8
+    half = proportion_confint(count / 2, count, method="wilson")
+    none = proportion_confint(0, count, method="wilson")
+    assert found == pytest.approx((0.5, 0.5 - np.hypot(0.5 - half[0], none[1]), half[1]), abs=1e-9)
+
+
+def test_the_ratio_of_spreads_is_pooled_over_groups_and_has_the_interval_of_f_where_tails_are_light():
+    """Squares of 2 and 6 over 1 + 2 degrees of freedom, against 0.5 over 1; one seed alone has no spread."""
+    few = statistics.spread_ratio([[1.0, 3.0], [2.0, 2.0, 5.0], [7.0]], [[1.0, 2.0]])
+    assert few.among(1) == (pytest.approx((8 / 3 / 0.5) ** 0.5), 0.0, np.inf)
+    even = statistics.spread_ratio([np.linspace(10, 11, 12)], [np.linspace(10, 12, 8)])
+    assert statistics.spread_ratio([np.linspace(10, 11, 12), [7.0]], [np.linspace(10, 12, 8)]) == even
+    assert statistics.spread_ratio([[7.0]], [np.linspace(10, 12, 8)]) is None
+    # n evenly spaced numbers over a range of r have the variance r² · n(n + 1) / 12 / (n - 1)²
+    ratio = (12 * 13 / 11**2 / (4 * 8 * 9 / 7**2)) ** 0.5
+    for comparisons in (1, 5):
+        ends = scipy_stats.f.ppf((1 - 0.025 / comparisons, 0.025 / comparisons), 11, 7) ** 0.5
+        assert even.among(comparisons) == pytest.approx((ratio, *(ratio / ends)))
 
 
 def test_the_ratio_of_spreads_is_wider_than_f_where_tails_are_heavy():
