@@ -15,7 +15,6 @@ from harness.settings import HELD_OUT
 
 KINDS = ("paraphrase", "harder", "new")
 URL = "OpenAI-compatible endpoint, such as http://localhost:8000/v1; its key is read from OPENAI_API_KEY"
-
 JUDGE_URL = "endpoint of the judge (default: --base-url); on another server, its key is read from JUDGE_API_KEY"
 
 

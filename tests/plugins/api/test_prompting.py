@@ -175,6 +175,8 @@ def test_a_judge_with_a_bad_address_is_refused_before_models_answer():
         with pytest.raises(UserError, match=r"^--judge-url must be an address"):
             prompting.ask(asking(models.url, judge_url="http://127.0.0.1:none/v1"), lambda event: None)
         assert models.asked == []
+    with pytest.raises(UserError, match=r"^--judge-url must be an address"):  # also where it is the only one
+        prompting.ask(asking(None, api=[], judge_url="http://127.0.0.1:none/v1"), lambda event: None)
 
 
 def test_win_rates_have_an_interval_over_prompts():

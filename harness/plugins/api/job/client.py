@@ -41,6 +41,9 @@ class Origin(NamedTuple):
     key: str = "OPENAI_API_KEY"
 
 
+USUAL = Origin()
+
+
 class Stopped(CellEnded):
     """The endpoint does not answer. The message is one sentence; earlier answers are kept."""
 
@@ -77,7 +80,7 @@ class Client:
         model: str,
         timeout: float,
         tell: Callable[[str], None] = lambda sentence: None,
-        origin: Origin = Origin(),  # noqa: B008 it is immutable
+        origin: Origin = USUAL,
     ):
         requests.require("Models behind an API require")
         from harness.plugins.api.job.endpoint import Endpoint
@@ -174,7 +177,7 @@ def _read(text: str) -> Reply:
         raise Unsuccessful("response", text[:QUOTED], again=False) from None
 
 
-def host(base_url: str, origin: Origin = Origin()) -> str:  # noqa: B008 it is immutable
+def host(base_url: str, origin: Origin = USUAL) -> str:
     """The host and port of `base_url`, which are all that is shown of it. Raises UserError for a bad address."""
     url = address(base_url)
     if url is None:

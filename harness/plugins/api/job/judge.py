@@ -84,16 +84,14 @@ class Judge:
         A pair whose content the endpoint refuses has no verdict, and the user is told. Raises UserError if the judge
         does not answer.
         """
-        prompts = [_prompts(pair) if pair.base != pair.other else [] for pair in pairs]
-        questions = {self._key(prompt): [{"role": "user", "content": prompt}] for both in prompts for prompt in both}
+        prompts = [{self._key(p): p for p in _prompts(pair)} if pair.base != pair.other else {} for pair in pairs]
+        questions = {key: [{"role": "user", "content": prompt}] for both in prompts for key, prompt in both.items()}
         refusals = self._journal.ask_all(list(questions.items()), concurrency, max_tokens=TOKENS, temperature=0.0)
         replies = {key: reply for key, reply in self._journal.answers.items() if key in questions}
         said = [
-            [better(replies[key]) if (key := self._key(prompt)) in replies else None for prompt in both]
-            or ["tie", "tie"]
-            for both in prompts
+            [better(replies[key]) if key in replies else None for key in both] or ["tie", "tie"] for both in prompts
         ]
-        unjudged = sum(any(self._key(prompt) in refusals for prompt in both) for both in prompts)
+        unjudged = sum(any(key in refusals for key in both) for both in prompts)
         if refusals:
             self._tell(
                 f"{self._client.model} at {self._client.host} refused {len(refusals)} of "

@@ -23,7 +23,7 @@ from harness.job.evaluate import decoding
 from harness.job.measure import device
 from harness.job.models import loading, saved, structure
 from harness.plugins.api import checks
-from harness.plugins.api.job.client import Client, Origin
+from harness.plugins.api.job.client import USUAL, Client, Origin
 from harness.plugins.api.job.judge import AnswerPair, Judge
 from harness.plugins.api.requests import AskModels, LocalModel
 from harness.protocol import Report
@@ -145,9 +145,10 @@ def put(template: str, prompt: str) -> tuple[str, str]:
 def _judge(request: AskModels, warn: Callable[[str], None]) -> Judge:
     if request.judge is None or request.judge_url is None:
         raise ValueError("A request for a judge's verdicts must have the judge's name and address.")
-    origin = Origin(model="--judge")
-    if request.base_url is not None and _server(request.judge_url) != _server(request.base_url):
-        origin = Origin("--judge-url", "--judge", "JUDGE_API_KEY")  # as the other key is for the other server
+    url = USUAL.url if request.judge_url == request.base_url else "--judge-url"
+    elsewhere = request.base_url is not None and _server(request.judge_url) != _server(request.base_url)
+    key = "JUDGE_API_KEY" if elsewhere else USUAL.key  # which is for the server of the models
+    origin = Origin(url, "--judge", key)
     return Judge(request.judge_url, request.judge, request.timeout, warn, origin)
 
 
