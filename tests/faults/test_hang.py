@@ -12,7 +12,7 @@ from harness.record import read_study
 
 pytestmark = pytest.mark.faults
 
-TIMEOUT = 60  # above what the other cell takes on a busy machine
+TIMEOUT = 120  # eight sweeps of another test may share the cores, and a cell then takes more than 60
 
 
 def test_a_cell_that_hangs_is_ended_and_recorded(tmp_path):
