@@ -82,24 +82,16 @@ def cache_keyword(model: nn.Module) -> str:
 
 
 class WritingModel(Protocol):
-    """What of lm-eval's HFLM says how it writes answers. max_length: tokens of a prompt and its answer."""
+    """What of lm-eval's HFLM says how it writes answers."""
 
     model: Any
     think_end_token: Any
 
-    @property
-    def max_length(self) -> int: ...
 
-
-def not_plain(lm: WritingModel, kwargs: dict[str, Any], limit: int) -> str | None:
-    """Why the generation settings `kwargs` of `lm`'s model do not mean the likeliest token; None if they do.
-
-    limit: tokens of an answer.
-    """
+def not_plain(lm: WritingModel, kwargs: dict[str, Any]) -> str | None:
+    """Why the generation settings `kwargs` of `lm`'s model do not mean the likeliest token; None if they do."""
     unusual = {name for name, value in kwargs.items() if (name, value) not in PLAIN}
     unusual |= lm.model.generation_config.to_diff_dict().keys() - HARMLESS
     if unusual:
         return f"generation is set to {', '.join(sorted(unusual))}"
-    if lm.think_end_token is not None:
-        return "thinking is cut from the answers"
-    return None if limit < lm.max_length else f"answers of {limit} tokens leave no room for a prompt"
+    return None if lm.think_end_token is None else "thinking is cut from the answers"

@@ -105,6 +105,7 @@ class Engine(TokenisedOnce):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers to each context, up to its stop sequences."""
+        requests = self.with_room_for_prompts(requests)
         kinds = grouped((repr(request.args[1]), index) for index, request in enumerate(requests))  # by settings
         answers: dict[int, str] = {}
         for indices in kinds.values():
@@ -118,7 +119,7 @@ class Engine(TokenisedOnce):
         limit = kwargs.pop("max_gen_toks")
         prompts = self.prompts([request.args[0] for request in requests])
         self.cut.count(map(len, prompts), self.max_length - limit)
-        if not (obstacle := not_plain(self, kwargs, limit)):
+        if not (obstacle := not_plain(self, kwargs)):
             prompts = [prompt[limit - self.max_length :] for prompt in prompts]
             obstacle = self._obstacle(prompts, limit)
         if not self._permitted("continuous_batching", obstacle):

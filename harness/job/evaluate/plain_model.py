@@ -20,6 +20,7 @@ class PlainModel(WindowedModel):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers to each context, up to its stop sequences."""
+        requests = self.with_room_for_prompts(requests)
         rooms = [normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests]
         prompts = [len(self.tok_encode(request.args[0])) for request in requests]
         self.cut.count([prompt + room for prompt, room in zip(prompts, rooms, strict=True)], self.max_length)

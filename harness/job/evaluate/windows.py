@@ -8,14 +8,17 @@ further window from the one before it. The last window reaches back into what wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from harness.job.evaluate.cut_requests import CutRequests
+from harness.settings import HELD_OUT
 
 KIND = "loglikelihood_rolling"  # lm-eval's name of these requests
 Window = tuple[None, list[int], list[int]]
@@ -44,7 +47,10 @@ def log_likelihoods(lm: TemplateLM, requests: Sequence[Instance], room: int, dis
 
 
 class WindowedModel(HFLM):
-    """`HFLM` with windows of the length that a request says. cut: the requests that lost their beginning."""
+    """`HFLM` with windows of the length that a request says, and room for each prompt.
+
+    cut: the requests that lost their beginning.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -58,3 +64,17 @@ class WindowedModel(HFLM):
             return log_likelihoods(self, requests, self.max_length, disable_tqdm)
         finally:
             self.logits_cache = before
+
+    def with_room_for_prompts(self, requests: list[Instance]) -> list[Instance]:
+        """`requests` for written answers. No answer to one's own data gets more than half of the model's context.
+
+        Answers to lm-eval's tasks get as much as these say, or half, where they would fill the context.
+        """
+        return [self._with_room_for_prompt(request) for request in requests]
+
+    def _with_room_for_prompt(self, request: Instance) -> Instance:
+        text, settings = request.args
+        kwargs, half = normalize_gen_kwargs(settings, self.max_gen_toks), self.max_length // 2
+        if kwargs["max_gen_toks"] <= (half if request.task_name == HELD_OUT else self.max_length - 1):
+            return request
+        return replace(request, arguments=(text, kwargs | {"max_gen_toks": half}))

@@ -35,6 +35,7 @@ from transformers.cache_utils import DynamicLayer
 
 from harness.job.evaluate import engine, rows, scoring
 from harness.job.evaluate.engine import Engine
+from harness.job.evaluate.plain_model import PlainModel
 from harness.job.evaluate.rows import CALL, grouped
 from harness.job.training import attention
 from harness.job.training.attention import PROMPTED
@@ -364,6 +365,20 @@ def test_every_answer_goes_to_lm_evals_cache(tokenizer, tmp_path):
         seen.append(kept)
     assert seen[0].keys() == seen[1].keys()
     assert len(seen[1]) == len(multiple_choice()) + len(questions())
+
+
+@pytest.mark.parametrize(("task", "limit", "written"), [("gsm8k", 50, 50), ("gsm8k", 64, 32), ("held_out", 50, 32)])
+def test_an_answer_leaves_room_for_its_question(task, limit, written, tokenizer, tmp_path):
+    """lm-eval alone ends with an error where an answer may fill the context; one's own long answers get half of it."""
+    model = built(llama, tokenizer, tmp_path)
+    requests = questions(4, until=["never"], max_gen_toks=limit)
+    for request in requests:
+        request.task_name = task
+    ours = [kind(model, tokenizer=tokenizer, max_length=64, batch_size=2) for kind in (PlainModel, Engine)]
+    answers = [each.generate_until(requests, disable_tqdm=True) for each in ours]
+    stock = HFLM(model, tokenizer=tokenizer, max_length=64, batch_size=2)
+    same = questions(4, until=["never"], max_gen_toks=written)
+    assert answers[0] == answers[1] == stock.generate_until(same, disable_tqdm=True)
 
 
 @pytest.mark.long

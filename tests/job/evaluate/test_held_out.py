@@ -274,6 +274,27 @@ def test_a_number_is_found_strictly_and_flexibly():
     ]
 
 
+@pytest.mark.parametrize(
+    ("size", "room", "notes"),
+    [
+        (90, 77, []),
+        (6_000, 3_032, []),  # a trace of thoughts before the answer, of some 1,500 tokens
+        (20_000, 4_096, ["held_out: 1 right answer with more than 16,384 bytes, about 4,096 tokens, after which"]),
+    ],
+)
+def test_an_answer_has_room_for_long_thoughts_before_it(size, room, notes):
+    rows = [{"question": f"What is {i}?", "answer": f"Let me think.\n#### {i}"} for i in range(60)]
+    (test,) = cached.splits(cell(rows, "data.test_share=0.02").settings.data, None)["test"]
+    row = next(row for row in rows if row["question"] == test["question"])
+    thoughts = "So 1 is not 2.\n" * 2_000
+    row["answer"] = thoughts[: size - len(row["answer"])] + row["answer"]
+    found = tasks(rows, "data.test_share=0.02")
+    assert found.leaves["held_out"].config.generation_kwargs["max_gen_toks"] == room
+    told = [note for note in found.notes if "right answer" in note]
+    assert len(told) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(told, notes, strict=True))
+
+
 # From the file to the record
 
 

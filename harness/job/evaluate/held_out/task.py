@@ -45,9 +45,10 @@ from harness.settings import HELD_OUT, DataSettings
 
 MARKED = "marked"  # how answers with marks are scored
 MOST = 0.9  # share of the answers that decides what they all are
-FEWEST_TOKENS, MOST_TOKENS = 16, 512  # room for a written answer
+FEWEST_TOKENS, MOST_TOKENS = 16, 4096  # room for a written answer
 BYTES = 2  # of the longest answer for each token of room, which is about twice what it takes
 SPARE = 32  # tokens beside, as where each byte is a token; never more than the answer has bytes
+BYTES_OF_A_TOKEN = 4  # about, of prose in English
 OPENING = 200  # characters of a document that stand for it where people read items
 NAMED = 8  # labels that a sentence names
 SCORED_BY = {
@@ -107,7 +108,7 @@ class HeldOutTask(ConfigurableTask):
         scored_by = SCORED_BY[self.kind] if self.encoder is None else BY_ENCODER.format(bertscore.name_of(self.encoder))
         by = f"{scored_by} (data.answers={self.kind})"
         if self.labels is None:
-            return [f"{HELD_OUT}: {count}, scored by {by}."]
+            return [f"{HELD_OUT}: {count}, scored by {by}.", *self._without_room]
         each = Counter(doc["answer"] for doc in self._docs["test"])
         named = [f"{text} {each[text]}" for text in sorted(self.labels.texts, key=lambda text: -each[text])]
         sizes = ", ".join(named[:NAMED]) + (f" and {len(named) - NAMED} more" if len(named) > NAMED else "")
@@ -119,6 +120,18 @@ class HeldOutTask(ConfigurableTask):
                 for text, other in itertools.permutations(self.labels.texts, 2)
                 if other.startswith(text) and self.OUTPUT_TYPE == "multiple_choice"
             ),
+        ]
+
+    @property
+    def _without_room(self) -> list[str]:
+        """How many right answers are longer than a written one can be; empty if none is."""
+        longest = BYTES_OF_A_TOKEN * MOST_TOKENS
+        long = sum(len(doc["answer"].encode()) > longest for doc in self._docs["test"])
+        if self.OUTPUT_TYPE != "generate_until" or not long:
+            return []
+        return [
+            f"{HELD_OUT}: {units.plural(long, 'right answer')} with more than {longest:,} bytes, about "
+            f"{MOST_TOKENS:,} tokens, after which a written answer ends."
         ]
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **form: Any) -> str:

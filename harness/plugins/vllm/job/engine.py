@@ -118,6 +118,7 @@ class VllmEngine(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers to each context, up to its stop sequences. Raises VllmFailed."""
+        requests = self._ordinary.with_room_for_prompts(requests)
         kinds = grouped((repr(request.args[1]), index) for index, request in enumerate(requests))  # by settings
         answers: dict[int, str] = {}
         prompts: dict[int, Prompt] = {}
@@ -126,7 +127,7 @@ class VllmEngine(LM):
             kwargs = normalize_gen_kwargs(some[0].args[1], self._ordinary.max_gen_toks)
             until = handle_stop_sequences(kwargs.pop("until", None), self._decode([self._ordinary.eot_token_id], False))
             limit = kwargs.pop("max_gen_toks")
-            if obstacle := not_plain(self._ordinary, kwargs, limit):
+            if obstacle := not_plain(self._ordinary, kwargs):
                 self.used["vllm"] = f"off: {obstacle}"
                 answers |= zip(members, self._ordinary.generate_until(some, disable_tqdm), strict=True)
             else:
