@@ -145,7 +145,7 @@ def test_a_slip_gets_its_remedy(capsys, line, culprits):
         ("score demo --tasks mmlu --num-fewshot few", "must be a number or `task`, got few"),
         ("run eval.num_fewshot=-1", "eval.num_fewshot must be 0 or more, got -1."),
         ("run eval.batch_size=0", "eval.batch_size must be a positive number or auto, got 0."),
-        ("run eval.engine=tgi", "eval.engine=tgi is unknown. There is: auto, vllm."),
+        ("run eval.engine=tgi", "eval.engine=tgi is unknown. There is: auto"),
         ("run infer.repeats=-1", "infer.repeats must be 0 or more, got -1."),
         ("run data=alpaca2", "data=alpaca2 is unknown. Did you mean alpaca?"),
         ("run data=local", "data=local requires data.path=FILE with one of the suffixes .jsonl"),

@@ -31,6 +31,7 @@ from harness.record import (
 )
 from harness.record.commands import VALUES
 from harness.report.answer import answer
+from harness.report.answer.advice import ahead
 from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
 from harness.report.answer.next_run import with_seeds
 from harness.report.answer.place import by_cost
@@ -111,6 +112,31 @@ def test_a_method_is_taken_and_the_others_are_told_by_what_they_cost(folder):
     )
     (place,) = answer(records, folder).places.values()
     assert (place.decision.take, place.decision.tied) == ("lora", ())
+
+
+def test_a_loss_is_said_of_the_method_that_it_was_tested_against(folder):
+    """dora has the highest score, but lora, which ties with it, needs less memory, and qlora the least."""
+    records = trained(folder, {"base": 0.2, "lora": 0.606, "qlora": 0.5, "dora": 0.61})
+    (text,) = best(records, folder).answer
+    assert re.search(r"qlora saves 50% of the memory of lora and loses \d+ to \d+ points against dora\.$", text), text
+
+
+def test_methods_within_the_margin_tie_below_the_table_too(folder):
+    """lora is surely a little worse than dora: half a point, of the same items at each seed."""
+    records = trained(folder, {"base": 0.2, "lora": 0.604, "full": 0.4, "dora": 0.61})
+    (text,) = best(records, folder).answer
+    assert "lora and dora tie within 2 points" in text
+    (contest,) = contests(records, folder)
+    assert contest.decision("lora") == "different"
+    assert ahead(contest, False).partition(": ")[2] == (
+        "dora and lora tie. Significantly worse than dora: full and base. Equivalent to dora within ± 2 points: lora."
+    )
+
+
+def test_an_answer_begins_with_a_capital(folder):
+    records = trained(folder, {"base": 0.6, "lora": 0.4})
+    (text,) = best(records, folder).answer
+    assert "Untuned, base is significantly better." in text
 
 
 def test_methods_that_tie_stand_by_cost_and_what_to_take_under_a_limit_is_said(folder):

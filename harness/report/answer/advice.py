@@ -33,8 +33,9 @@ def ahead(contest: Contest, several: bool) -> str:
         return f"{name}: not tested, as another score of this task is."
     if first.letters is None:
         return f"{name}: items are missing or too few, so no difference is tested."
-    by = contest.by_decision
-    worse, near = by["different"], by["equivalent"]
+    # As in the answer, methods within the margin tie, also where their small difference is significant.
+    near = [other for other in contest.against_best if other in contest.equivalent]
+    worse = [other for other in contest.by_decision["different"] if other not in near]
     tied = [label, *(other for other in contest.against_best if other not in worse)]
     if len(tied) > 1:
         parts = [f"{name}: {units.listed(tied)} tie."]

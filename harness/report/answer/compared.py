@@ -137,7 +137,7 @@ class ComparedMethods:
                 scored = f"{scored}, {gained}" if not single else scored
                 notes = [f"On these items {base} scored significantly {self._words.lower}."] if single else []
             else:
-                notes = [f"{self._no_gain(base, 'It is not')}."]
+                notes = [sentence([self._no_gain(base, "It is not")])]
         decision = Decision(tied=(self._first,))
         return PlaceAnswer((self._judged[0],), (f"{scored}.", *notes), None, decision)
 
@@ -269,12 +269,16 @@ class ComparedMethods:
             yield f"each is {least}better than {base}"
 
     def _losing(self, labels: Sequence[str]) -> Iterator[str]:
-        """The methods that are worse: one that saves memory even over the cheapest of `labels` with its loss."""
+        """The methods that are worse: one that saves memory even over the cheapest of `labels` with its loss.
+
+        Only against the best method is a loss tested, which need not be the cheapest.
+        """
         worse = self._labels(self._cheapest_first([s for s in self._judged if s.choice.label in self._worse]))
         if worse and (saving := self.limits.saving(worse[0], labels[0])):
             cheap, gap = worse[0], self._interval(self._first, worse[0])
             loses = self._words.amount(gap) if gap else "score"
-            yield f"{cheap} saves {saving:.0%} of the memory of {labels[0]} and loses {loses}"
+            than = "" if labels[0] == self._first else f" against {self._first}"
+            yield f"{cheap} saves {saving:.0%} of the memory of {labels[0]} and loses {loses}{than}"
             worse = worse[1:]
         if worse and len(labels) > 1:
             yield f"significantly worse than {self._first}: {few(worse)}"

@@ -34,7 +34,7 @@ class Decision:
 
     take: the method that is better than all others, or the untuned model that is better than all methods; None if
         several methods tie or nothing is recommended.
-    tied: the methods that tie, the cheapest first; empty where one is taken or nothing is compared.
+    tied: the methods that tie, by name; empty where one is taken or nothing is compared.
     under: by limit (memory, time, price, forgetting) the one of `tied` to take; a limit under which they are not told
         apart is missing.
     """
@@ -74,7 +74,7 @@ def sentence(clauses: Sequence[str]) -> str:
     return text if text.split(maxsplit=1)[0] not in OPENINGS else text[0].upper() + text[1:]
 
 
-OPENINGS = ("differences", "each", "only", "significantly", "not", "no")
+OPENINGS = ("differences", "each", "only", "significantly", "not", "no", "of", "untuned,")
 
 
 def by_cost(memory: Mapping[str, float | None]) -> list[str]:
