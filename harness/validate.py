@@ -21,6 +21,7 @@ from harness.settings import AUTO, BY_MICRO_BATCH, HELD_OUT, WITH_MARGIN, quanti
 KEEP_BASE = ("gaussian", "orthogonal", "eva")  # values of init_lora_weights that leave the base as it is
 READ_BY = {"path": "local", "columns": "local", "task": "reasoning_gym", "options": "reasoning_gym"}  # fields of data
 OF_ADAMW = ("${adamw:", "AdamW", "create_lorafa_optimizer")  # one is in the slots of a method that steps by AdamW
+PATTERNS = (("rank_pattern", int, "integer"), ("alpha_pattern", (int, float), "number"))
 SETTINGS = {described.key: described for described in settings_of(FullConfig)}
 PRECAUTIONS = {key: SETTINGS[key] for key in ("timeout", "train.save_every")}
 
@@ -259,6 +260,7 @@ def _check_method(config: DictConfig) -> None:
         if (actual == value) == (comparison == "="):
             raise UserError(f"method={config.method.name} can't be combined with {key}={actual}: {reason}")
     _check_adamw(config)
+    _check_patterns(config)
 
 
 def _check_adamw(config: DictConfig) -> None:
@@ -272,6 +274,17 @@ def _check_adamw(config: DictConfig) -> None:
         raise UserError(
             f"method.adamw={kind} requires train.save_every=null: paged memory can't be restored from a checkpoint."
         )
+
+
+def _check_patterns(config: DictConfig) -> None:
+    """Raise UserError for a rank or an alpha of some layers that is no positive number, by which peft would fail."""
+    node: Any = OmegaConf.to_container(config.method, resolve=True)
+    for name, kinds, kind in PATTERNS:
+        values = (node["adapt"] or {}).get(name)
+        if values is not None and not (
+            isinstance(values, dict) and all(isinstance(value, kinds) and value > 0 for value in values.values())
+        ):
+            raise UserError(f"method.adapt.{name} must have a positive {kind} by layer, as {{q_proj:8}}, got {values}.")
 
 
 def _check_devices(config: DictConfig) -> None:

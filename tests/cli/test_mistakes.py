@@ -146,6 +146,18 @@ def test_a_slip_gets_its_remedy(capsys, line, culprits):
         ("run eval.num_fewshot=-1", "eval.num_fewshot must be 0 or more, got -1."),
         ("run eval.batch_size=0", "eval.batch_size must be a positive number or auto, got 0."),
         ("run eval.engine=tgi", "eval.engine=tgi is unknown. There is: auto"),
+        (
+            "run method=lora +method.adapt.rank_pattern=abc",
+            "method.adapt.rank_pattern must have a positive integer by layer, as {q_proj:8}, got abc.",
+        ),
+        (
+            "run method=lora +method.adapt.rank_pattern={q_proj:0.5}",
+            "method.adapt.rank_pattern must have a positive integer by layer, as {q_proj:8}, got {'q_proj': 0.5}.",
+        ),
+        (
+            "run method=lora +method.adapt.alpha_pattern=[1]",
+            "method.adapt.alpha_pattern must have a positive number by layer, as {q_proj:8}, got [1].",
+        ),
         ("run infer.repeats=-1", "infer.repeats must be 0 or more, got -1."),
         ("run data=alpaca2", "data=alpaca2 is unknown. Did you mean alpaca?"),
         ("run data=local", "data=local requires data.path=FILE with one of the suffixes .jsonl"),
