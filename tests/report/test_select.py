@@ -161,7 +161,7 @@ def test_fresh_seeds_stand_for_the_setting_that_they_confirm():
     assert lora.loss == pytest.approx(1.45)
     assert (lora.tries, lora.lost) == (2, {}), "a fresh seed is no try"
     assert lora.unfinished == {"diverged": 1}
-    assert best(records, None).answer[-1].endswith("of lora's 3 fresh seeds, 1 diverged.")
+    assert best(records, None).answer[-1].endswith(" Of lora's 3 fresh seeds, 1 diverged.")
 
 
 def test_where_no_fresh_seed_finished_the_answer_says_which_seeds_stand_for_the_method():
