@@ -112,6 +112,8 @@ class ApiUsage:
     """Answers that ended at their token limit. null if unknown."""
     left_out: list[str] = field(default_factory=list)
     """Task settings that the endpoint refuses. Without temperature, answers are random."""
+    refused: int = 0
+    """Requests whose content the endpoint refused, beside `requests`. They count as empty answers."""
 
 
 @dataclass
@@ -153,7 +155,7 @@ class Judging:
     started: str
     """Time in UTC."""
     unread: int
-    """Items without a readable verdict, which do not count."""
+    """Items without a readable verdict, which count as ties."""
     requests: int
     """Requests, two for each item whose answers differ."""
     read: int | None
@@ -161,7 +163,7 @@ class Judging:
     written: int | None
     """Answer tokens as counted by the endpoint. null if it does not count."""
     refused: int = 0
-    """Items that the endpoint refused to judge, which do not count."""
+    """Items that the endpoint refused to judge, which count as ties."""
 
 
 @dataclass

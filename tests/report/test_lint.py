@@ -925,6 +925,15 @@ def test_answers_that_were_cut_off_and_such_as_are_drawn_at_random():
     ]
 
 
+def test_requests_that_an_endpoint_refused():
+    records = [*study("base"), make_answered("chat", "strict", requests=199, refused=1), make_answered("chat", "fits")]
+    assert dict(told(records))["refused"] == (
+        "The endpoint of strict refused 1 of 200 requests for their content; they count as empty answers."
+    )
+    records[1].api.refused = 0
+    assert "refused" not in dict(told(records))
+
+
 def test_answers_by_different_engines():
     """Also where each method was scored by both, as by an axis: no cell is to be compared with one of the other."""
     records = study("base", "lora", "dora")

@@ -33,6 +33,7 @@ from harness.sweep import runner
 from harness.sweep.store import Study
 
 METRIC = "wins"
+TIE = 0.5  # of a win
 VERSION = "1.1"  # of the judge's prompt
 NUMBER = "flexible-extract"  # the filter that keeps of an answer its last number
 
@@ -69,17 +70,24 @@ class Preference:
 
 
 def sentence(result: Preference) -> str:
-    """The share that a cell won, with its 95% interval, and what items without a verdict could make of it."""
-    share = preference(result.wins, result.ties, result.losses)
+    """The share that a cell won, with its 95% interval, and what items without a verdict could make of it.
+
+    An item without a verdict counts as a tie.
+    """
+    missing = result.unread + result.refused
+    share = preference(result.wins, result.ties + missing, result.losses)
     unread = f", {result.unread} without a readable verdict" if result.unread else ""
     refused = f", {result.refused} refused by the judge's endpoint" if result.refused else ""
     counts = f"{result.wins} won, {result.losses} lost, {result.ties} tied{unread}{refused}"
     compared, interval = f"{result.study}/{result.cell} against {result.against}", f"{share.low:.0%}–{share.high:.0%}"
     text = f"{compared}: {share.value:.0%} ({interval}), {counts}."
-    if missing := result.unread + result.refused:
-        won, judged = result.wins + result.ties / 2, result.wins + result.losses + result.ties
-        low, high = won / (judged + missing), (won + missing) / (judged + missing)
-        text += f" Had it lost or won all that have no verdict, the share would be {low:.0%} or {high:.0%}."
+    if missing:
+        won, items = result.wins + result.ties / 2, result.wins + result.losses + result.ties + missing
+        low, high = won / items, (won + missing) / items
+        text += (
+            " Items without a verdict count as tied: had it lost or won all of them, the share would be "
+            f"{low:.0%} or {high:.0%}."
+        )
     return text
 
 
@@ -263,13 +271,16 @@ def _add(
     base: WrittenAnswers,
     values: dict[Item, float | None],
 ) -> None:
-    """Write the record and its items with the shares: both, or neither. UserError if another process changed it."""
-    read = {item: value for item, value in values.items() if value is not None}
+    """Write the record and its items with the shares: both, or neither. UserError if another process changed it.
+
+    An item without a verdict counts as a tie: methods are compared only on equal items, and one that is left out would
+    leave its method out.
+    """
+    shares = [TIE if value is None else value for value in values.values()]
     rows = [
-        own.rows[item] | {"metric": METRIC, "filter": made.filter, "value": value, "target": base.texts[item]}
-        for item, value in read.items()
+        own.rows[item] | {"metric": METRIC, "filter": made.filter, "value": share, "target": base.texts[item]}
+        for item, share in zip(values, shares, strict=True)
     ]
-    shares = list(read.values())
     clusters = record.cluster_numbers([row["subject"] for row in rows], [row["cluster"] for row in rows])
     score = Score(
         task=made.task,

@@ -68,6 +68,7 @@ RULES: dict[str, tuple[Literal["unequal", "incomplete"], Callable[[Sequence[Reco
     "asked by": ("unequal", evaluation.asked_by),
     "cut off": ("unequal", evaluation.cut_off),
     "drawn": ("unequal", evaluation.drawn),
+    "refused": ("unequal", evaluation.refused),
     "fingerprints": ("unequal", evaluation.fingerprints),
     "inference": ("unequal", evaluation.inference),
     "versions": ("unequal", environment.same_environment("Library versions differ", environment.versions)),

@@ -78,6 +78,18 @@ def cut_off(records: Sequence[Record]) -> Sentences:
             )
 
 
+def refused(records: Sequence[Record]) -> Sentences:
+    """A refused request counts as an empty answer, which mostly is wrong: of the filter, not of the model."""
+    for record in records:
+        if record.api and record.api.refused:
+            asked = record.api.refused + record.api.requests
+            yield (
+                f"The endpoint of {record.cell.model} refused {record.api.refused:,} of {asked:,} requests for their "
+                "content; they count as empty answers.",
+                (record.cell.name,),
+            )
+
+
 def too_long(records: Sequence[Record]) -> Sentences:
     """Requests whose beginning the model never read, and training records that it read in part."""
     for where, members in places(records):

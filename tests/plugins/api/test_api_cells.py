@@ -437,6 +437,56 @@ def test_refused_parameters_are_left_out_and_recorded(tmp_path):
     assert {answer.answer for answer in kept} == {"It is 7.\n#### 7\n"}, "what would have ended it still does"
 
 
+def refusing(*numbers: int):
+    """A script that refuses the requests of these numbers for their content, and answers all others alike."""
+    return lambda prompt, number: {"text": 400, "error": "filtered"} if number in numbers else "#### 7"
+
+
+def test_a_request_whose_content_is_refused_is_an_empty_answer(tmp_path):
+    warnings = []
+    with scripted.server(refusing(1, 3)) as there:
+        found = cell(there.url)
+        how = asking(tmp_path, found, concurrency=1)
+        path = tmp_path / f"{found.name}.json"
+        record = run_request(found, "test", path, None, warnings.append, extra=encode(how))
+    assert (record.status, record.api.requests, record.api.refused) == ("ok", ITEMS - 2, 2)
+    assert {score.n for score in record.scores} == {ITEMS}
+    kept = items(tmp_path, record).query("filter == 'flexible-extract'")
+    assert sorted(kept["prediction"]).count("['[invalid]']") == 2
+    (said,) = [event["warning"] for event in warnings if "warning" in event]
+    assert said == (
+        f"{there.url}/chat/completions refuses a request (HTTP 400, "
+        """'{"error": {"message": "filtered"}}'); its answer counts as empty."""
+    )
+
+
+def test_refused_requests_are_asked_again_with_the_cell(tmp_path):
+    asked = []
+    with scripted.server(lambda prompt, number: refusing(*([1, 3] if number < ITEMS else []))(prompt, number)) as there:
+        asked = there.asked
+        assert ask(tmp_path, cell(there.url), concurrency=1).api.refused == 2
+        again = ask(tmp_path, cell(there.url), concurrency=1)
+    assert (again.api.requests, again.api.refused, len(asked)) == (ITEMS, 0, ITEMS + 2)
+
+
+@pytest.mark.parametrize("items, requests", [(6, 6), (12, 10)])
+def test_an_endpoint_that_refuses_all_stops_the_cell(tmp_path, items, requests):
+    with scripted.server(refusing(*range(99))) as there:
+        with pytest.raises(UserError, match=r"refused the request \(HTTP 400.*filtered.*check the settings, and the"):
+            ask(tmp_path, cell(there.url, f"eval.limit={items}"), concurrency=1)
+        assert len(there.asked) == requests
+
+
+def test_a_filter_s_403_is_of_the_content_and_another_one_of_the_key(tmp_path):
+    flagged = {"text": 403, "error": "Your chosen model requires moderation and your input was flagged"}
+    with scripted.server(lambda prompt, number: flagged if number == 2 else "#### 7") as there:
+        assert ask(tmp_path / "one", cell(there.url), concurrency=1).api.refused == 1
+    with scripted.server(lambda *_: {"text": 403, "error": "no access"}) as there:
+        with pytest.raises(UserError, match=r"HTTP 403.*check the key that model\.key_env names"):
+            ask(tmp_path / "other", cell(there.url), concurrency=1)
+        assert len(there.asked) == 1
+
+
 def test_a_model_has_room_to_think_and_is_scored_by_what_it_says_then(tmp_path):
     said = "<think>\nQuestion: 5?\n\nNo.</think>\n\n#### 7\n\nQuestion: and more?"
     record, asked = of_scripted(tmp_path, lambda prompt, number: said, "model.thinking=1000")

@@ -112,12 +112,12 @@ def test_no_answer_can_end_itself_or_say_who_won(inside, cells, tmp_path):
     assert len({re.search(r"<request (\w+)>", prompt)[1] for prompt in prompts}) == 5, "a mark for each pair"
 
 
-def test_what_is_no_verdict_counts_for_nothing(inside, cells):
+def test_what_is_no_verdict_counts_as_a_tie(inside, cells):
     with server(lambda prompt, n: honest(prompt, n) if "Question 0?" in prompt else "hm") as there:
         done = inside("judge", "demo", "--judge", "wise", "--base-url", there.url)
     assert "1 won, 0 lost, 2 tied, 2 without a readable verdict." in done.stdout
     (wins,) = [score for score in read(cells["lora"]).scores if score.metric == "wins"]
-    assert (wins.value, wins.n) == (pytest.approx(2 / 3), 3)
+    assert (wins.value, wins.n) == (0.6, 5)  # 1, ½, ½, and ½ twice
     assert verify.check(cells["lora"]) == []
 
 
@@ -158,12 +158,14 @@ def test_an_item_that_the_endpoint_refuses_is_not_judged_and_stops_nothing(insid
     with server(script) as there:
         done = inside("judge", "demo", "--judge", "wise", "--base-url", there.url)
     assert done.returncode == 0, done.stderr
-    assert "1 won, 1 lost, 2 tied, 1 refused by the judge's endpoint. Had it lost or won all" in done.stdout
-    assert done.stdout.strip().endswith("the share would be 40% or 60%.")
+    assert "1 won, 1 lost, 2 tied, 1 refused by the judge's endpoint." in done.stdout
+    assert done.stdout.strip().endswith(
+        "Items without a verdict count as tied: had it lost or won all of them, the share would be 40% or 60%."
+    )
     assert 'refused 2 of 6 requests (HTTP 400: {"error": {"message": "filtered"}}): 1 item not judged.' in done.stderr
     (wins,) = [score for score in read(cells["lora"]).scores if score.metric == "wins"]
     (kept,) = read(cells["lora"]).judged
-    assert (wins.value, wins.n, kept.refused, kept.unread, kept.requests) == (0.5, 4, 1, 0, 4)
+    assert (wins.value, wins.n, kept.refused, kept.unread, kept.requests) == (0.5, 5, 1, 0, 4)
     assert verify.check(cells["lora"]) == []
 
 

@@ -138,7 +138,7 @@ class Client:
         if error.kind == "size":
             return f"{who} sent no chat completion: {error.text}; check {self._origin.url}."
         if error.kind == "status":
-            to_do = f"; {self._to_do(error.status)}" if error.status in TO_DO else ""
+            to_do = f"; {self._to_do(error.status)}" if error.status in TO_DO and not error.flagged else ""
             return f"{who} refused (HTTP {error.status}: {said}){to_do}."
         if error.kind == "error":
             return f"{who} sent an error in place of an answer ({error.tries} tries): {said}."

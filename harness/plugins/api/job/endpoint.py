@@ -23,6 +23,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 LATER = {408, 409, 425, 429}  # statuses that are retried, beside server errors
 OF_CONTENT = {400, 413, 422}  # by which a request may be refused for its content: too long, or filtered
+FLAGGED = re.compile(r"moderation|flagged|guardrail|content.{0,3}(?:policy|filter)", re.IGNORECASE)
 LONGEST = 60.0  # seconds between two tries, unless the endpoint asks for more
 MOST = 600.0  # most seconds that an endpoint may ask for at a time
 ALL_WAITING = 1800.0  # and for one request in all
@@ -55,6 +56,19 @@ class Unsuccessful(Exception):
         super().__init__(text)
         self.kind, self.text, self.status, self.again, self.wait = kind, text, status, again, wait
         self.tries = 1
+
+    @property
+    def of_content(self) -> bool:
+        """Whether another request to the same endpoint may be answered: this one may be too long, or was filtered.
+
+        OpenRouter sends 403 for a filtered request, which otherwise says that a key may not use the model.
+        """
+        return self.status in OF_CONTENT or self.flagged
+
+    @property
+    def flagged(self) -> bool:
+        """Whether a filter of contents sent a status that otherwise is of keys."""
+        return self.status == 403 and FLAGGED.search(self.text) is not None
 
 
 class _Again(Exception):
@@ -127,7 +141,7 @@ class Endpoint:
                 try:
                     answered(key, await self._answer(session, payload, partial(read, key), failures))
                 except Unsuccessful as failure:
-                    if failure.status not in OF_CONTENT or not refused(key, failure):
+                    if not failure.of_content or not refused(key, failure):
                         failures.append(failure)
                 except Exception as failure:
                     failures.append(failure)

@@ -37,6 +37,7 @@ from harness.plugins.api.job.endpoint import (
     spoken,
     token_counts,
 )
+from harness.plugins.api.job.journal import REFUSALS
 from harness.plugins.api.requests import ApiAccess
 from harness.settings import ModelSettings
 
@@ -108,8 +109,9 @@ class ApiModel(TemplateAPI):
     told: called with the number of requests that are answered, after each answer, and for all that are stored at once.
     thinking: tokens that the model may think before each answer; then no `stop` is sent, which could end its thinking.
     tell: called with a sentence when the endpoint asks to wait.
-    stored: requests so far whose answers were stored already. cut: those that lost their beginning before they were
-    sent; what an endpoint cuts is not known.
+    stored: requests so far whose answers were stored already. refused: keys of requests for text whose content the
+    endpoint refused; their answers are empty, and are asked for again when the cell is run again. cut: those that lost
+    their beginning before they were sent; what an endpoint cuts is not known.
     """
 
     def __init__(
@@ -127,8 +129,9 @@ class ApiModel(TemplateAPI):
         self.access, self.kept = access, AnswerStore(Path(access.answers))
         self.used: dict[str, None] = {}  # keys of requested answers, in order
         self.stored = 0
+        self.refused: set[str] = set()
         self.cut = CutRequests()
-        self._told, self._thinking = told, thinking
+        self._told, self._tell, self._thinking = told, tell, thinking
         # Only the key that the settings name; lm-eval would send OPENAI_API_KEY to any endpoint.
         key = os.environ.get(access.key_env) if access.key_env else None
         how = (access.timeout, access.retries, access.backoff, access.per_minute)
@@ -187,20 +190,39 @@ class ApiModel(TemplateAPI):
             self._told(stored)
         if left:
             await self._ask(left, until or [], Counter(keys))
-        return [[self._given(self.kept[key].answer)] for key in keys]
+        return [["" if key in self.refused else self._given(self.kept[key].answer)] for key in keys]
 
     @staticmethod
     def _given(answer: Any) -> Any:
         return tuple(answer) if isinstance(answer, list) else answer
 
     async def _ask(self, left: dict[str, Unanswered], until: list[str], requests: Counter[str]) -> None:
-        """Ask all of `left`, by key. requests: that have a key."""
+        """Ask all of `left`, by key. requests: of the same call, by key; some may have a stored answer.
 
-        def keep(key: str, answered: Response[tuple[Any, bool, tuple[int | None, int | None]]]) -> None:
-            answer, cut, (read, written) = answered.value
-            left_out = sorted(left[key][0].keys() - answered.asked.keys() - {"max_tokens"})  # which is renamed
-            self.kept.add(StoredAnswer(key, answer, read, written, answered.seconds, cut, left_out))
+        A refused request for text counts as an empty answer, unless no request of the call is answered: then the
+        settings are at fault.
+        """
+        last: Unsuccessful | None = None  # refusal
+        answered = len(left) < len(requests)
+
+        def keep(key: str, response: Response[tuple[Any, bool, tuple[int | None, int | None]]]) -> None:
+            nonlocal answered
+            answered = True
+            answer, cut, (read, written) = response.value
+            left_out = sorted(left[key][0].keys() - response.asked.keys() - {"max_tokens"})  # which is renamed
+            self.kept.add(StoredAnswer(key, answer, read, written, response.seconds, cut, left_out))
             self._told(requests[key])
+
+        def refuse(key: str, error: Unsuccessful) -> bool:
+            nonlocal last
+            if left[key][1] is not None:  # a log-probability can't be left empty
+                return False
+            last = error
+            if not self.refused:
+                self._tell(f"{self.base_url} refuses a request ({_status(error)}); its answer counts as empty.")
+            self.refused.add(key)
+            self._told(requests[key])
+            return answered or len(self.refused & left.keys()) < REFUSALS
 
         payloads = {key: payload for key, (payload, _, _) in left.items()}
         contexts = {key: context for key, (_, context, _) in left.items()}
@@ -210,7 +232,10 @@ class ApiModel(TemplateAPI):
                 self.access.concurrency,
                 lambda key, text: self._read(text, payloads[key], contexts[key], until),
                 keep,
+                refuse,
             )
+            if last is not None and not answered:
+                raise last
         except Unsuccessful as error:
             scored = any(context is not None for context in contexts.values())
             raise self._failure(error, scored) from error
@@ -225,7 +250,7 @@ class ApiModel(TemplateAPI):
         if error.kind == "error":
             said = f"the response is an error, {_shown(error.text)}"
         if error.kind in ("status", "waiting"):
-            said = f"HTTP {error.status}, {_shown(error.text)}"
+            said = _status(error)
         if error.kind == "waiting":
             said = f"it asked to wait for more than {endpoint.ALL_WAITING / 60:g} minutes in all, {said}"
         if error.again:
@@ -233,7 +258,7 @@ class ApiModel(TemplateAPI):
                 f"{self.base_url} did not answer ({error.tries} tries): {said}; earlier answers are saved: rerun the "
                 "same command to ask for the rest."
             )
-        return UserError(f"{self.base_url} refused the request ({said}); {_remedy(error.status, scored)}.")
+        return UserError(f"{self.base_url} refused the request ({said}); {_remedy(error, scored)}.")
 
     def _read(
         self, text: str, payload: dict[str, Any], context: int | None, until: list[str]
@@ -367,9 +392,15 @@ def _shown(text: str) -> str:
     return repr(words if len(words) <= 200 else f"{words[:200]} …")
 
 
-def _remedy(status: int | None, scored: bool) -> str:
+def _status(error: Unsuccessful) -> str:
+    """The status of a refused request, and what the endpoint says of it."""
+    return f"HTTP {error.status}, {_shown(error.text)}"
+
+
+def _remedy(error: Unsuccessful, scored: bool) -> str:
     """The remedy for a refused request. scored: whether for log-probabilities, which not all endpoints return."""
-    if status in (401, 403):
+    status = error.status
+    if status in (401, 403) and not error.flagged:
         return "check the key that model.key_env names"
     if status == 404 or (status is not None and status < 400):
         return "check model.base_url and model.name"

@@ -143,6 +143,7 @@ def _spent(lm: ApiModel, is_chat: bool) -> ApiUsage:
         price_written=access.price_written,
         cut=_sum(a.cut for a in found),
         left_out=sorted({name for a in found for name in a.left_out or ()}),
+        refused=len(lm.refused),
         dollars=_dollars(paid),
     )
 
