@@ -157,7 +157,7 @@ class Judging:
     unread: int
     """Items without a readable verdict, which count as ties."""
     requests: int
-    """Requests, two for each item whose answers differ."""
+    """Requests, two for each item whose answers differ, and another for each reply that ended in thoughts."""
     read: int | None
     """Prompt tokens as counted by the endpoint. null if it does not count."""
     written: int | None

@@ -469,7 +469,7 @@ def test_refused_requests_are_asked_again_with_the_cell(tmp_path):
     assert (again.api.requests, again.api.refused, len(asked)) == (ITEMS, 0, ITEMS + 2)
 
 
-@pytest.mark.parametrize("items, requests", [(6, 6), (12, 10)])
+@pytest.mark.parametrize(("items", "requests"), [(6, 6), (12, 10)])
 def test_an_endpoint_that_refuses_all_stops_the_cell(tmp_path, items, requests):
     with scripted.server(refusing(*range(99))) as there:
         with pytest.raises(UserError, match=r"refused the request \(HTTP 400.*filtered.*check the settings, and the"):

@@ -121,6 +121,23 @@ def test_what_is_no_verdict_counts_as_a_tie(inside, cells):
     assert verify.check(cells["lora"]) == []
 
 
+def test_a_judge_that_thinks_gets_room_to_end(inside, cells):
+    """At an endpoint that takes max_tokens, which then counts thoughts."""
+
+    def script(prompt, number):
+        if there.asked[number]["max_tokens"] <= 1024:
+            return {"text": "<think>\nWell, the first", "finish": "length"}
+        return honest(prompt, number)
+
+    with server(script) as there:
+        done = inside("judge", "demo", "--judge", "wise", "--base-url", there.url)
+    assert done.returncode == 0, done.stderr
+    assert "2 won, 1 lost, 2 tied." in done.stdout
+    assert sorted(body["max_tokens"] for body in there.asked) == [1024] * 6 + [9216] * 6
+    (kept,) = read(cells["lora"]).judged
+    assert (kept.unread, kept.requests, kept.written) == (0, 12, 60)
+
+
 def test_a_judge_that_talks_nonsense_judges_nothing(inside, cells):
     """Though two of the five answers are equal, and so ties unasked."""
     before = cells["lora"].read_bytes()

@@ -320,7 +320,16 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize(
     ("reply", "said"),
-    [(401, "OPENAI_API_KEY"), (404, "--base-url"), ({"text": "x", "usage": None}, None)],
+    [
+        (401, "OPENAI_API_KEY"),
+        (403, "OPENAI_API_KEY"),
+        (
+            {"text": 403, "error": "flagged by moderation"},
+            r"refused \(HTTP 403: .*flagged by moderation\W+\)\.$",
+        ),
+        (404, "--base-url"),
+        ({"text": "x", "usage": None}, None),
+    ],
 )
 def test_a_refusal_says_what_to_do(reply, said, monkeypatch):
     with server(lambda prompt, number: reply) as there:
