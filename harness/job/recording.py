@@ -96,10 +96,10 @@ class Recording:
         result = self.result
         if rank is not None and not rank.records(result.status):
             return result
-        result.seconds = time.monotonic() - self._clock
-        result.environment = env.describe()
-        running.describe(result)
         try:
+            result.seconds = time.monotonic() - self._clock
+            result.environment = env.describe()
+            running.describe(result)
             self._write()
         except BaseException:  # a full disk, or the job is stopped
             running.end(None)

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from job_helpers import no_peak, run_request, tiny  # noqa: F401
 from records import make_record, make_score
 
-from harness import validate
+from harness import env, validate
 from harness.errors import UserError
 from harness.job.tracker import Tracker
 from harness.record import TrackerName
@@ -136,17 +136,24 @@ def test_a_cell_that_fails_is_a_failed_run_in_wandb(tmp_path, monkeypatch):
     assert started["settings"] == {"x_disable_stats": True, "console": "off"}
 
 
-def test_a_job_that_is_stopped_ends_its_run(tmp_path, mlflow):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("moment", ["training", "after the scores"])
+def test_a_job_that_is_stopped_ends_its_run(tmp_path, mlflow, monkeypatch, moment):
+    before, describe = signal.getsignal(signal.SIGTERM), env.describe
 
-    def stop(event):
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def in_step(event):
         if event.get("step") == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            stop()
 
+    if moment == "after the scores":
+        monkeypatch.setattr(env, "describe", lambda: stop() or describe())
     cell = tiny("method=lora", "infer.repeats=0")
+    report = in_step if moment == "training" else lambda event: None
     try:
         with pytest.raises(SystemExit):
-            run_request(cell, "demo", tmp_path / f"{cell.name}.json", None, stop, tracker="mlflow")
+            run_request(cell, "demo", tmp_path / f"{cell.name}.json", None, report, tracker="mlflow")
     finally:
         signal.signal(signal.SIGTERM, before)
     assert mlflow["ended"] == ["FAILED"]

@@ -151,6 +151,13 @@ def test_other_items_are_not_compared(folder, study):
     )
 
 
+def test_that_the_best_one_was_not_compared_is_not_said_of_all(folder, study):
+    other = leave(folder, make_record("qlora"), answers(0.95, 1, 300))
+    text = caption(best([*study, other], folder))
+    assert "qlora has the best score, but was not compared, as its items are missing or differ." in text
+    assert "no difference is tested" not in text
+
+
 def test_settings_can_be_compared_by_rank(folder):
     records = []
     for rank in (8, 16):

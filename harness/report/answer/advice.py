@@ -32,6 +32,8 @@ def ahead(contest: Contest, several: bool) -> str:
     if not contest.primary:
         return f"{name}: not tested, as another score of this task is."
     if first.letters is None:
+        if any(other.letters is not None for other in others):
+            return f"{name}: {label} has the best score, but was not compared, as its items are missing or differ."
         return f"{name}: items are missing or too few, so no difference is tested."
     # As in the answer, methods within the margin tie, also where their small difference is significant.
     near = [other for other in contest.against_best if other in contest.equivalent]
