@@ -269,7 +269,7 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], contests: S
     tests = {"McNemar's exact test" if gap.exact else "Student's t" for gap in tested}
     seeds = " and seed" * any(gap.by_seed for gap in tested)
     paired = f"paired by item{seeds}; {' or '.join(sorted(tests))}"
-    corrected = f"p ≥ 0.05, {paired}, studentized range, correction for {units.plural(pairs, 'pair')}"
+    corrected = f"p ≥ 0.05, {paired}, studentized range, correction for {_families(contests)}"
     letters = f" Methods that share a letter are undecided, not equal: no test tells them apart ({corrected})."
     picked = " That of the best method includes that it was picked by its score."
     yield f"Brackets: 95% intervals over {over}.{f'{picked}{letters}' if pairs else ''}"
@@ -299,6 +299,15 @@ def _score_caption(records: Sequence[Record], choices: list[Choice], contests: S
     others = dict.fromkeys(label for c in contests if c.corrected for labels in c.paired[1:] for label in labels)
     if apart := [label for label in others if label not in alone]:
         yield f"Letters with /2: {units.listed(apart)} answered other items, and are compared among themselves."
+
+
+def _families(contests: Sequence[Contest]) -> str:
+    """For how many pairs p-values are corrected: those of methods, and apart from them those with an untuned model."""
+    with_untuned = [not contest.untuned.isdisjoint(pair) for contest in contests for pair in contest.corrected]
+    of_methods, untuned = with_untuned.count(False), with_untuned.count(True)
+    parts = [f"{units.plural(of_methods, 'pair')}"] if of_methods else []
+    parts += [f"{units.plural(untuned, 'pair')} with an untuned model"] if untuned else []
+    return " and, apart from these, for ".join(parts)
 
 
 def _tries_caption(choices: list[Choice], contests: Sequence[Contest]) -> Iterator[str]:
