@@ -205,6 +205,11 @@ class Record:
     """Requests of the scoring whose beginning was cut off, as the model has no room for them; of a model behind an API
     before they were sent, so that what its endpoint cuts is not in it. null where nothing was scored, and in records
     from before it was counted."""
+    written_answers: int | None = None
+    """Answers that the model wrote for the scores. null where nothing was scored, behind an API (`api.requests`), and
+    in records from before it was counted."""
+    cut_answers: int | None = None
+    """Those of them that ended at their task's limit of tokens. null likewise; behind an API it is `api.cut`."""
     contamination: dict[str, Contamination] = field(default_factory=dict)
     """Contamination by task. Empty where it was not checked."""
     position: int | None = None

@@ -925,6 +925,21 @@ def test_answers_that_were_cut_off_and_such_as_are_drawn_at_random():
     ]
 
 
+def test_answers_that_were_cut_off_at_their_tasks_limit():
+    records = study("base", "lora", seeds=(0,))
+    for record, cut in zip(records, (11, 10), strict=True):
+        record.written_answers, record.cut_answers = 200, cut
+    assert dict(told(records))["cut off"] == (
+        "6% of the written answers were cut off at their task's limit of tokens, in base: what a model would have said "
+        "later is not scored."
+    )
+    records[1].cut_answers = 60
+    assert dict(told(records))["cut off"].startswith("6% to 30% of the written answers")
+    records[0].written_answers = records[1].written_answers = 0  # log-likelihoods alone
+    records[0].cut_answers = records[1].cut_answers = 0
+    assert "cut off" not in dict(told(records))
+
+
 def test_requests_that_an_endpoint_refused():
     records = [*study("base"), make_answered("chat", "strict", requests=199, refused=1), make_answered("chat", "fits")]
     assert dict(told(records))["refused"] == (

@@ -27,7 +27,11 @@ class AnswerEnd:
 
     def reached(self, tokens: list[int]) -> bool:
         """Whether the answer `tokens` ends with its last one."""
-        if len(tokens) >= self._limit or tokens[-1] in self._eos:
+        return len(tokens) >= self._limit or self.finished(tokens)
+
+    def finished(self, tokens: list[int]) -> bool:
+        """Whether its last token or text ends the answer `tokens`, rather than the limit."""
+        if not tokens or tokens[-1] in self._eos:
             return True
         end = self._tokenizer.decode(tokens[-self._lookback :])
         return any(text in end for text in self._until)

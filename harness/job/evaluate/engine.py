@@ -124,7 +124,7 @@ class Engine(TokenisedOnce):
             obstacle = self._obstacle(prompts, limit)
         if not self._permitted("continuous_batching", obstacle):
             self._fit_unshared(prompts, limit)
-            return self.batch.run(partial(super().generate_until, requests, disable_tqdm))
+            return self.batch.run(partial(self._generate_unshared, requests, disable_tqdm))
         if self.batch.chooses:
             self.batch.fit(self._cached_bytes(max(prompts, key=len), limit), len(prompts))
         answers: dict[int, str] = {}
@@ -142,10 +142,21 @@ class Engine(TokenisedOnce):
         pbar.close()
         return [answers[index] for index in range(len(requests))]
 
+    def _generate_unshared(self, requests: list[Instance], disable_tqdm: bool) -> list[str]:
+        """As `HFLM`, whose answers so far are lost where memory runs out: then they are not counted."""
+        before = self.cut.answers, self.cut.unfinished
+        try:
+            return super().generate_until(requests, disable_tqdm)
+        except Exception:
+            self.cut.answers, self.cut.unfinished = before
+            raise
+
     def _written(self, prompts: list[Tokens], until: list[str], limit: int) -> Iterator[tuple[int, list[int]]]:
         """Index of each prompt and the tokens of its answer, as answers end."""
         end = AnswerEnd(self.tokenizer, self.model.generation_config.eos_token_id, until, limit)
-        return AnswerWriter(self.row_model, prompts, end, self.batch_size, self.room).answers()
+        for index, tokens in AnswerWriter(self.row_model, prompts, end, self.batch_size, self.room).answers():
+            self.cut.count_answer(end.finished(tokens))
+            yield index, tokens
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -164,6 +175,7 @@ class Engine(TokenisedOnce):
             with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 answers.append(written(self.model, ids, max_length - context.shape[1], ends)[0, ids.shape[1] :])
         new = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        self.count_answers(new, max_length - context.shape[1], stop)
         return torch.cat([context, new], dim=1)
 
     # What a sequence takes

@@ -41,6 +41,7 @@ from harness.job.evaluate import linear_weights, request_cache, windows
 from harness.job.evaluate.answer_batch import AnswerBatch
 from harness.job.evaluate.answer_engines import ElsewhereWriter
 from harness.job.evaluate.clusters import cluster_of
+from harness.job.evaluate.cut_requests import CutRequests
 from harness.job.evaluate.decoding import plain_generation
 from harness.job.evaluate.engine import Engine
 from harness.job.evaluate.held_out import bertscore, classes
@@ -306,7 +307,7 @@ def score(
     tell_batch: Callable[[int], Any] = lambda size: None,
     answered_so_far: Callable[[int, int], None] | None = None,
     writer: ElsewhereWriter | None = None,
-    tell_truncated: Callable[[int], Any] = lambda count: None,
+    tell_cut: Callable[[CutRequests], Any] = lambda cut: None,
 ) -> tuple[list[Score], pd.DataFrame, dict[str, str]]:
     """Scores of `model` on the sample of `tasks`, the items behind them, and which of `Engine`'s speed-ups were on.
 
@@ -318,7 +319,7 @@ def score(
     speedups: False for lm-eval's own way (`PlainModel`). autocast: the dtype of linear layers; a model that is not
     peft's is left with its linear layers in it. answered_so_far: called after each answer with the number of
     requests that are answered, and of all. writer: writes the answers of tasks that ask for them, with `model` as it
-    lies on disk. tell_truncated: called with the number of requests that were cut.
+    lies on disk. tell_cut: called with the numbers of requests and answers that were cut.
     """
     model.eval()
     batch = AnswerBatch(batch_size, inner(model).device, tell_batch)
@@ -336,7 +337,7 @@ def score(
             lm, of_writer = writer.beside(lm, None if count is None else count.add)
             used = ChainMap(of_writer, used)
         scores, items = answered(lm, tasks)
-        tell_truncated(engine.cut.requests)
+        tell_cut(engine.cut)
     return scores, items, dict(used)
 
 

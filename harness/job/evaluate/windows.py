@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
@@ -49,7 +50,7 @@ def log_likelihoods(lm: TemplateLM, requests: Sequence[Instance], room: int, dis
 class WindowedModel(HFLM):
     """`HFLM` with windows of the length that a request says, and room for each prompt.
 
-    cut: the requests that lost their beginning.
+    cut: the requests that lost their beginning, and the answers that lost their end.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -64,6 +65,21 @@ class WindowedModel(HFLM):
             return log_likelihoods(self, requests, self.max_length, disable_tqdm)
         finally:
             self.logits_cache = before
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> torch.Tensor:
+        whole: torch.Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        self.count_answers(whole[:, context.shape[1] :], max_length - context.shape[1], stop)
+        return whole
+
+    def count_answers(self, answers: torch.Tensor, limit: int, stop: list[str]) -> None:
+        """Count the rows of `answers`, token ids that are padded after an answer's end, at most `limit` of each."""
+        eos = self.model.generation_config.eos_token_id
+        ends = {*(eos if isinstance(eos, list) else [eos]), self.eot_token_id}
+        for row in answers.tolist():
+            finished = len(row) < limit or not ends.isdisjoint(row)
+            self.cut.count_answer(finished or any(text in self.tok_decode(row, False) for text in stop))
 
     def with_room_for_prompts(self, requests: list[Instance]) -> list[Instance]:
         """`requests` for written answers. No answer to one's own data gets more than half of the model's context.

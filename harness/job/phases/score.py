@@ -12,6 +12,7 @@ from harness import record
 from harness.job import pairs
 from harness.job.evaluate import answer_engines, scoring
 from harness.job.evaluate.answer_engines import SAVE_FOR, ElsewhereWriter, ScoredModel
+from harness.job.evaluate.cut_requests import CutRequests
 from harness.job.evaluate.held_out import rewards
 from harness.job.local_cell import LocalCell
 from harness.job.phases.load import Loaded
@@ -42,7 +43,7 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
             tell_batch=partial(cell.model_facts.__setitem__, "eval_batch_size"),
             answered_so_far=cell.reporter.answered,
             writer=writer,
-            tell_truncated=partial(setattr, result, "truncated_requests"),
+            tell_cut=partial(_keep_cut, result),
         )
     if item_rewards:
         result.scores, items = rewards.beside(result.scores, items, item_rewards, tasks)
@@ -50,6 +51,10 @@ def score(cell: LocalCell, model: nn.Module, loaded: Loaded, recording: Recordin
     recording.keep_items(items)
     result.items, result.vllm = record.item_hashes(tasks.sample), None if writer is None else writer.usage
     cell.speedups.update(used)
+
+
+def _keep_cut(result: Record, cut: CutRequests) -> None:
+    result.truncated_requests, result.written_answers, result.cut_answers = cut.requests, cut.answers, cut.unfinished
 
 
 def _writer(cell: LocalCell, model: nn.Module, result: Record) -> ElsewhereWriter | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from harness import units
@@ -69,6 +69,18 @@ def asked_by(records: Sequence[Record]) -> Sentences:
 
 def cut_off(records: Sequence[Record]) -> Sentences:
     """Truncated answers are mostly wrong; a model that thinks first may be cut off before its answer starts."""
+    for where, members in places(records):
+        shares = {
+            record.cell.name: (record.cut_answers or 0) / record.written_answers
+            for record in members
+            if record.written_answers and (record.cut_answers or 0) > CUT * record.written_answers
+        }
+        if cells := [record for record in members if record.cell.name in shares]:
+            yield (
+                f"{_percent(shares.values())} of the written answers were cut off at their task's limit of tokens"
+                f"{where}, in {named(cells, members)}: what a model would have said later is not scored.",
+                tuple(shares),
+            )
     for record in records:
         if record.api and (record.api.cut or 0) > CUT * record.api.requests:
             yield (
@@ -112,6 +124,10 @@ def too_long(records: Sequence[Record]) -> Sentences:
 
 def _range(counts: Sequence[int]) -> str:
     return " to ".join(dict.fromkeys(f"{count:,}" for count in (min(counts), max(counts))))
+
+
+def _percent(shares: Collection[float]) -> str:
+    return " to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))))
 
 
 def drawn(records: Sequence[Record]) -> Sentences:

@@ -15,6 +15,7 @@ from harness.errors import UserError
 from harness.job import preflight, prepared_inputs
 from harness.job.data import documents, sources
 from harness.job.evaluate import scoring
+from harness.job.evaluate.cut_requests import CutRequests
 from harness.job.models import loading
 from harness.job.predict import examples
 from harness.score_names import score_label
@@ -148,8 +149,8 @@ def test_the_score_is_the_loss_per_byte_of_whole_documents(speedups):
     cell = composed(*SMALL)
     net, tokenizer = loading.load(cell, torch.device("cpu")), loading.tokenizer(cell.settings.model)
     tasks = prepared_inputs.tasks(cell.settings.eval, cell.settings.data, None)
-    cut: list[int] = []
-    (score,), items, _ = scoring.score(net, tokenizer, tasks, 4, None, speedups=speedups, tell_truncated=cut.append)
+    cut: list[CutRequests] = []
+    (score,), items, _ = scoring.score(net, tokenizer, tasks, 4, None, speedups=speedups, tell_cut=cut.append)
     losses = []
     for one in parts()["test"]:
         ids, nats, predicted = tokenizer(one)["input_ids"], 0.0, 0
@@ -166,7 +167,7 @@ def test_the_score_is_the_loss_per_byte_of_whole_documents(speedups):
     assert items["value"].tolist() == pytest.approx(losses, rel=1e-4)
     assert (score.task, score.metric, score.n, score.higher_is_better) == ("held_out", "bits_per_byte", 4, False)
     assert score_label("held_out", "bits_per_byte", "none") == "held-out data, bits per byte"
-    assert cut == [0]
+    assert [(one.requests, one.answers) for one in cut] == [(0, 0)]
 
 
 @pytest.mark.slow

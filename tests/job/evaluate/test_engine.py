@@ -381,6 +381,57 @@ def test_an_answer_leaves_room_for_its_question(task, limit, written, tokenizer,
     assert answers[0] == answers[1] == stock.generate_until(same, disable_tqdm=True)
 
 
+@pytest.mark.parametrize("make", [llama, mistral])
+def test_answers_that_end_at_their_limit_are_counted(make, tokenizer, tmp_path):
+    """In every way to write them: mistral's window is too narrow for ours. Two kinds of ends, by text and by token."""
+    model, requests = built(make, tokenizer, tmp_path), questions(12, max_gen_toks=8)
+    alone = [
+        model.generate(**tokenizer(request.args[0], return_tensors="pt"), max_new_tokens=8, do_sample=False)[0, -8:]
+        for request in requests
+    ]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, int(alone[0][3])]
+    ends = model.generation_config.eos_token_id
+    texts = [tokenizer.decode(tokens) for tokens in alone]
+    by_token, by_text = (
+        [bool({*tokens.tolist()} & {*ends}) for tokens in alone],
+        ["the" in text or "\n" in text for text in texts],
+    )
+    unfinished = sum(not (token or text) for token, text in zip(by_token, by_text, strict=True))
+    assert any(by_token)
+    assert any(by_text)
+    assert 0 < unfinished < 12
+    more = {"batch_size": 3, "max_length": 512}
+    for kind in (PlainModel, Engine):
+        lm = kind(pretrained=copy.deepcopy(model), tokenizer=tokenizer, **more)
+        lm.generate_until(requests, disable_tqdm=True)
+        assert (lm.cut.answers, lm.cut.unfinished) == (12, unfinished)
+
+
+def test_answers_of_a_model_with_virtual_tokens_are_counted(tokenizer, tmp_path):
+    lm = pair(built(prompt_tuned, tokenizer, tmp_path), tokenizer)[1]
+    lm.generate_until(questions(4, until=["never"], max_gen_toks=3), disable_tqdm=True)
+    assert (lm.cut.answers, lm.cut.unfinished) == (4, 4)
+
+
+def test_what_ran_out_of_memory_is_not_counted(tokenizer, tmp_path, monkeypatch):
+    model = built(mistral, tokenizer, tmp_path)
+    lm, calls = Engine(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=512), []
+    lm.batch.chooses = True  # as on CUDA, where half as many are tried then
+    monkeypatch.setattr(lm.batch, "fit", lambda each, most: None)
+    generate = HFLM._model_generate
+
+    def fails_once(self, context, *rest, **more):
+        calls.append(len(context))
+        if len(calls) == 2:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return generate(self, context, *rest, **more)
+
+    monkeypatch.setattr(HFLM, "_model_generate", fails_once)
+    lm.generate_until(questions(8, until=["never"], max_gen_toks=3), disable_tqdm=True)
+    assert calls == [4, 4, 2, 2, 2, 2]
+    assert (lm.cut.answers, lm.cut.unfinished) == (8, 8)
+
+
 @pytest.mark.long
 def test_scores_are_the_same_without_speedups():
     bench = prepared(tiny("method=base"))

@@ -22,6 +22,7 @@ from harness import record
 from harness.errors import UserError
 from harness.grouping import grouped
 from harness.job.evaluate.answer_engines import ScoredModel
+from harness.job.evaluate.answer_writer import AnswerEnd
 from harness.job.evaluate.decoding import not_plain
 from harness.job.evaluate.windows import WindowedModel
 from harness.job.measure.device_memory import free_share
@@ -139,6 +140,8 @@ class VllmEngine(LM):
                 share = TAKEN[on.type] * free_share(on)
                 written = self._writer.write(list(prompts.values()), share, self._answered)
             for (index, prompt), tokens in zip(prompts.items(), written, strict=True):
+                end = AnswerEnd(self._ordinary.tokenizer, list(prompt.stop_tokens), list(prompt.stop), prompt.limit)
+                self._ordinary.cut.count_answer(len(tokens) < prompt.limit or end.finished(tokens))
                 answers[index] = postprocess_generated_text(self._decode(tokens), list(prompt.stop), None)
         return [answers[index] for index in range(len(requests))]
 
