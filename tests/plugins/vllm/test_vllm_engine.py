@@ -115,6 +115,8 @@ def test_a_cell_has_the_scores_of_the_ordinary_engine_and_says_who_wrote(tmp_pat
     assert theirs.scores == ours.scores
     assert {score.task for score in ours.scores} == {"facts", "wordmath"}
     pd.testing.assert_frame_equal(items(tmp_path, asked), items(tmp_path, plain))
+    assert (theirs.written_answers, theirs.cut_answers) == (ours.written_answers, ours.cut_answers)
+    assert ours.written_answers == 4
     assert ours.vllm is None
     usage = theirs.vllm
     assert (usage.version, usage.answers) == ("0.0.1", 4)
@@ -179,13 +181,18 @@ def test_answers_begin_and_end_as_those_of_lm_eval(tmp_path, python, ordinary):
         {"until": [ends[0], "<|endoftext|>"]},  # 256 tokens
     ]
     requests = [asked(c, **kind) for kind in kinds for c in contexts]
+    ordinary.cut.answers = ordinary.cut.unfinished = 0
     expected = ordinary.generate_until([asked(*r.args[:1], **r.args[1]) for r in requests], disable_tqdm=True)
+    counted = ordinary.cut.answers, ordinary.cut.unfinished
+    assert 0 < counted[1] < counted[0] == len(requests)
+    ordinary.cut.answers = ordinary.cut.unfinished = 0
     folder = tmp_path / "weights"
     ordinary.model.save_pretrained(folder)
     ordinary.tokenizer.save_pretrained(folder)
     writer = VllmWriter(python, folder, "float32", False)
     lm = VllmEngine(ordinary, writer)
     assert lm.generate_until(requests) == expected
+    assert (ordinary.cut.answers, ordinary.cut.unfinished) == counted
     assert any(len(one) < len(other) for one, other in zip(expected, free, strict=False))  # something ended early
     assert writer.usage.answers == len(requests)
 
