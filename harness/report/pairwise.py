@@ -132,12 +132,13 @@ class Contest:
     def decision(self, other: str, best: str | None = None) -> str:
         """One of DECISIONS on `other` against `best`, by default the best method: equivalence to another is not tested.
 
-        Not decided also if the pair was not tested.
+        Equivalent also if it is surely a little worse: methods within MARGIN tie. Not decided also if the pair was not
+        tested.
         """
         first = self.standings[0].choice.label
-        if self.corrected.get((best or first, other), 1.0) < ALPHA:
-            return "different"
-        return "equivalent" if best in (None, first) and other in self.equivalent else "not decided"
+        if best in (None, first) and other in self.equivalent:
+            return "equivalent"
+        return "different" if self.corrected.get((best or first, other), 1.0) < ALPHA else "not decided"
 
 
 def contests(records: Sequence[Record], folder: Items | None, choices: Sequence[Choice] | None = None) -> list[Contest]:

@@ -35,9 +35,7 @@ def ahead(contest: Contest, several: bool) -> str:
         if any(other.letters is not None for other in others):
             return f"{name}: {label} has the best score, but was not compared, as its items are missing or differ."
         return f"{name}: items are missing or too few, so no difference is tested."
-    # As in the answer, methods within the margin tie, also where their small difference is significant.
-    near = [other for other in contest.against_best if other in contest.equivalent]
-    worse = [other for other in contest.by_decision["different"] if other not in near]
+    near, worse = contest.by_decision["equivalent"], contest.by_decision["different"]
     tied = [label, *(other for other in contest.against_best if other not in worse)]
     if len(tied) > 1:
         parts = [f"{name}: {units.listed(tied)} tie."]

@@ -108,7 +108,7 @@ def _by_score(contest: Contest, choices: Sequence[Choice]) -> RankTies:
     words = ScoreWords(contest)
     ranks = {choice.label: _rank_of(choice) for choice in choices}
     best = contest.standings[0].choice.label
-    tied = [best, *(label for label in contest.against_best if contest.decision(label) != "different")]
+    tied = [best, *contest.tied(best)]
     gaps = [gap for pair in itertools.combinations(tied, 2) if (gap := contest.difference(*pair))]
     size = max((end for gap in gaps for end in (gap.high, -gap.low)), default=0.0)
     scored = {standing.choice.label for standing in contest.standings}

@@ -109,8 +109,8 @@ class Judge:
         keys = {self._key(prompt, tokens): prompt for prompt in prompts}
         questions = [(key, [{"role": "user", "content": prompt}]) for key, prompt in keys.items()]
         refusals = self._journal.ask_all(questions, concurrency, max_tokens=tokens, temperature=0.0)
-        known = self._journal.answers
-        replies: dict[str, Reply] = {prompt: known[key] for key, prompt in keys.items() if key in known}
+        answers = self._journal.answers
+        replies: dict[str, Reply] = {prompt: answers[key] for key, prompt in keys.items() if key in answers}
         return replies, {keys[key]: reason for key, reason in refusals.items()}
 
     def _key(self, prompt: str, tokens: int) -> str:
