@@ -194,7 +194,7 @@ def test_the_caption_tells_what_can_be_said(folder, study):
     assert "gsm8k, exact match, strict format: dora and lora tie." in text
     assert "tie. Significantly worse than dora: full and base." in text
     assert "95% intervals over seeds and items" in text
-    assert "studentized range, correction for 3 pairs and, apart from these, for 3 pairs with an untuned model" in text
+    assert "studentized range, correction for 3 pairs, and apart for 3 with untuned models" in text
     assert "has the least validation loss, mean over seeds" in text
     assert (
         "† Best value at the edge of its grid; a wider grid may be better: full lr=0.0002 is the highest of 2" in text

@@ -89,7 +89,7 @@ def test_methods_that_share_other_items_than_most_are_compared_among_themselves(
     text = caption(best(records, folder))
     assert "Letters with /2: dora and qlora answered other items, and are compared among themselves." in text
     assert "No letter, as items are missing or differ from those of other methods: galore." in text
-    assert "correction for 2 pairs and, apart from these, for 2 pairs with an untuned model" in text
+    assert "correction for 2 pairs, and apart for 2 with untuned models" in text
     (place,) = answer(records, folder).places.values()
     assert (place.decision.take, place.decision.tied) == ("lora", ())
     assert "Not compared, as items are missing or differ: dora, galore and qlora" in " ".join(place.sentences)

@@ -306,8 +306,8 @@ def _families(contests: Sequence[Contest]) -> str:
     with_untuned = [not contest.untuned.isdisjoint(pair) for contest in contests for pair in contest.corrected]
     of_methods, untuned = with_untuned.count(False), with_untuned.count(True)
     parts = [f"{units.plural(of_methods, 'pair')}"] if of_methods else []
-    parts += [f"{units.plural(untuned, 'pair')} with an untuned model"] if untuned else []
-    return " and, apart from these, for ".join(parts)
+    parts += [f"{untuned} with untuned models"] if untuned else []
+    return ", and apart for ".join(parts)
 
 
 def _tries_caption(choices: list[Choice], contests: Sequence[Contest]) -> Iterator[str]:
