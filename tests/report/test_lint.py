@@ -87,7 +87,7 @@ def test_what_is_found_in_the_published_studies_is_known(folder):
     known["study_stability"] = ["code", "seeds"]  # eight more seeds of the better rates; one high rate came later
     known["study_alpha_rank"] = ["code", "overlap"]  # it ran in two parts, two cells at a time
     known["study_memory"] = ["batch", "training", "targets", "tries", "overlap", "seeds"]  # one tiny adapter
-    # In eight places, ranks are settings of one method; four numbers of problems share a template, as do all of its kind;
+    # Ranks are settings of one method, in eight places; problems of a kind share a template, at four numbers of rows;
     # it ran in parts, on two machines, two cells at a time. Its search tries other steps, and more rates where it must.
     parts = ["versions", "device", "code", "overlap"]
     known["rank_for_rows"] = ["tries"] * 8 + parts + ["contamination"] * 8 + ["seeds"]
