@@ -140,8 +140,7 @@ class VllmEngine(LM):
                 share = TAKEN[on.type] * free_share(on)
                 written = self._writer.write(list(prompts.values()), share, self._answered)
             for (index, prompt), tokens in zip(prompts.items(), written, strict=True):
-                end = AnswerEnd(self._ordinary.tokenizer, list(prompt.stop_tokens), list(prompt.stop), prompt.limit)
-                self._ordinary.cut.count_answer(len(tokens) < prompt.limit or end.finished(tokens))
+                self._ordinary.cut.count_answer(len(tokens) < prompt.limit or self._end(prompt).finished(tokens))
                 answers[index] = postprocess_generated_text(self._decode(tokens), list(prompt.stop), None)
         return [answers[index] for index in range(len(requests))]
 
@@ -154,6 +153,9 @@ class VllmEngine(LM):
         eos = lm.model.generation_config.eos_token_id
         ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
         return Prompt(ids[-room:], until, ends, limit)
+
+    def _end(self, prompt: Prompt) -> AnswerEnd:
+        return AnswerEnd(self._ordinary.tokenizer, list(prompt.stop_tokens), list(prompt.stop), prompt.limit)
 
     def _decode(self, tokens: list[int], skip_special_tokens: bool = True) -> str:
         return self._ordinary.tok_decode(tokens, skip_special_tokens)
