@@ -208,6 +208,7 @@ class ApiModel(TemplateAPI):
         def keep(key: str, response: Response[tuple[Any, bool, tuple[int | None, int | None]]]) -> None:
             nonlocal answered
             answered = True
+            self.refused.discard(key)  # by an earlier call for the same request
             answer, cut, (read, written) = response.value
             left_out = sorted(left[key][0].keys() - response.asked.keys() - {"max_tokens"})  # which is renamed
             self.kept.add(StoredAnswer(key, answer, read, written, response.seconds, cut, left_out))
