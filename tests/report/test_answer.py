@@ -35,6 +35,7 @@ from harness.report.answer.advice import ahead
 from harness.report.answer.needed import ItemSupply, item_supply, seeds_needed, times_as_many_items
 from harness.report.answer.next_run import with_seeds
 from harness.report.answer.place import by_cost
+from harness.report.answer.words import ScoreWords
 from harness.report.chosen import chosen
 from harness.report.figures.accuracy import accuracy_memory
 from harness.report.figures.messages import against_best
@@ -484,6 +485,16 @@ def test_methods_with_other_items_are_not_compared(folder):
     assert "Not compared, as items are missing or differ: full and galore." in text
 
 
+def test_a_bound_in_a_unit_is_rounded_to_its_safe_side():
+    contest = contests([make_record(scores=[make_score(0.9, **BITS)])], None)[0]
+    words = ScoreWords(contest)
+    assert words.at_least(0.0479) == "at least 0.047 bits per byte "
+    assert words.points(0.0471, math.ceil) == "0.048 bits per byte"
+    assert words.points(0.0995, math.ceil) == "0.10 bits per byte"
+    assert words.points(0.0471) == "0.047 bits per byte"
+    assert words.at_least(0.05) == "at least 0.050 bits per byte "
+
+
 def test_a_score_that_is_better_when_lower_is_told_in_its_unit(folder):
     records = []
     for method, level in (("lora", 0.9), ("full", 1.1)):
@@ -492,7 +503,7 @@ def test_a_score_that_is_better_when_lower_is_told_in_its_unit(folder):
             records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), values, make_score(n=200, **BITS)))
     (text,) = best(records, folder).answer
     assert text.startswith(
-        f"{ONE_RATE}take lora lr=1e-4: at least 0.20 bits per byte better than the rest on plain text. "
+        f"{ONE_RATE}take lora lr=1e-4: at least 0.19 bits per byte better than the rest on plain text. "
     )
     assert "It scores 0.899 bits per byte (0.89" in text
     records = [replace(record, cell=replace(record.cell, seed=0)) for record in records if record.cell.seed == 0]

@@ -311,6 +311,17 @@ def test_the_caption_names_the_test_that_was_used(folder):
     assert "(p ≥ 0.05, paired by item; Student's t, studentized" in caption(best(records, folder))
 
 
+def test_the_luck_of_several_tries_is_in_the_unit_of_the_score(folder):
+    bits = make_score(n=60, task="plain_text", metric="bits_per_byte", filter="none", higher_is_better=False)
+    records = []
+    for lr in (1e-4, 2e-4):
+        for seed in range(3):
+            values = 0.9 + 0.05 * seed + np.random.default_rng(seed).normal(0, 0.01, 60)
+            records.append(leave(folder, make_record("lora", lr=lr, seed=seed), values, replace(bits)))
+    text = caption(best(records, folder))
+    assert "luck: by at most 0.017 bits per byte in plain text (lora, best of 2)" in text
+
+
 def test_a_single_cell_has_a_table_that_says_what_it_lacks(folder):
     record = leave(folder, make_record("lora"), answers(0.5, 0))
     record.validation = []

@@ -11,7 +11,7 @@ from harness.report.answer.words import ScoreWords
 from harness.report.headline import LEARNED
 from harness.report.pairwise import MARGIN, Contest
 from harness.report.select import Choice, Place
-from harness.score_names import score_label, task_label
+from harness.score_names import score_label
 
 MOST_NAMED = 6  # methods that a sentence names; the caption has all
 
@@ -72,12 +72,11 @@ def optimism(choices: Sequence[Choice], contest: Contest | None) -> str | None:
             f"can't tell by how much{unequal}."
         )
     worst = max(selected, key=lambda choice: _luck(choice, spread))
-    points = 100 * _luck(worst, spread)
-    task = task_label(*contest.score.split("/")[:2])
+    words, luck = ScoreWords(contest), _luck(worst, spread)
+    most = f"{100 * luck:.1f} points" if words.shares else words.points(luck)
     return (
         f"The best of several tries looks better than it is if validation and test share a seed's luck: by at most "
-        f"{points:.1f} points in {task} ({worst.label}, best of {worst.tries}). Intervals "
-        "include that settings were chosen."
+        f"{most} in {words.task} ({worst.label}, best of {worst.tries}). Intervals include that settings were chosen."
     )
 
 

@@ -64,9 +64,10 @@ class ScoreWords:
         return f"{numbers[0]}{unit}{interval}"
 
     def points(self, value: float, rounded: Callable[[float], float] = round) -> str:
-        """A difference of scores. rounded: to whole points, or to tenths below one."""
+        """A difference of scores. rounded: to whole points, or to tenths below one; of no shares, to two digits."""
         if not self.shares:
-            return f"{units.significant(value, 2)} {self._unit}"
+            digit = 10.0 ** (math.floor(math.log10(value)) - 1) if value > 0 else 1.0
+            return f"{units.significant(rounded(round(value / digit, 6)) * digit, 2)} {self._unit}"
         points = rounded(100 * value) if value >= 0.01 else rounded(1000 * value) / 10
         return f"{points:g} point{'s' * (points != 1)}"
 
