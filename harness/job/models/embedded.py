@@ -77,8 +77,11 @@ def dequantise(gguf: Path, target: Path) -> None:
     import torch  # late: most cells find the model built, and a model that is out of reach is refused before it
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from harness.job.models import hub
+
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    how: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32} | hub.NO_KERNELS
+    model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), **how)
     # The weights are floats now; with a saved quantization_config each load would quantise them again.
     model.hf_quantizer = None
     model.config.quantization_config = None

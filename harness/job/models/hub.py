@@ -22,6 +22,9 @@ from harness.settings import ModelSettings
 PATIENCE = 5.0  # seconds to wait for an answer
 AGAIN = 60.0  # seconds until the hub is asked again
 DATASETS_OFFLINE = os.environ.get("HF_DATASETS_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES  # them alone
+NO_KERNELS = {"use_kernels": False}
+"""A keyword of ``from_pretrained`` by which a model keeps its own layers. From 5.25 on transformers replaces them by
+kernels that it downloads from the hub: other code on each device, of which neither plans nor speed-ups know."""
 _looked: float | None = None  # when the hub was asked last; None if never, as under HF_HUB_OFFLINE
 
 

@@ -98,7 +98,7 @@ def load(cell: Cell, on: torch.device, over: dict[int, int] | None = None) -> Pr
             path,
             **({"device_map": {"": on}} if over is None else {"device_map": "balanced", "max_memory": over}),
             use_safetensors=model.use_safetensors,
-            **slot,
+            **(hub.NO_KERNELS | slot),
             **which(model),
         )
     except OSError as error:

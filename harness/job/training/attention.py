@@ -90,7 +90,8 @@ def unsuited(model: nn.Module) -> str | None:
         return MIXED
     net = inner(model)
     kinds = set(getattr(net.config, "layer_types", None) or [])
-    if net._is_stateful or not kinds <= {"full_attention", "sliding_attention"}:
+    stateful = getattr(net, "_is_stateful", False)  # until transformers 5.25, whose layer_types tell
+    if stateful or not kinds <= {"full_attention", "sliding_attention"}:
         return "the model has layers that are not attention"
     if not net._supports_attention_backend or net.config._attn_implementation not in ("sdpa", NAME, ON_CUDA):
         return f"the model's attention is {net.config._attn_implementation}"
