@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -19,7 +21,6 @@ from pathlib import Path
 import torch
 from aiohttp import ClientSession, web
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.cli.serve import Serve
 
 from harness.job.models import embedded
 
@@ -45,17 +46,19 @@ def chatty(folder: Path, name: str = "tiny") -> Path:
 
 @contextmanager
 def serve(model: str) -> Iterator[str]:
-    """The address of `transformers serve` on the model of that path, in a thread of this process."""
+    """The address of `transformers serve` on the model of that path, in a process of its own."""
     port = free_port()
-    server = Serve(force_model=model, host="127.0.0.1", port=port, device="cpu", non_blocking=True)
-    try:
-        come_up(f"http://127.0.0.1:{port}/health")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.kill_server()
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            come_up(f"http://127.0.0.1:{port}/health")
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.kill()
 
 
-def come_up(url: str, seconds: float = 60.0) -> None:
+def come_up(url: str, seconds: float = 400.0) -> None:
     until = time.monotonic() + seconds
     while True:
         with suppress(OSError):

@@ -35,7 +35,7 @@ from harness.job.evaluate.row_model import RowModel
 from harness.job.evaluate.row_scorer import LogLikelihood, RequestedSequences, RowScorer
 from harness.job.evaluate.rows import Segment, Tokens
 from harness.job.evaluate.tokenised_once import Request, TokenisedOnce
-from harness.job.models.structure import prompted
+from harness.job.models.structure import prompted, recurrent
 from harness.job.training.attention import PROMPTED
 
 ROW = {"cpu": 512, "cuda": 4096}  # tokens of a row: fewer leave the device idle, more waste work on masked pairs
@@ -206,7 +206,7 @@ class Engine(TokenisedOnce):
         """Why prefixes of `sequences`, with `more` tokens after them, can't be shared; None if they can."""
         if self.backend != "causal":
             return "the model has an encoder"
-        if getattr(self.model, "_is_stateful", False):
+        if recurrent(self.model):
             return "the model keeps a recurrent state"
         if prompted(self.model):
             return PROMPTED

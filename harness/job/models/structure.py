@@ -14,6 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from harness.job.measure.live_memory import parts_of
 
 
+# Kinds of layers, as configs of transformers name them, that keep a state of fixed size instead of keys and values.
+RECURRENT = frozenset(("linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding"))
+
+
 def stacks(net: nn.Module) -> dict[str, nn.Parameter]:
     """Weights by name that stack the matrices of a mixture's experts: (experts, rows, columns), in no linear layer."""
     return {
@@ -71,6 +75,16 @@ def prompted(net: nn.Module) -> bool:
 def mixes_tokens(net: nn.Module) -> bool:
     """Whether adapters of `net` are mixed by a mean over all tokens of a batch, as Lily's are."""
     return isinstance(net, peft.PeftModel) and net.active_peft_config.peft_type == peft.PeftType.LILY
+
+
+def recurrent(net: nn.Module) -> bool:
+    """Whether layers of `net` keep a state of all that they read, as Mamba's do.
+
+    Models say so themselves until transformers 5.25, since which their configs name the kinds of all layers.
+    """
+    model = inner(net)
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    return getattr(model, "_is_stateful", False) or not RECURRENT.isdisjoint(kinds)
 
 
 def inner(net: nn.Module) -> PreTrainedModel:

@@ -26,7 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from harness.job.data.batching import Layout
-from harness.job.models.structure import inner, mixes_tokens, prompted
+from harness.job.models.structure import inner, mixes_tokens, prompted, recurrent
 
 OFF = "off: asked for"  # of a switch, in the record
 PROMPTED = "the method puts tokens of its own before each sequence"
@@ -90,8 +90,7 @@ def unsuited(model: nn.Module) -> str | None:
         return MIXED
     net = inner(model)
     kinds = set(getattr(net.config, "layer_types", None) or [])
-    stateful = getattr(net, "_is_stateful", False)  # until transformers 5.25, whose layer_types tell
-    if stateful or not kinds <= {"full_attention", "sliding_attention"}:
+    if recurrent(net) or not kinds <= {"full_attention", "sliding_attention"}:
         return "the model has layers that are not attention"
     if not net._supports_attention_backend or net.config._attn_implementation not in ("sdpa", NAME, ON_CUDA):
         return f"the model's attention is {net.config._attn_implementation}"

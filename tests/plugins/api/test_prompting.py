@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import re
-import socket
 from types import SimpleNamespace
 
 import chromium
@@ -19,8 +18,8 @@ from omegaconf import OmegaConf
 from peft import PeftModel
 from records import make_record
 from scripted import server
+from serving import serve
 from transformers import AutoTokenizer
-from transformers.cli.serve import Serve
 
 from harness import terminal
 from harness.__main__ import main
@@ -365,9 +364,7 @@ def test_a_real_server_is_asked_beside_what_is_here_in_a_job_of_its_own(results,
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained("served")
     loading.load(results.cell, torch.device("cpu")).save_pretrained("served")
-    port = free_port()
-    serving = Serve(force_model="served", host="127.0.0.1", port=port, device="cpu", non_blocking=True)
-    try:
+    with serve("served") as url:
         (tmp_path / "prompts.jsonl").write_text('{"question": "One?"}\n{"prompt": "Two?"}\n')
         line = [
             "--prompts",
@@ -379,7 +376,7 @@ def test_a_real_server_is_asked_beside_what_is_here_in_a_job_of_its_own(results,
             "--judge",
             "served",
         ]
-        line += ["--base-url", f"http://127.0.0.1:{port}/v1", "--tokens", "8", "--as-typed", *results.where]
+        line += ["--base-url", url, "--tokens", "8", "--as-typed", *results.where]
         run = harness("ask", *line, "--format", "json")
         assert run.returncode == 0, run.stderr
         found = json.loads(run.stdout)
@@ -387,14 +384,6 @@ def test_a_real_server_is_asked_beside_what_is_here_in_a_job_of_its_own(results,
         assert found["answers"][2] == found["answers"][0], "the same weights, asked as typed, here and there"
         values = {v["model"]: v["value"] for v in found["judge"]["verdicts"]}
         assert values == {1: None, 2: 0.5}, "a random model is no judge, and equal answers want none"
-    finally:
-        serving.kill_server()
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
