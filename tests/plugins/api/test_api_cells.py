@@ -460,6 +460,20 @@ def test_a_request_whose_content_is_refused_is_an_empty_answer(tmp_path):
     )
 
 
+def test_an_answer_that_a_filter_held_back_is_empty_and_counted(tmp_path):
+    """Azure sends it with HTTP 200, as far as it was written."""
+
+    def script(prompt, number):
+        return {"text": "#### 1", "finish": "content_filter"} if number == 1 else "#### 7"
+
+    record, asked = of_scripted(tmp_path, script)
+    assert (record.status, record.api.requests, record.api.refused) == ("ok", ITEMS - 1, 1)
+    kept = items(tmp_path, record).query("filter == 'flexible-extract'")
+    assert sorted(kept["prediction"]).count("['[invalid]']") == 1
+    with pytest.raises(UserError, match=r"refused the request \(finish_reason content_filter, '\{"):
+        of_scripted(tmp_path / "all", lambda prompt, number: {"text": "", "finish": "content_filter"})
+
+
 def test_refused_requests_are_asked_again_with_the_cell(tmp_path):
     asked = []
     with scripted.server(lambda prompt, number: refusing(*([1, 3] if number < ITEMS else []))(prompt, number)) as there:

@@ -328,6 +328,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
             r"refused \(HTTP 403: .*flagged by moderation\W+\)\.$",
         ),
         (404, "--base-url"),
+        ({"text": "x", "finish": "content_filter"}, r"held its answer back by a filter of contents \(\{"),
         ({"text": "x", "usage": None}, None),
     ],
 )

@@ -116,7 +116,7 @@ class Client:
             answered(key, answer.value)
 
         def refuse(key: Any, error: Unsuccessful) -> bool:
-            return refused(key, f"HTTP {error.status}: {_said(error)}")
+            return refused(key, f"{error.sign}: {_said(error)}")
 
         payloads = {key: {"model": self.model, "messages": messages} | parameters for key, messages in requests}
         try:
@@ -135,22 +135,19 @@ class Client:
             return (
                 f"{who} asked to wait for more than {limit} in all (HTTP {error.status}: {said}); {self._to_do(429)}."
             )
-        if error.kind == "size":
-            return f"{who} sent no chat completion: {error.text}; check {self._origin.url}."
         if error.kind == "status":
             to_do = f"; {self._to_do(error.status)}" if error.status in TO_DO and not error.flagged else ""
             return f"{who} refused (HTTP {error.status}: {said}){to_do}."
-        if error.kind == "error":
-            return f"{who} sent an error in place of an answer ({error.tries} tries): {said}."
-        if error.kind == "timeout":
-            return f"{who} did not answer in time, {error.tries} times; raise --timeout or lower --concurrency."
-        if error.kind == "connection":
-            return f"{who} can't be reached; check {self._origin.url} and that a server listens there."
-        if error.kind == "proxy":
-            return f"{who} can't be reached through the environment's proxy ({said}); check HTTPS_PROXY and NO_PROXY."
-        if error.kind == "certificate":
-            return f"{who} has a certificate that is not trusted ({said}); {TRUST}."
-        return f"{who} sent no chat completion; check {self._origin.url}."
+        other = {
+            "size": f"sent no chat completion: {error.text}; check {self._origin.url}",
+            "filtered": f"held its answer back by a filter of contents ({said})",
+            "error": f"sent an error in place of an answer ({error.tries} tries): {said}",
+            "timeout": f"did not answer in time, {error.tries} times; raise --timeout or lower --concurrency",
+            "connection": f"can't be reached; check {self._origin.url} and that a server listens there",
+            "proxy": f"can't be reached through the environment's proxy ({said}); check HTTPS_PROXY and NO_PROXY",
+            "certificate": f"has a certificate that is not trusted ({said}); {TRUST}",
+        }
+        return f"{who} {other.get(error.kind, f'sent no chat completion; check {self._origin.url}')}."
 
     def _to_do(self, status: int) -> str:
         return TO_DO[status].format(**self._origin._asdict())

@@ -47,8 +47,8 @@ class Unsuccessful(Exception):
     """A request without an answer.
 
     kind: "timeout", "connection", "proxy" for one through a proxy, "certificate" that is not trusted, "status", "size"
-    of the answer, "waiting" for longer than is waited, "error" in place of an answer, or "response" for an answer that
-    is not one. status: of HTTP, if there was one. again: whether another try may succeed. wait: seconds that the
+    of the answer, "waiting" for longer than is waited, "error" in place of an answer, "filtered" for an answer that a
+    filter of contents held back, or "response" for an answer that is not one. status: of HTTP, if there was one. again: whether another try may succeed. wait: seconds that the
     endpoint asks for before it.
     """
 
@@ -63,12 +63,18 @@ class Unsuccessful(Exception):
 
         OpenRouter sends 403 for a filtered request, which otherwise says that a key may not use the model.
         """
-        return self.status in OF_CONTENT or self.flagged
+        return self.kind == "filtered" or self.status in OF_CONTENT or self.flagged
 
     @property
     def flagged(self) -> bool:
         """Whether a filter of contents sent a status that otherwise is of keys."""
         return self.status == 403 and FLAGGED.search(self.text) is not None
+
+
+    @property
+    def sign(self) -> str:
+        """What shows that the endpoint refuses: a status, or the reason for which an answer ended."""
+        return "finish_reason content_filter" if self.kind == "filtered" else f"HTTP {self.status}"
 
 
 class _Again(Exception):
@@ -288,7 +294,8 @@ def from_json(text: str) -> Any:
 
 
 def only_choice(response: dict[str, Any]) -> dict[str, Any]:
-    """The one choice of a response. Raises Unsuccessful for an error of the response or of the choice.
+    """The one choice of a response. Raises Unsuccessful for an error of the response or of the choice, and for an answer
+    that a filter of contents held back, of which at most a part is there.
 
     Gateways such as OpenRouter send errors with HTTP 200 once a model has begun to answer. Raises LookupError,
     ValueError, TypeError or AttributeError without a choice.
@@ -297,6 +304,8 @@ def only_choice(response: dict[str, Any]) -> dict[str, Any]:
     if not error:
         (choice,) = response["choices"]
         error = choice.get("error") or (choice if choice.get("finish_reason") == "error" else None)
+        if choice.get("finish_reason") == "content_filter":
+            raise Unsuccessful("filtered", json.dumps(choice, ensure_ascii=False)[:QUOTED], again=False)
         if not error:
             return dict(choice)
     raise Unsuccessful("error", json.dumps(error, ensure_ascii=False)[:QUOTED])

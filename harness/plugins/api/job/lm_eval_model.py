@@ -250,7 +250,7 @@ class ApiModel(TemplateAPI):
             return UserError(f"{self.base_url} has a certificate that is not trusted ({said}); {endpoint.TRUST}.")
         if error.kind == "error":
             said = f"the response is an error, {_shown(error.text)}"
-        if error.kind in ("status", "waiting"):
+        if error.kind in ("status", "filtered", "waiting"):
             said = _status(error)
         if error.kind == "waiting":
             said = f"it asked to wait for more than {endpoint.ALL_WAITING / 60:g} minutes in all, {said}"
@@ -395,7 +395,7 @@ def _shown(text: str) -> str:
 
 def _status(error: Unsuccessful) -> str:
     """The status of a refused request, and what the endpoint says of it."""
-    return f"HTTP {error.status}, {_shown(error.text)}"
+    return f"{error.sign}, {_shown(error.text)}"
 
 
 def _remedy(error: Unsuccessful, scored: bool) -> str:
