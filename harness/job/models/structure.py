@@ -13,7 +13,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from harness.job.measure.live_memory import parts_of
 
-
 # Kinds of layers, as configs of transformers name them, that keep a state of fixed size instead of keys and values.
 RECURRENT = frozenset(("linear_attention", "mamba", "conv", "hybrid", "hybrid_sliding"))
 

@@ -466,7 +466,7 @@ def test_an_answer_that_a_filter_held_back_is_empty_and_counted(tmp_path):
     def script(prompt, number):
         return {"text": "#### 1", "finish": "content_filter"} if number == 1 else "#### 7"
 
-    record, asked = of_scripted(tmp_path, script)
+    record = of_scripted(tmp_path, script)[0]
     assert (record.status, record.api.requests, record.api.refused) == ("ok", ITEMS - 1, 1)
     kept = items(tmp_path, record).query("filter == 'flexible-extract'")
     assert sorted(kept["prediction"]).count("['[invalid]']") == 1

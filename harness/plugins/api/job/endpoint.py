@@ -48,8 +48,8 @@ class Unsuccessful(Exception):
 
     kind: "timeout", "connection", "proxy" for one through a proxy, "certificate" that is not trusted, "status", "size"
     of the answer, "waiting" for longer than is waited, "error" in place of an answer, "filtered" for an answer that a
-    filter of contents held back, or "response" for an answer that is not one. status: of HTTP, if there was one. again: whether another try may succeed. wait: seconds that the
-    endpoint asks for before it.
+    filter of contents held back, or "response" for an answer that is not one. status: of HTTP, if there was one. again:
+    whether another try may succeed. wait: seconds that the endpoint asks for before it.
     """
 
     def __init__(self, kind: str, text: str, status: int | None = None, again: bool = True, wait: float = 0.0):
@@ -69,7 +69,6 @@ class Unsuccessful(Exception):
     def flagged(self) -> bool:
         """Whether a filter of contents sent a status that otherwise is of keys."""
         return self.status == 403 and FLAGGED.search(self.text) is not None
-
 
     @property
     def sign(self) -> str:
@@ -295,7 +294,7 @@ def from_json(text: str) -> Any:
 
 def only_choice(response: dict[str, Any]) -> dict[str, Any]:
     """The one choice of a response. Raises Unsuccessful for an error of the response or of the choice, and for an answer
-    that a filter of contents held back, of which at most a part is there.
+    of which a filter of contents held back the rest.
 
     Gateways such as OpenRouter send errors with HTTP 200 once a model has begun to answer. Raises LookupError,
     ValueError, TypeError or AttributeError without a choice.
