@@ -293,8 +293,8 @@ def from_json(text: str) -> Any:
 
 
 def only_choice(response: dict[str, Any]) -> dict[str, Any]:
-    """The one choice of a response. Raises Unsuccessful for an error of the response or of the choice, and for an answer
-    of which a filter of contents held back the rest.
+    """The one choice of a response. Raises Unsuccessful for an error of the response or of the choice, and for what a
+    filter of contents held back.
 
     Gateways such as OpenRouter send errors with HTTP 200 once a model has begun to answer. Raises LookupError,
     ValueError, TypeError or AttributeError without a choice.
