@@ -152,7 +152,7 @@ def _tinted(decision: Decision) -> tuple[Sequence[str], str]:
     """The labels that are tinted, and what that says: the one that the answer takes, or several that tie, or none."""
     if decision.take:
         return [decision.take], "Tinted: better than the rest."
-    return (decision.tied, "Tinted: not told apart by this score.") if len(decision.tied) > 1 else ((), "")
+    return (decision.tied, "Tinted: they tie by this score.") if len(decision.tied) > 1 else ((), "")
 
 
 # Columns

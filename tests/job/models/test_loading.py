@@ -337,6 +337,20 @@ def test_an_adapter_that_makes_another_base_is_refused():
         checks.check(tiny("method=lora", "+method.adapt.layer_replication=[[0,2],[1,2]]"))
 
 
+def test_no_layer_is_replaced_by_a_kernel_of_the_hub(monkeypatch):
+    """As transformers 5.25 does by itself; earlier ones must be asked for it."""
+    given, load = {}, AutoModelForCausalLM.from_pretrained
+
+    def noted(path, **how):
+        given.update(how)
+        return load(path, **how)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noted)
+    model = loading.load(tiny("method=lora"), torch.device("cpu"))
+    assert given["use_kernels"] is False
+    assert not model.use_kernels
+
+
 def test_an_unknown_embedded_model_is_named():
     with pytest.raises(UserError, match=r"embedded model=tinny is unknown\. Did you mean tiny"):
         checks.check(tiny("model.path=embedded:tinny"))
