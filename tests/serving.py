@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness.job.models import embedded
 
 NAME = "tiny"
+PATIENCE = 400.0  # seconds that a server may take to come up on a busy machine
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
 
@@ -58,8 +59,8 @@ def serve(model: str) -> Iterator[str]:
             server.kill()
 
 
-def come_up(url: str, seconds: float = 400.0) -> None:
-    until = time.monotonic() + seconds
+def come_up(url: str) -> None:
+    until = time.monotonic() + PATIENCE
     while True:
         with suppress(OSError):
             urllib.request.urlopen(url, timeout=1).close()

@@ -80,8 +80,9 @@ def dequantise(gguf: Path, target: Path) -> None:
     from harness.job.models import hub
 
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    how: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32} | hub.NO_KERNELS
-    model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), **how)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, **hub.NO_KERNELS
+    )
     # The weights are floats now; with a saved quantization_config each load would quantise them again.
     model.hf_quantizer = None
     model.config.quantization_config = None

@@ -18,7 +18,6 @@ from harness.__main__ import main
 pytestmark = [pytest.mark.long, pytest.mark.slow]
 
 PROBLEMS = 4
-SECONDS = 400  # that the server may take to come up on a busy machine
 
 
 def test_the_printed_command_serves_the_model_that_was_scored(tmp_path, monkeypatch, capfd):
@@ -37,7 +36,7 @@ def test_the_printed_command_serves_the_model_that_was_scored(tmp_path, monkeypa
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen([*command, "--port", str(port := free_port())], stdout=log, stderr=log)
         try:
-            come_up(f"http://127.0.0.1:{port}/health", SECONDS)
+            come_up(f"http://127.0.0.1:{port}/health")
             told = [ask(port, command[2], *request) for request, _ in asked]
         finally:
             server.terminate()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import (
@@ -100,8 +100,14 @@ class Encoder:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             with _without_report():
-                how: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-                model = AutoModel.from_pretrained(path, config=config, **(how | hub.NO_KERNELS))
+                model = AutoModel.from_pretrained(
+                    path,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    **hub.NO_KERNELS,
+                )
         except (OSError, ValueError, TypeError, ImportError) as error:
             raise _unreachable(path, error) from error
         if not loading.reads_text(self._tokenizer):
