@@ -135,7 +135,8 @@ def ask(options: argparse.Namespace) -> int:
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(side_by_side.page(answers), encoding="utf-8")
-    return int(bool(refused) or (options.judge is not None and answers["judge"] is None))
+    missing = any(answer is None for by_prompt in answers["answers"] for answer in by_prompt)
+    return int(bool(refused) or missing or (options.judge is not None and answers["judge"] is None))
 
 
 def judge(options: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from harness.report.statistics import Interval, preference
 HERE = Path(__file__).parent
 STYLE = Path(pages.__file__).with_name("page.css")
 NARROWEST = 24  # characters; answers are stacked if columns would be narrower
+ABSENT = "(no answer)"
 DIFFERENT = "bold yellow"  # the style of words that differ, on a terminal
 
 
@@ -56,6 +57,12 @@ def words(answer: str, first: str) -> list[Word]:
     for tag, start, end, *_ in difflib.SequenceMatcher(None, own, others, autojunk=False).get_opcodes():
         found += [Word(text, tag != "equal") for text in own[start:end]]
     return found
+
+
+def _answers(comparison: dict[str, Any], prompt: int) -> list[list[Word]]:
+    """The words of each model's answer to a prompt. Where the first model gave none, nothing differs from it."""
+    first, *_ = texts = [by_prompt[prompt] for by_prompt in comparison["answers"]]
+    return [[Word(ABSENT, False)] if text is None else words(text, text if first is None else first) for text in texts]
 
 
 def _split(text: str) -> list[str]:
@@ -116,7 +123,7 @@ def text(found: dict[str, Any], width: int) -> Text:
     for i, prompt in enumerate(found["prompts"]):
         asked = f"{i + 1}. {' '.join(_plain(prompt).split())}"
         lines += [*textwrap.wrap(asked, width, subsequent_indent="   "), ""]
-        answers = [words(of_model[i], found["answers"][0][i]) for of_model in found["answers"]]
+        answers = _answers(found, i)
         verdicts = [verdict(found, i, j) for j in range(len(answers))]
         heads = [(model, verdicts[j] or "") if any(verdicts) else (model,) for j, model in enumerate(found["models"])]
         column = (width + 3) // len(heads) - 3
@@ -184,8 +191,7 @@ def page(found: dict[str, Any]) -> str:
         {
             "prompt": _plain(prompt),
             "answers": [
-                {"words": words(of_model[i], found["answers"][0][i]), "verdict": verdict(found, i, j)}
-                for j, of_model in enumerate(found["answers"])
+                {"words": answer, "verdict": verdict(found, i, j)} for j, answer in enumerate(_answers(found, i))
             ],
         }
         for i, prompt in enumerate(found["prompts"])

@@ -169,6 +169,34 @@ def test_a_judge_that_refuses_a_key_loses_no_answer(url, name):
     )
 
 
+def test_a_model_that_fails_later_loses_no_answer():
+    told = []
+    script, there = judging(lambda first, second: "B" if "kind" in second else "A")
+
+    def refusing(prompt, number):
+        model = there["server"].asked[number]["model"]
+        return 401 if model == "locked" else 400 if (model, prompt) == ("kind", "two") else script(prompt, number)
+
+    with server(refusing) as there["server"]:
+        found = prompting.ask(asking(there["server"].url, api=["plain", "kind", "locked"], tokens=16), told.append)
+    assert found["answers"] == [
+        ["plain: one", "plain: two", "plain: three"],
+        ["kind: one", None, "kind: three"],
+        [None] * 3,
+    ]
+    compared = [(verdict["prompt"], verdict["model"], verdict["value"]) for verdict in found["judge"]["verdicts"]]
+    assert compared == [(0, 1, 1.0), (2, 1, 1.0)], "of prompts that both models answered"
+    refused, locked = (event["warning"] for event in told if "warning" in event)
+    assert re.match(r"kind at \S+ refused 1 of 3 prompts \(HTTP 400", refused)
+    assert re.match(r"locked at \S+ refused \(HTTP 401", locked)
+
+
+def test_a_model_that_fails_before_any_answer_ends_the_command():
+    with server(lambda *_: 401) as locked, pytest.raises(UserError, match=r"^plain at \S+ refused \(HTTP 401"):
+        prompting.ask(asking(locked.url), lambda event: None)
+    assert {request["model"] for request in locked.asked} == {"plain"}
+
+
 def test_a_judge_with_a_bad_address_is_refused_before_models_answer():
     with server(lambda *_: "yes") as models:
         with pytest.raises(UserError, match=r"^--judge-url must be an address"):
@@ -262,6 +290,14 @@ def test_the_terminal_has_columns_where_they_fit_and_no_control_characters_but_i
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured.file.getvalue()) == plain.file.getvalue() == f"{wide}\n"
 
 
+def test_an_absent_answer_is_shown_as_none_and_nothing_differs_from_it():
+    comparison = FOUND | {"answers": [[None], ["It is 5."]]}
+    assert re.search(r"^\(no answer\) +\| It is 5\.$", side_by_side.text(comparison, 100).plain, re.MULTILINE)
+    page = side_by_side.page(comparison)
+    assert "(no answer)" in page
+    assert "<mark>" not in page
+
+
 # Models on this machine
 
 
@@ -319,8 +355,8 @@ def asked(capsys, *line):
 
 
 def as_progress(follow):
-    """What a job's reports become on the way to the sweep."""
-    return lambda event: follow(Progress("ask", other=event))
+    """What a job's reports become on the way to the sweep, which prints its warnings itself."""
+    return lambda event: None if "warning" in event else follow(Progress("ask", other=event))
 
 
 @pytest.fixture
@@ -384,6 +420,14 @@ def test_a_real_server_is_asked_beside_what_is_here_in_a_job_of_its_own(results,
         assert found["answers"][2] == found["answers"][0], "the same weights, asked as typed, here and there"
         values = {v["model"]: v["value"] for v in found["judge"]["verdicts"]}
         assert values == {1: None, 2: 0.5}, "a random model is no judge, and equal answers want none"
+
+
+def test_a_missing_answer_is_told_by_the_exit_status(here, capsys):
+    with server(lambda prompt, number: 400 if prompt == "two" else "yes") as models:
+        line = ["ask", "one", "two", "--api", "m", "--base-url", models.url, "--format", "json"]
+        assert main(line) == 1
+        assert json.loads(capsys.readouterr().out)["answers"] == [["yes", None]]
+        assert main([*line[:2], *line[3:]]) == 0
 
 
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):

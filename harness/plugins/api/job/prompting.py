@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import BatchEncoding, EosTokenCriteria, PreTrainedTokenizerBase
 
-from harness import gate, record
+from harness import gate, record, units
 from harness.errors import UserError
 from harness.job.data import chat, columns, encoding
 from harness.job.evaluate import decoding
@@ -24,31 +24,37 @@ from harness.job.measure import device
 from harness.job.models import loading, saved, structure
 from harness.plugins.api import checks
 from harness.plugins.api.job.client import USUAL, Client, Origin
+from harness.plugins.api.job.journal import Journal
 from harness.plugins.api.job.judge import AnswerPair, Judge
 from harness.plugins.api.requests import AskModels, LocalModel
 from harness.protocol import Report
 from harness.record import Cell, Record
 
+Answers = list[str | None]
+"""One model's, by prompt; null where there is none."""
+
 
 def ask(request: AskModels, report: Report) -> dict[str, Any]:
     """The answers, and the judge's verdicts.
 
-    models: labels. answers: of each model, one for each prompt. judge: null without one, or if it does not answer; else
-    its name, host, tokens and verdicts: for each prompt and each model after the first, which it is compared with: 1 if
-    the model's answer is better, 0 if the first model's is, 0.5 for a tie, null if the judge gave no verdict.
+    models: labels. answers: of each model, one for each prompt; null where an API gave none, of which a warning says
+    why. judge: null without one, or if it does not answer; else its name, host, tokens and verdicts: for each model
+    after the first, and each prompt that both answered: 1 if the model's answer is better, 0 if the first model's is,
+    0.5 for a tie, null if the judge gave no verdict.
 
-    report: called with the model that is asked, and with warnings. Raises UserError if weights can't be loaded or an
-    API with a model does not answer.
+    report: called with the model that is asked, and with warnings. Raises UserError if weights can't be loaded, or if
+    an API with a model fails before any other has answered.
     """
 
     def warn(sentence: str) -> None:
         report({"warning": sentence})
 
     judge = None if request.judge is None else _judge(request, warn)  # a bad address is refused before models answer
-    by_api, by_weights = [], []
+    by_api: list[Answers] = []
+    by_weights: list[Answers] = []
     for name in request.api:  # first: one that is out of reach says so before models are loaded
         report({"asking": name})
-        by_api.append(_asked_by_api(name, request, warn))
+        by_api.append(_asked_by_api(name, request, warn, lose=bool(by_api)))
     for local in request.local:
         report({"asking": local.label})
         by_weights.append(_asked(local, request.prompts, request.tokens))
@@ -63,25 +69,36 @@ def ask(request: AskModels, report: Report) -> dict[str, Any]:
     return {"models": [*(of.label for of in request.local), *request.api], "answers": answers, "judge": judged}
 
 
-def _asked_by_api(name: str, request: AskModels, warn: Callable[[str], None]) -> list[str]:
+def _asked_by_api(name: str, request: AskModels, warn: Callable[[str], None], lose: bool) -> Answers:
+    """lose: whether there are answers of other models, which an exception would lose."""
     if request.base_url is None:
         raise ValueError("A request to ask models behind an API must have the API's address.")
     client = Client(request.base_url, name, request.timeout, warn, Origin(model="--api"))
-    requests = [(i, [{"role": "user", "content": prompt}]) for i, prompt in enumerate(request.prompts)]
-    replies = client.ask_all(requests, request.concurrency, max_tokens=request.tokens, temperature=0.0)
-    return [replies[i].text.strip() for i in range(len(request.prompts))]
+    journal = Journal(None, client)
+    questions = [(str(i), [{"role": "user", "content": prompt}]) for i, prompt in enumerate(request.prompts)]
+    try:
+        refusals = journal.ask_all(questions, request.concurrency, max_tokens=request.tokens, temperature=0.0)
+    except UserError as error:
+        if not (lose or journal.answers):
+            raise
+        warn(str(error))
+    else:
+        if refusals:
+            count = f"{len(refusals)} of {units.plural(len(questions), 'prompt')}"
+            warn(f"{name} at {client.host} refused {count} ({next(iter(refusals.values()))}).")
+    return [journal.answers[key].text.strip() if key in journal.answers else None for key, _ in questions]
 
 
 # On this machine
 
 
-def _asked(local: LocalModel, prompts: list[str], tokens: int) -> list[str]:
+def _asked(local: LocalModel, prompts: list[str], tokens: int) -> Answers:
     on = device.here()
     path = Path(local.record)
     found = gate.admitted(path)
     net = _saved(found, record.model_folder(path), on) if local.tuned else loading.load(_plain(found.cell), on)
     tokenizer = loading.tokenizer(found.cell.settings.model)
-    answers = [_answer(net.eval(), tokenizer, local.prompt, prompt, tokens) for prompt in prompts]
+    answers: Answers = [_answer(net.eval(), tokenizer, local.prompt, prompt, tokens) for prompt in prompts]
     del net
     gc.collect()  # before the next model is loaded
     if on.type == "cuda":
@@ -160,10 +177,14 @@ def _server(base_url: str) -> tuple[str, str | None, int | None] | None:
     return url.scheme, url.hostname, None if url.port == {"http": 80, "https": 443}[url.scheme] else url.port
 
 
-def _judged(judge: Judge, request: AskModels, answers: list[list[str]]) -> dict[str, Any]:
-    pairs = [(i, j) for i in range(len(request.prompts)) for j in range(1, len(answers))]
-    asked = [AnswerPair(request.prompts[i], answers[0][i], answers[j][i]) for i, j in pairs]
-    found = judge.compare(asked, request.concurrency)
+def _judged(judge: Judge, request: AskModels, answers: list[Answers]) -> dict[str, Any]:
+    pairs = {
+        (i, j): AnswerPair(prompt, base, other)
+        for i, prompt in enumerate(request.prompts)
+        for j in range(1, len(answers))
+        if (base := answers[0][i]) is not None and (other := answers[j][i]) is not None
+    }
+    found = judge.compare([*pairs.values()], request.concurrency)
     compared = zip(pairs, found.said, found.values, strict=True)
     verdicts = [{"prompt": i, "model": j, "said": said, "value": value} for (i, j), said, value in compared]
     return {"model": request.judge, "host": found.host, "verdicts": verdicts, "tokens": found.tokens}
