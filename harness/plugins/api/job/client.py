@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness import redact
+from harness import redact, units
 from harness.errors import UserError
 from harness.job.ended import CellEnded
 from harness.plugins.api import requests
@@ -125,10 +125,22 @@ class Client:
             raise UserError(self._reason(error)) from error
         return replies
 
+    def refusal_clause(self, refusals: Mapping[Any, str], count: int, kind: str) -> str:
+        """Says that `refusals` of `count` requests were refused, and why the first was; without a full stop.
+
+        refusals: what the endpoint says of each refused request. kind: what a request is called, such as "prompt".
+        """
+        reason = next(iter(refusals.values()))
+        return f"{self._who} refused {len(refusals)} of {units.plural(count, kind)} ({reason})"
+
+    @property
+    def _who(self) -> str:
+        return f"{self.model} at {self.host}"
+
     def _reason(self, error: Unsuccessful) -> str:
         from harness.plugins.api.job.endpoint import ALL_WAITING, TRUST
 
-        who = f"{self.model} at {self.host}"
+        who = self._who
         said = _said(error)
         if error.kind == "waiting":
             limit = f"{ALL_WAITING / 60:g} minutes"

@@ -95,11 +95,8 @@ class Judge:
         ]
         unjudged = sum(any(prompt in refusals for prompt in both) for both in prompts)
         if refusals:
-            self._tell(
-                f"{self._client.model} at {self._client.host} refused {len(refusals)} of "
-                f"{units.plural(len(questions), 'request')} ({next(iter(refusals.values()))}): "
-                f"{units.plural(unjudged, 'item')} not judged."
-            )
+            refused = self._client.refusal_clause(refusals, len(questions), "request")
+            self._tell(f"{refused}: {units.plural(unjudged, 'item')} not judged.")
         values = [verdict(*both) for both in said]
         tokens = token_totals([*replies.values(), *longer.values()])
         return Verdicts(self._client.host, said, values, unjudged, tokens)

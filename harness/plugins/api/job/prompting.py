@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import BatchEncoding, EosTokenCriteria, PreTrainedTokenizerBase
 
-from harness import gate, record, units
+from harness import gate, record
 from harness.errors import UserError
 from harness.job.data import chat, columns, encoding
 from harness.job.evaluate import decoding
@@ -43,7 +43,7 @@ def ask(request: AskModels, report: Report) -> dict[str, Any]:
     0.5 for a tie, null if the judge gave no verdict.
 
     report: called with the model that is asked, and with warnings. Raises UserError if weights can't be loaded, or if
-    an API with a model fails before any other has answered.
+    the first API with a model fails before it has answered a prompt.
     """
 
     def warn(sentence: str) -> None:
@@ -54,7 +54,7 @@ def ask(request: AskModels, report: Report) -> dict[str, Any]:
     by_weights: list[Answers] = []
     for name in request.api:  # first: one that is out of reach says so before models are loaded
         report({"asking": name})
-        by_api.append(_asked_by_api(name, request, warn, lose=bool(by_api)))
+        by_api.append(_asked_by_api(name, request, warn, others_asked=bool(by_api)))
     for local in request.local:
         report({"asking": local.label})
         by_weights.append(_asked(local, request.prompts, request.tokens))
@@ -69,8 +69,8 @@ def ask(request: AskModels, report: Report) -> dict[str, Any]:
     return {"models": [*(of.label for of in request.local), *request.api], "answers": answers, "judge": judged}
 
 
-def _asked_by_api(name: str, request: AskModels, warn: Callable[[str], None], lose: bool) -> Answers:
-    """lose: whether there are answers of other models, which an exception would lose."""
+def _asked_by_api(name: str, request: AskModels, warn: Callable[[str], None], others_asked: bool) -> Answers:
+    """others_asked: whether other models were asked before, whose answers an exception would lose."""
     if request.base_url is None:
         raise ValueError("A request to ask models behind an API must have the API's address.")
     client = Client(request.base_url, name, request.timeout, warn, Origin(model="--api"))
@@ -79,13 +79,12 @@ def _asked_by_api(name: str, request: AskModels, warn: Callable[[str], None], lo
     try:
         refusals = journal.ask_all(questions, request.concurrency, max_tokens=request.tokens, temperature=0.0)
     except UserError as error:
-        if not (lose or journal.answers):
+        if not (others_asked or journal.answers):
             raise
         warn(str(error))
     else:
         if refusals:
-            count = f"{len(refusals)} of {units.plural(len(questions), 'prompt')}"
-            warn(f"{name} at {client.host} refused {count} ({next(iter(refusals.values()))}).")
+            warn(f"{client.refusal_clause(refusals, len(questions), 'prompt')}.")
     return [journal.answers[key].text.strip() if key in journal.answers else None for key, _ in questions]
 
 
