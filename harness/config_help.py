@@ -1,4 +1,4 @@
-"""The settings with their types, defaults and comments, read from harness/config.py: for `run --help` and the docs.
+"""The settings with their types, defaults and comments, read from harness/config.py, and those that a method's file adds.
 
 A field's comment is the string below it. Python does not keep it, so it is read from the source.
 """
@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
+import operator
 import re
 import textwrap
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import MISSING, OmegaConf
 
 from harness.config import CONF, Config, FullConfig, typed
+from harness.config_folders import group_files
 from harness.schema import NO_RULE, Rule, group_of
 
 UNLESS = re.compile(r"^\$\{unless:.*,(\w+)\}$")  # a value, but null where another setting is given
@@ -63,6 +67,14 @@ def config_groups() -> list[ConfigGroup]:
             fields = _fields(schema, f"{f.name}.", composed.get(f.name, {}))
             groups.append(ConfigGroup(f.name, inspect.getdoc(schema) or "", fields))
     return groups
+
+
+def method_knobs(method_file: Path) -> dict[str, Any]:
+    """The knobs of a method's file and of those that it is built on, with their defaults."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(method_file), resolve=False)
+    files = group_files("method")
+    built_on = [method_knobs(files[name]) for name in content.get("defaults", []) if name in files]
+    return functools.reduce(operator.or_, [*built_on, content.get("knobs") or {}], {})
 
 
 def field_comments(schema: type) -> dict[str, str]:

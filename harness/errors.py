@@ -21,14 +21,14 @@ class UserError(Exception):
         return [str(self)]
 
 
-def one_of(key: str, value: str, options: Iterable[str], listed: str | None = None) -> None:
+def one_of(key: str, value: object, options: Iterable[str], listed: str | None = None) -> None:
     """Raise UserError, with the nearest option, unless `value` is one of `options`.
 
     listed: what the message says there is (null: every option).
     """
     options = list(options)
     if value not in options:
-        near = nearest(value, options)
+        near = nearest(str(value), options)
         hint = f" Did you mean {near}?" if near else ""
         raise UserError(f"{key}={value} is unknown.{hint} There is: {listed or ', '.join(options)}.")
 

@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness import plugin, redact, schema
 from harness.config import ADAMW, FullConfig, TrainConfig, typed
+from harness.config_folders import group_files
+from harness.config_help import method_knobs
 from harness.errors import UserError, one_of
 from harness.record import STUDY_NAME
 from harness.schema import settings_of
@@ -260,6 +262,7 @@ def _check_method(config: DictConfig) -> None:
         if (actual == value) == (comparison == "="):
             raise UserError(f"method={config.method.name} can't be combined with {key}={actual}: {reason}")
     _check_adamw(config)
+    _check_knobs(config)
     _check_patterns(config)
 
 
@@ -267,13 +270,31 @@ def _check_adamw(config: DictConfig) -> None:
     """Raise UserError if method.adamw is none of ADAMW, the method does not step by it, or it can't be saved."""
     kind = config.method.adamw
     if "${adamw:" in json.dumps(OmegaConf.to_container(config.method, resolve=False)):
-        one_of("method.adamw", kind, list(ADAMW))
+        one_of("method.adamw", "null" if kind is None else kind, list(ADAMW))
     elif kind not in (None, "torch"):
         raise UserError(f"method.adamw={kind} requires a method that steps by AdamW, got {config.method.name}.")
     if kind in ("paged", "paged_8bit") and config.train.save_every is not None:
         raise UserError(
             f"method.adamw={kind} requires train.save_every=null: paged memory can't be restored from a checkpoint."
         )
+
+
+def _check_knobs(config: DictConfig) -> None:
+    """Raise UserError for a knob that is no positive number although its default is one, or no number from 0 up.
+
+    With no tokens of its own, for example, a method would train nothing.
+    """
+    knobs = config.method.knobs
+    file = group_files("method").get(config.method.name) if knobs else None
+    for name, default in ({} if file is None else method_knobs(file)).items():
+        value = knobs.get(name)
+        if _is_number(default) and (not _is_number(value) or (value <= 0 and value != default)):
+            kind = "a number, at least 0" if default == 0 else "a positive number"
+            raise UserError(f"method.knobs.{name} must be {kind}, got {'null' if value is None else value}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_patterns(config: DictConfig) -> None:

@@ -178,6 +178,8 @@ def test_the_stable_keys_exist(compose, key):
         ("infer.new_tokens=1", "infer.new_tokens"),
         ("model.dtype=int8", "model.dtype"),
         ("retry.statuses=[ok]", "retry.statuses"),
+        ("retry.statuses=[[1]]", "retry.statuses"),
+        ("method.adamw=null", "method.adamw"),
         ("study=../x", "study"),
         ("study=a/../x", "study"),
         ("study=/abs", "study"),
@@ -316,6 +318,28 @@ def test_settings_that_a_method_does_not_support_are_refused(compose):
     config.train.validate_every = 5
     with pytest.raises(UserError, match=r"can't be combined with train\.validate_every=5: it does not"):
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("method", "knob", "kind"),
+    [
+        ("galore", "scale", "a positive number"),
+        ("prefix_tuning", "tokens", "a positive number"),
+        ("adaption_prompt", "layers", "a number, at least 0"),
+    ],
+)
+@pytest.mark.parametrize("value", ["abc", "null", "true", "[]", "-1"])
+def test_a_knob_is_a_number_where_its_default_is_one(compose, method, knob, kind, value):
+    with pytest.raises(UserError) as refused:
+        check(compose(f"method={method}", f"method.knobs.{knob}={value}"))
+    assert str(refused.value).startswith(f"method.knobs.{knob} must be {kind}, got ")
+
+
+def test_a_knob_may_be_zero_where_that_is_its_default(compose):
+    check(compose("method=adaption_prompt", "method.knobs.layers=0"))
+    check(compose("method=galore", "method.knobs.scale=0.25"))
+    with pytest.raises(UserError, match=r"^method\.knobs\.tokens must be a positive number, got 0\.$"):
+        check(compose("method=prefix_tuning", "method.knobs.tokens=0"))
 
 
 def test_the_product_of_a_missing_factor_is_missing(compose):

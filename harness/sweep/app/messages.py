@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import FullConfig
 from harness.config_folders import group_files, named_sweeps, plugin_groups, selected_groups
+from harness.config_help import method_knobs
 from harness.errors import UserError, nearest, one_of
 from harness.schema import group_of
 
@@ -326,20 +327,13 @@ def _no_setting(key: str) -> str:
 
 def _no_knob(knob: str) -> str:
     """What to type instead of a knob that a method of the command does not have."""
-    knobs_of = {name: _knobs(path) for name, path in group_files("method").items()}
+    knobs_of = {name: method_knobs(path) for name, path in group_files("method").items()}
     having = [name for name, knobs in knobs_of.items() if knob in knobs]
     if having:
         alone = "sweep it with these alone, into the same study=NAME"
         return f"A method here has no knob {knob!r}; {', '.join(having)} have it: {alone}."
     near = nearest(knob, {name for knobs in knobs_of.values() for name in knobs})
     return f"No method has a knob {knob!r}" + (f"; did you mean {near}?" if near else ".")
-
-
-def _knobs(method_file: Path) -> set[str]:
-    """The knobs of a method's file and of those that it is built on."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(method_file), resolve=False)
-    built_on = [one for one in content.get("defaults", []) if one in group_files("method")]
-    return set(content.get("knobs") or {}).union(*(_knobs(group_files("method")[one]) for one in built_on))
 
 
 def _unknown(settings: dict[str, Any], schema: type, prefix: str = "") -> Iterator[str]:
