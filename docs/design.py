@@ -18,10 +18,11 @@ from typing import Any
 from published import PLUGIN_KINDS, RESULTS, records
 from tabulate import tabulate
 
-from harness import plugin
+from harness import plugin, units
 from harness.config import ROOT
 from harness.config_folders import published_sweeps
 from harness.record import Record, read_study
+from harness.record.names import short
 from harness.report import power
 from harness.report.frame import score_name
 from harness.report.headline import learned
@@ -92,11 +93,73 @@ def costs(pattern: str) -> str:
     return _table(head, [*rows, ("", "all", *sums, f"{total:.1f}", f"{taken:.1f}")])
 
 
+def losses_by_rate(study: str) -> str:
+    """The last validation loss at each rate that a study of one seed tried of LoRA's ranks and of full fine-tuning.
+
+    A row has one data set, number of rows and number of steps. Raises ValueError unless all ranks tried the same rates.
+    """
+    groups: dict[tuple[str, int, int], dict[str, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
+    for record in records(study):
+        cell, rows, steps = record.cell, record.cell.settings.data.limit, record.cell.settings.train.max_steps
+        if None in (rows, steps, cell.lr, record.validation_loss):
+            raise ValueError(f"{cell.name} has no number of rows, steps, rate or loss")
+        groups[cell.settings.data.name or "", rows, steps][_setting(record)][cell.lr] = record.validation_loss
+    table = []
+    for (data, rows, steps), losses in sorted(groups.items()):
+        full, *ranks = (dict(sorted(losses[name].items())) for name in sorted(losses, key=_place))
+        if any([*each] != [*ranks[0]] for each in ranks):
+            raise ValueError(f"ranks have different rates of {data}, {rows} rows")
+        columns = [_rates(ranks[0]), *map(_losses, ranks), _rates(full), _losses(full)]
+        table.append((f"{data}, {rows:,} in {units.plural(steps, 'step')}", *columns))
+    names = sorted({_setting(record) for record in records(study)}, key=_place)
+    return _table(["Rows", "Rate", *names[1:], "Rate", names[0]], table)
+
+
+def _rates(losses: dict[float, float]) -> str:
+    return ", ".join(short(rate) for rate in losses)
+
+
+def _losses(losses: dict[float, float]) -> str:
+    return ", ".join(f"{loss:.3f}" for loss in losses.values())
+
+
+def losses_by_rows(study: str) -> str:
+    """The last validation loss and the score of each setting by data set and number of rows, mean over seeds."""
+    groups: dict[tuple[str, int], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records(study):
+        data = record.cell.settings.data
+        groups[data.name or "", data.limit or 0][_setting(record)].append(record)
+    names = sorted({_setting(record) for record in records(study)}, key=_place)
+    table = []
+    for (data, rows), settings in sorted(groups.items()):
+        losses = [fmean(r.validation_loss for r in settings[name] if r.validation_loss is not None) for name in names]
+        scored = [[value for r in settings[name] if (value := _learned(r)) is not None] for name in names]
+        scores = ", ".join(f"{100 * fmean(values):.0f}" for values in scored if values)
+        table.append((f"{data}, {rows:,}", *(f"{loss:.3f}" for loss in losses), scores or "–"))
+    return _table(["Rows", *names, "Scores in this order (%)"], table)
+
+
+def _setting(record: Record) -> str:
+    return record.cell.method if record.cell.rank is None else f"Rank {record.cell.rank}"
+
+
+def _place(setting: str) -> tuple[int, str]:
+    """Its place in a table: methods without a rank, then ranks by their number."""
+    rank = setting.removeprefix("Rank ")
+    return int(rank) if rank != setting else 0, setting
+
+
 def _table(header: list[str], rows: Sequence[tuple[Any, ...]]) -> str:
     return tabulate(rows, header, "pipe", disable_numparse=True) + "\n"
 
 
-KINDS: dict[str, Callable[[str], str]] = {"power": seeds_and_items, "pilot": pilot, "costs": costs}
+KINDS: dict[str, Callable[[str], str]] = {
+    "power": seeds_and_items,
+    "pilot": pilot,
+    "costs": costs,
+    "rates": losses_by_rate,
+    "losses": losses_by_rows,
+}
 
 
 def rendered(kind: str, argument: str) -> str:
