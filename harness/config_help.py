@@ -1,4 +1,4 @@
-"""The settings with their types, defaults and comments, read from harness/config.py, and those that a method's file adds.
+"""The settings with their types, defaults and comments, read from harness/config.py; and the knobs of a method's file.
 
 A field's comment is the string below it. Python does not keep it, so it is read from the source.
 """

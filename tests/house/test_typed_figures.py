@@ -118,3 +118,30 @@ def test_dora_s_memory_beside_lora_s():
 def _place(record: Record) -> tuple[object, ...]:
     settings = record.cell.settings
     return settings.model.dtype, settings.train.batch_size, settings.train.gradient_checkpointing
+
+
+def test_the_speed_of_lora_in_the_study_of_speed():
+    best = study("study_speed").best().set_index("method")["tokens_per_second_steady"]
+    assert f"({best['lora']:.0f} tokens per second of LoRA, not 497)" in page("study-design")
+
+
+def test_the_least_losses_by_rank_and_alpha():
+    by_rate: dict[tuple[int, float], dict[float, list[float]]] = {}
+    for record in study("study_alpha_rank").records:
+        rank, alpha, lr, loss = record.cell.rank, record.cell.alpha, record.cell.lr, record.validation_loss
+        if rank is not None and alpha is not None and lr is not None and loss is not None:
+            by_rate.setdefault((rank, alpha), {}).setdefault(lr, []).append(loss)
+    means = {setting: {lr: fmean(losses) for lr, losses in each.items()} for setting, each in by_rate.items()}
+    best = {setting: min(each, key=each.__getitem__) for setting, each in means.items()}
+    assert best == {(4, 8.0): 1.2e-3, (64, 8.0): 1.2e-3, (64, 128.0): 5e-4}
+    least = {setting: means[setting][lr] for setting, lr in best.items()}
+    said = f"are both at 1.2e-3 ({least[4, 8.0]:.3f} and {least[64, 8.0]:.3f}), and that of rank 64 with alpha = 128"
+    assert said in page("study-design")
+    assert f"is at 5e-4 ({least[64, 128.0]:.3f}, and {means[64, 128.0][2e-4]:.3f} at 2e-4)" in page("study-design")
+
+
+def test_what_twice_the_alpha_gains_on_fresh_seeds():
+    cells = study("study_alpha_fresh").frame()
+    score = cells.groupby("alpha")["held_out/solved/flexible-extract"].mean()
+    assert [*score.index] == [16.0, 32.0]
+    assert f"`2r` scores {100 * (score[32.0] - score[16.0]):.1f} points more than `r`" in page("studies")

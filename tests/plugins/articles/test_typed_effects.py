@@ -45,3 +45,8 @@ def test_the_time_of_a_step_of_dora(name):
         "study-design": "({:.2f} times, {:.2f} to {:.2f})",
     }
     assert said[name].format(ratio, low, high) in page(name)
+
+
+def test_how_far_the_best_rate_moves_with_alpha():
+    ratio, low, high = effect("alpha-rank", "study_alpha_rank")
+    assert f"exploratory: {ratio:.2f} times ({low:.2f} to {high:.2f})" in page("study-design")
