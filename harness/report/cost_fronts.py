@@ -85,19 +85,24 @@ class CostFront:
         points = [(setting.hours, setting.standing.value) for setting in self.settings]
         return [self.settings[i] for i in pareto(points, self.contest.higher_is_better)]
 
+    @cached_property
+    def compared(self) -> list[str]:
+        """Labels of the settings with the items that most of them answered, best first; without those of one seed, if
+        others have several. Empty if no two settings answered the same items."""
+        most = self.contest.paired[0] if self.contest.paired else []
+        several = [label for label in most if label not in self.contest.one_seed]
+        tuned = [label for label in several if label not in self.contest.untuned]
+        return [] if len(most) < 2 else several if tuned else most
+
     def beaten_by(self, setting: CostedSetting) -> list[str]:
-        """Labels of the settings that are significantly better, best first."""
-        return [
-            standing.choice.label
-            for standing in self.contest.standings
-            if self.contest.corrected.get((standing.choice.label, setting.label), 1.0) < ALPHA
-        ]
+        """Labels of the settings in `compared` that are significantly better, best first."""
+        ps = self.contest.corrected
+        return [label for label in self.compared if ps.get((label, setting.label), 1.0) < ALPHA]
 
     @cached_property
     def cheapest(self) -> CostedSetting | None:
-        """The cheapest that no other beats significantly; None if no two settings answered the same items."""
-        compared = {label for labels in self.contest.paired if len(labels) > 1 for label in labels}
-        unbeaten = (each for each in self.settings if each.label in compared and not self.beaten_by(each))
+        """The cheapest in `compared` that no other one beats significantly; None if nothing is compared."""
+        unbeaten = (each for each in self.settings if each.label in self.compared and not self.beaten_by(each))
         return next(unbeaten, None)
 
     @cached_property
@@ -119,7 +124,7 @@ class CostFront:
             f"{words.value(cheapest.standing)} at",
             cheapest.hours,
         ]
-        best = next((each for each in self.settings if each.standing is self.contest.standings[0]), None)
+        best = next((each for each in self.settings if each.label == self.compared[0]), None)
         if best is not None and best is not cheapest:
             parts += [f"; {best.label} scored {words.highest}, {words.value(best.standing)} at", best.hours]
         return parts

@@ -62,12 +62,14 @@ class Contest:
     score: its name in `frame`, TASK/METRIC/FILTER.
     standings: best first.
     paired: labels of methods that answered the same items, best first, for each set of items; most methods first.
-    differences: for pairs of `Choice.label`, the better first: the first's mean less the second's. Of more than
-        MOST_PAIRED methods for pairs with the best one or the best tuned one alone.
+    differences: for pairs of `Choice.label`, the one with the better mean first: the first less the second, on the
+        seeds that both have, if there are any. Of more than MOST_PAIRED methods for pairs with the best one or the best
+        tuned one alone.
     corrected: p-values of those that are tested, by `statistics.stepwise` over all primary contests that were made
         together: of each method against the best one, and, up to MANY methods, of the others against the next best one
         once all are found worse than the best. Differences from an untuned model are a family of their own (Holm): it
-        is no method to choose. Empty if this one is not primary.
+        is no method to choose. 1 of a pair whose common seeds speak against the order of the means. Empty if this one
+        is not primary.
     equivalent: labels of methods that two one-sided tests find within MARGIN of the best one, corrected likewise.
     one_seed: labels of methods with a single seed: conclusions hold for the trained models, not for other seeds.
     untuned: labels of models as they are, beside which others were tuned.
@@ -354,8 +356,8 @@ def _lettered(unlettered: list[Contest]) -> list[Contest]:
     groups = [(contest, _methods(contest, labels)) for contest in tested for labels in contest.paired]
     corrected = iter(statistics.stepwise([_family(contest, methods) for contest, methods in groups]))
     beside = [_with_untuned(contest, labels) for contest in tested for labels in contest.paired]
-    gaps = [contest.differences[pair] for (contest, _), pairs in zip(groups, beside, strict=True) for pair in pairs]
-    gained = iter(statistics.holm([gap.p for gap in gaps]))
+    gained_by = [_p(contest, pair) for (contest, _), pairs in zip(groups, beside, strict=True) for pair in pairs]
+    gained = iter(statistics.holm(gained_by))
     pairs_of = iter(beside)
     close = iter(statistics.holm([p for contest in tested for p in _closeness(contest).values()]))
     complete = []
@@ -394,8 +396,17 @@ def _family(contest: Contest, labels: Sequence[str]) -> statistics.Family:
     p, freedom = np.ones((2, len(labels), len(labels)))
     for i, j in itertools.combinations(range(len(labels)), 2):
         if gap := contest.differences.get((labels[i], labels[j])):
-            p[i, j], freedom[i, j] = gap.p, math.inf if gap.exact else gap.freedom
+            p[i, j], freedom[i, j] = _p(contest, (labels[i], labels[j])), math.inf if gap.exact else gap.freedom
     return statistics.Family(p, freedom, all_pairs=not _many(labels))
+
+
+def _p(contest: Contest, pair: tuple[str, str]) -> float:
+    """That the first of a pair is no better than the second; 1 if it is not better on the seeds that both have.
+
+    Its mean may be the better one by lucky seeds that the other lacks.
+    """
+    gap = contest.differences[pair]
+    return gap.p if (gap.value > 0) == contest.higher_is_better else 1.0
 
 
 def _closeness(contest: Contest) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from harness.errors import UserError
 from harness.grouping import grouped
 from harness.record import PlannedStudy, Record, StudyPlan, group_of, read_plans
-from harness.report.rules import judging_rules
+from harness.report.rules import compared_otherwise, judging_rules
 
 PlanWord = Literal["planned", "interim", "exploratory"]
 WEAKEST_FIRST: tuple[PlanWord, ...] = ("interim", "exploratory", "planned")
@@ -82,7 +82,8 @@ class StudyPlanned:
         if why := self._planned.unplanned(records):
             return PlanState("exploratory", why)
         plans = [self._planned.planned_by(record) for record in records]
-        if why := _other_rules([plan for plan in plans if isinstance(plan, StudyPlan)], article, claim):
+        of_study = [*self._named.values()]
+        if why := _other_rules([plan for plan in plans if isinstance(plan, StudyPlan)], of_study, article, claim):
             return PlanState("exploratory", why)
         progress = self._planned.progress
         if not progress.finished:
@@ -125,8 +126,8 @@ def weakest(states: Iterable[PlanState]) -> PlanState:
     return min(states, key=lambda state: WEAKEST_FIRST.index(state.word))
 
 
-def _other_rules(plans: Sequence[StudyPlan], article: str | None, claim: str | None) -> str:
-    """Why `plans` are of other rules than those that judge now; empty if they are of the same."""
+def _other_rules(plans: Sequence[StudyPlan], records: Sequence[Record], article: str | None, claim: str | None) -> str:
+    """Why `plans` of a study of `records` are of other rules than those that judge it now; empty if of the same."""
     judging = judging_rules()
     now = judging.rules if article is not None else {"comparison": judging.rules["comparison"]}
     for plan in plans:
@@ -138,6 +139,8 @@ def _other_rules(plans: Sequence[StudyPlan], article: str | None, claim: str | N
             if planned is None or planned > version:
                 return True
             since = range(planned + 1, version + 1)
+            if name == "comparison":
+                return any(compared_otherwise(each, records, by_claims=claim is not None) for each in since)
             of = f"{article}/{claim}"
             return any(claim is None or each not in changed or of in changed[each] for each in since)
 

@@ -364,7 +364,10 @@ def reproduction_table(study: str, rechecks: Sequence[Recheck], pairs: Sequence[
     wrong = [check for check in rechecks if check.agreement == "disagrees"]
     cells = {check.cell for check in rechecks}
     bad = {check.cell for check in wrong}
-    answer = [f"{len(cells - bad)} of {len(cells)} cells agree with their published records."]
+    compared = {check.cell for check in rechecks if check.agreement != "not compared"}
+    answer = [f"{len(compared - bad)} of {len(cells)} cells agree with their published records."]
+    if alone := len(cells - compared):
+        answer += [f"Of {units.plural(alone, 'cell')} nothing could be compared."]
     answer += [
         f"{check.cell} disagrees in {check.quantity}: {check.published} → {check.again} ({check.why})."
         for check in wrong

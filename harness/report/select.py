@@ -78,7 +78,8 @@ class Choice:
 class Try(NamedTuple):
     """The records of one setting: their positions, and of each its seed and its last validation loss (nan without).
 
-    failed: the first status that is not ok, if there is one. ran: whether any of its cells was launched.
+    failed: the first status that is not ok, if there is one. ran: whether any of its cells was launched. items: on
+    which a record is scored.
     """
 
     setting: str
@@ -90,6 +91,7 @@ class Try(NamedTuple):
     positions: tuple[int, ...]
     seeds: tuple[int | None, ...]
     losses: tuple[float, ...]
+    items: int
 
 
 def select(
@@ -104,8 +106,8 @@ def select(
     A setting is a candidate if it finished with every seed that was asked of it, and has at least half as many seeds as
     the most that a setting of its group has; its loss is the mean of the last validation losses over the seeds that all
     candidates have, so that more seeds are no disadvantage. A setting that failed or was pruned with a seed counts as a
-    lost try. The least loss wins; ties go to the lowest rank, then the lowest learning rate. A single setting needs no
-    validation loss to be chosen.
+    lost try. The least loss wins; ties go to the lowest rank, then the lowest learning rate; of one training that was
+    scored in several ways, to the most items. A single setting needs no validation loss to be chosen.
 
     Seeds that confirm a choice (`Record.confirmation`) take no part in it. The chosen setting is represented by those
     of them that finished, if it has any.
@@ -182,6 +184,7 @@ def _try(setting: str, index: Sequence[int], records: Sequence[Record]) -> Try:
         tuple(index),
         tuple(record.cell.seed for record in members),
         tuple(math.nan if (loss := record.validation_loss) is None else float(loss) for record in members),
+        min(sum(score.n for score in record.scores) for record in members),
     )
 
 
@@ -257,10 +260,11 @@ def _alone(place: Place, key: tuple[Any, ...], attempt: Try) -> Choice:
 
 
 def _order(attempt: Try, common: set[int | None]) -> tuple[float, ...]:
-    """The mean loss over the seeds in `common` (over all if there is none), then the axes; a missing one is last."""
+    """The mean loss over the seeds in `common` (over all if there is none), then the axes; a missing one is last. At
+    last the most items."""
     shared = [loss for seed, loss in zip(attempt.seeds, attempt.losses, strict=True) if seed in common]
     axes = (attempt.rank, attempt.lr, attempt.alpha)
-    return _mean(shared or attempt.losses), *(math.inf if value is None else value for value in axes)
+    return _mean(shared or attempt.losses), *(math.inf if value is None else value for value in axes), -attempt.items
 
 
 def _mean(losses: Sequence[float]) -> float:

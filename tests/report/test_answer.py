@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from markupsafe import escape
 from plans import make_plan, planned_record
-from records import make_record, make_score
+from records import change, make_record, make_score
 from scipy import stats
 from test_best import leave
 
@@ -428,7 +428,7 @@ def test_of_more_methods_that_tie_more_seeds_are_advised():
 def test_untuned_models_alone_are_no_methods(folder):
     untuned = trained(folder, {"base": 0.2, "base_nf4": 0.1})
     (text,) = best([*untuned, make_record("lora", scores=[])], folder).answer
-    assert text.startswith("No tuned model is scored. base scored highest: 20.2% (18.5–22.0) on gsm8k.")
+    assert text == "No tuned model is scored on gsm8k. base scored highest: 20.2% (18.5–22.0) on gsm8k."
     assert answer(untuned, folder).sentences == answer([], folder).sentences == []
     assert not best(untuned, folder).answer
 
@@ -481,8 +481,108 @@ def test_methods_with_other_items_are_not_compared(folder):
         for seed in range(3):
             records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), rights(0.9, seed, 300)))
     (text,) = best(records, folder).answer
-    assert text.startswith(f"{ONE_RATE}take lora")
-    assert "Not compared, as items are missing or differ: full and galore." in text
+    assert text.startswith(f"{ONE_RATE}of the methods that are compared, take lora")
+    assert "Not compared, as items are missing or differ: full and galore, which scored higher." in text
+
+
+def test_an_untuned_model_with_other_items_is_named(folder):
+    records = [
+        *trained(folder, {"lora": 0.6, "full": 0.4}),
+        leave(folder, make_record("base"), rights(0.9, 0, 300)),
+        leave(folder, make_record("base_nf4"), rights(0.1, 0, 300)),
+    ]
+    (text,) = best(records, folder).answer
+    assert text.startswith(f"{ONE_RATE}of the methods that are compared, take lora lr=1e-4: at least ")
+    assert text.endswith("Not compared, as items are missing or differ: base and base_nf4 (base scored higher).")
+
+
+def test_of_an_untuned_model_that_was_scored_twice_the_most_items_are_taken(folder):
+    few = make_record("base", settings={"eval": {"limit": 200}})
+    records = [
+        *trained(folder, {"lora": 0.6, "full": 0.4}),
+        leave(folder, few, rights(0.9, 0, 200)),
+        leave(folder, make_record("base"), rights(0.9, 0)),
+    ]
+    (text,) = best(records, folder).answer
+    assert text.startswith(f"{ONE_RATE}take base, untuned: at least ")
+
+
+def test_a_method_of_which_a_seed_lacks_the_score_is_named(folder):
+    records = trained(folder, {"lora": 0.4, "qlora": 0.3, "full": 0.6})
+    records[-1].scores = []
+    (text,) = best(records, folder).answer
+    assert text.startswith(f"{ONE_RATE}of the methods that are compared, take lora")
+    assert text.endswith("; no score on gsm8k with every seed: full.")
+
+
+def test_what_an_untuned_model_is_better_than_is_not_said_of_methods_that_are_not_judged(folder):
+    judged = trained(folder, {"base": 0.5, "lora": 0.3, "qlora": 0.2})
+    single = [*judged, *trained(folder, {"full": 0.8}, seeds=1)]
+    text, doubt = best(single, folder).answer
+    assert text.startswith(f"{ONE_RATE}of the methods with several seeds, take base, untuned: at least ")
+    assert "better than all of them on gsm8k. Not judged, as of one seed: full." in text
+    assert doubt.startswith("To compare all methods, run about 3 seeds: ")
+    tied = [*trained(folder, {"base": 0.3, "lora": 0.3, "qlora": 0.2}), *trained(folder, {"full": 0.8}, seeds=1)]
+    text, *_ = best(tied, folder).answer
+    none = "none is shown to be better than base on gsm8k; lora is at least "
+    assert text.startswith(f"{ONE_RATE}of the methods with several seeds, {none}")
+
+
+def test_lucky_seeds_that_one_method_lacks_make_no_other_one_better(folder):
+    """dora is four points better than lora with each seed that both have; lora has two lucky ones besides."""
+    luck = [0.50, 0.505, 0.495, 0.65, 0.655]
+    records = [leave(folder, make_record("lora", lr=1e-4, seed=s), rights(share, s)) for s, share in enumerate(luck)]
+    for seed, share in enumerate(luck[:3]):
+        records.append(leave(folder, make_record("dora", lr=1e-4, seed=seed), rights(share + 0.04, seed)))
+    (contest,) = contests(records, folder)
+    assert contest.differences["lora", "dora"].high < 0
+    assert contest.corrected == {("lora", "dora"): 1.0}
+    text, doubt = answer(records, folder).sentences
+    assert text.startswith(f"{ONE_RATE}lora and dora tie on gsm8k")
+    assert doubt == "To tell dora from lora, run about 5 seeds: repeat its sweep with seed=0,1,2,3,4."
+    assert ahead(contest, several=False) == "gsm8k, exact match, strict format: lora and dora tie."
+    drawn = accuracy_memory(StudyResults(records, folder))
+    assert drawn is not None
+    assert "tie" in drawn.figure.axes[0].get_title("left")
+
+
+def test_one_end_is_said_of_the_models_that_are_compared(folder):
+    """With the items of these: of 300 other ones dora gets most right."""
+    records = trained(folder, {"lora": 0.0, "full": 0.0})
+    for record in records:
+        leave(folder, record, np.zeros(2000))
+    for seed in range(3):
+        records.append(leave(folder, make_record("dora", lr=1e-4, seed=seed), rights(0.9, seed, 300)))
+    text, doubt = best(records, folder).answer
+    assert "all that are compared are at the floor of gsm8k (none of 2,000 items right)" in text
+    assert "a task with more than its 2,000" in doubt
+
+
+def test_a_method_of_which_some_seeds_failed_has_results_and_is_left_out(folder):
+    records = trained(folder, {"lora": 0.4, "full": 0.6}, seeds=4)
+    records[-1].status, records[-1].scores = "failed", []
+    text, *_ = best(records, folder).answer
+    assert "ot judged, as no setting finished with every seed: full (1 failed of 4 cells)." in text
+    assert "o result" not in text
+
+
+def test_unequal_training_is_said_of_methods(folder):
+    records = trained(folder, {"lora": 0.6, "full": 0.4})
+    for record in records:
+        if record.cell.method == "lora":
+            record.train.steps = 500
+    assert "Trained" not in best(records, folder).answer[0], "early stopping, for example"
+    for record in records:
+        change(record, train={"max_steps": record.train.steps})
+    (text,) = best(records, folder).answer
+    assert text.endswith("Trained unequally: full for 50 steps, lora for 500 steps.")
+
+
+def test_a_figure_says_that_one_method_ties_with_the_untuned_model(folder):
+    records = trained(folder, {"base": 0.6, "lora": 0.6, "full": 0.3})
+    drawn = accuracy_memory(StudyResults(records, folder))
+    assert drawn is not None
+    assert drawn.figure.axes[0].get_title("left") == "base and lora tie"
 
 
 def test_a_bound_in_a_unit_is_rounded_to_its_safe_side():
@@ -560,7 +660,7 @@ def test_a_method_of_one_seed_is_not_judged_beside_those_of_several(folder):
 )
 def test_the_command_is_the_study_s_own_with_more_seeds(folder, typed, seeds, expected):
     note_command(folder, typed)
-    assert with_seeds([make_record("lora", seed=seed) for seed in seeds], folder, 3) == expected
+    assert with_seeds([make_record("lora", seed=seed) for seed in seeds], folder, 3)[1] == expected
 
 
 @pytest.mark.parametrize(
@@ -600,7 +700,7 @@ def test_the_command_is_the_study_s_own_with_more_seeds(folder, typed, seeds, ex
 def test_a_command_of_a_copied_folder_that_can_name_code_or_a_key_is_not_shown(folder, words):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "commands.txt").write_text(shlex.join(["harness", "sweep", "quickstart", *words]) + "\n")
-    assert with_seeds([make_record("lora")], folder, 2) == "repeat its sweep with seed=0,1"
+    assert with_seeds([make_record("lora")], folder, 2)[1] == "repeat its sweep with seed=0,1"
 
 
 @pytest.mark.parametrize("beside", ["harness sweep eval.unsafe_code=true", "# merged: harness sweep lr"])
@@ -609,7 +709,7 @@ def test_of_several_sweeps_all_are_shown_or_none(folder, beside):
     note_command(folder, ["sweep", "quickstart"])
     with (folder / "commands.txt").open("a") as file:
         file.write(f"{beside}\n")
-    assert with_seeds([make_record("lora")], folder, 2) == "repeat its sweep with seed=0,1"
+    assert with_seeds([make_record("lora")], folder, 2)[1] == "repeat its sweep with seed=0,1"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("commands.txt")), ids=lambda path: path.parent.name)
@@ -633,7 +733,7 @@ def test_confirming_seeds_become_more_of_them(folder):
     records = [make_record("lora", seed=seed) for seed in (0, 1, 2)]
     for record in records[1:]:
         record.confirmation = True
-    assert with_seeds(records, folder, 5) == "`harness sweep tune study=demo --confirm 5`"
+    assert with_seeds(records, folder, 5)[1] == "`harness sweep tune study=demo --confirm 5`"
 
 
 def test_what_decides_a_planned_study_is_planned_too(folder):
@@ -641,26 +741,26 @@ def test_what_decides_a_planned_study_is_planned_too(folder):
     note_command(folder, ["sweep", "tune", "--confirm", "2", "study=demo", "lr=1e-3"])
     records = [make_record("lora", seed=seed) for seed in (0, 1, 2)]
     add_plans(folder, [make_plan(records[:1], [1, 2])])
-    assert with_seeds(records[:1], folder, 5) == "`harness sweep tune study=demo lr=1e-3 --confirm 5`"
+    assert with_seeds(records[:1], folder, 5)[1] == "`harness sweep tune study=demo lr=1e-3 --confirm 5`"
     for record in records[1:]:
         record.confirmation = True
-    assert with_seeds(records, folder, 5) == "`harness sweep tune lr=1e-3 study=demo_fresh --confirm 5`"
+    assert with_seeds(records, folder, 5)[1] == "`harness sweep tune lr=1e-3 study=demo_fresh --confirm 5`"
     (folder / "commands.txt").unlink()
-    assert with_seeds(records, folder, 5) == "repeat its sweep with study=demo_fresh --confirm 5"
+    assert with_seeds(records, folder, 5)[1] == "repeat its sweep with study=demo_fresh --confirm 5"
 
 
 def test_commands_that_differ_in_their_seeds_alone_are_said_once(tmp_path):
     for seeds in ([], ["seed=0"], ["seed=1,2"], ["lr=1e-3"]):
         note_command(tmp_path, ["sweep", "quickstart", *seeds])
     said = "`harness sweep quickstart seed=0,1 && harness sweep quickstart lr=1e-3 seed=0,1`"
-    assert with_seeds([make_record("lora")], tmp_path, 2) == said
+    assert with_seeds([make_record("lora")], tmp_path, 2)[1] == said
 
 
 def test_many_seeds_are_a_range_that_hydra_reads(folder):
     from harness.sweep.app.grid import grid
 
     note_command(folder, ["sweep", "quickstart"])
-    assert with_seeds([make_record("lora")], folder, 30) == "`harness sweep quickstart 'seed=range(0,30)'`"
+    assert with_seeds([make_record("lora")], folder, 30)[1] == "`harness sweep quickstart 'seed=range(0,30)'`"
     assert grid(None, None, ["seed=range(0,30)"])[29] == ["seed=29"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 from costed import costed_study
 
@@ -69,3 +70,22 @@ def test_it_needs_a_price(harness):
     run = harness("table", "--study", "quickstart", "--results-dir", str(ROOT / "results/reference"), "--cost")
     assert run.returncode == 2
     assert "error: --cost requires --price, dollars for an hour of one device." in run.stderr
+
+
+def test_of_a_single_run_nothing_is_said_beside_methods_of_several_seeds(tmp_path):
+    records = costed_study(tmp_path, seeds=(0, 1))
+    records = [record for record in records if (record.cell.method, record.cell.seed) != ("lora", 1)]
+    (table,) = costs(records, tmp_path, price=2.0)
+    assert table.answer[0].startswith("The cheapest setting that no other beats significantly on gsm8k is full: ")
+    beaten = {row[0]: row[table.columns.index("Beaten by")] for row in table.rows}
+    assert "lora" not in " ".join(beaten.values())
+
+
+def test_what_answered_other_items_is_not_the_cheapest(tmp_path):
+    records = costed_study(tmp_path)
+    path = tmp_path / f"{records[0].cell.name}.items.parquet"
+    pd.read_parquet(path).iloc[:300].to_parquet(path, index=False)
+    records[0].scores[0].n = 300
+    (table,) = costs(records, tmp_path, price=2.0)
+    assert records[0].cell.method == "lora"
+    assert table.answer[0].startswith("The cheapest setting that no other beats significantly on gsm8k is full: ")

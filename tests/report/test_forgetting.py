@@ -15,6 +15,7 @@ from harness.__main__ import main
 from harness.config import ROOT
 from harness.record import add_plans, read_study, write
 from harness.report import statistics
+from harness.report.figures.forgetting import lost_won
 from harness.report.figures.study_results import StudyResults
 from harness.report.forgetting import forgetting, tables
 from harness.report.headline import BASES
@@ -315,6 +316,28 @@ def test_before_a_plan_is_finished_that_is_said_first(folder):
     assert begun.startswith("Interim, nothing is decided yet. The plan of ")
     records.append(leave(folder, second, BASE))
     assert tables(forgetting(records, folder), "demo", 0)[0].answer == [said]
+
+
+def test_the_title_of_lost_and_won_items_names_who_loses(folder):
+    """Not the one with the most lost items where each method wins more."""
+    easy, law = np.arange(400), ["law"] * 400
+    records = [leave(folder, make_record("base"), (easy < 200).astype(float), subject=law)]
+    for seed in range(3):
+        other = np.random.default_rng(seed).integers(0, 400, 8)
+        for method, share in (("lora", 0.6), ("full", 0.3)):
+            values = (easy < 400 * share).astype(float)
+            values[other] = 1 - values[other]
+            records.append(leave(folder, make_record(method, lr=1e-4, seed=seed), values, subject=law))
+
+    def title(of_these):
+        drawn = lost_won(forgetting(of_these, folder))
+        assert drawn is not None
+        return drawn.figure.axes[0].get_title("left")
+
+    assert title(records).endswith(": full loses")
+    assert (
+        title([r for r in records if r.cell.method != "full"]).replace("\n", " ").endswith("no method is shown to lose")
+    )
 
 
 def test_pages_and_figures_show_the_same_change_as_the_command():

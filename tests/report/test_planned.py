@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 from plans import confirming, make_plan, planned_record
+from records import change
 
 from harness.record import PLAN, JudgingRules, add_plans
 from harness.report import planned
 from harness.report.planned import EXPLORATORY, PlanState, plan_lines, study_plan, weakest
+from harness.report.rules import judging_rules
 
 TRIED = [planned_record(method) for method in ("lora", "full")]
 FRESH = [confirming(method, seed=seed) for method in ("lora", "full") for seed in (1, 2)]
@@ -84,6 +86,23 @@ def test_a_version_that_changes_other_claims_leaves_a_claim_planned(tmp_path, mo
         words = {claim: plan.state(FRESH, "mine", claim).word for claim in exploratory | {"score"}}
         assert {claim for claim, word in words.items() if word == "exploratory"} == exploratory
         assert plan.state(FRESH).word == "planned"  # methods are compared, and no claim is judged
+
+
+def test_a_version_explores_only_what_it_can_answer_otherwise(tmp_path):
+    """Version 3 of the comparison changes nothing where methods have the same seeds and cells are scored alike."""
+    add_plans(tmp_path, [make_plan(TRIED, [1, 2], rules=judging_rules().rules | {"comparison": 2})])
+    article = make_plan(TRIED).articles[0]
+    assert state(tmp_path, [*TRIED, *FRESH], FRESH) == PlanState("planned")
+    unequal = [*TRIED, *FRESH, confirming("full", seed=3)]
+    assert state(tmp_path, unequal, FRESH).why.endswith("(comparison 2, now 3)")
+    assert study_plan(unequal, tmp_path).state(FRESH, article, "claim") == PlanState("planned")
+    scored_again = planned_record("lora")
+    change(scored_again, eval={"limit": 9})
+    assert (
+        study_plan([*TRIED, *FRESH, scored_again], tmp_path)
+        .state(FRESH, article, "claim")
+        .why.endswith("(comparison 2, now 3)")
+    )
 
 
 def test_a_damaged_plan_is_told_and_counts_as_none(folder):

@@ -96,6 +96,13 @@ def test_ranks_tie_by_the_score_that_decides_between_methods(folder):
     assert "point" in line
 
 
+def test_a_rank_without_the_score_is_not_within_a_range_that_ties(folder):
+    records = by_score(folder, {4: 0.6, 8: 0.3, 16: 0.6, 64: 0.6})
+    next(record for record in records if record.cell.rank == 8).scores = []
+    (line,) = answer(records, folder).ranks
+    assert "ranks 4, 16 and 64 of lora tie on gsm8k." in line
+
+
 def test_scores_at_an_end_do_not_show_a_tie(folder):
     records = by_score(folder, {1: 0.0, 64: 0.0}, items=40)
     for record in records:

@@ -195,3 +195,13 @@ def test_a_rerun_that_alone_is_unstable_disagrees():
     other = unstable(again(record))
     other.validation[-1].loss *= 9
     assert checks([record], other)["validation loss"].agreement == "disagrees"
+
+
+def test_a_cell_of_which_nothing_is_compared_does_not_agree():
+    published, other = unstable(trained()), make_record("lora", 16, 32.0, 2e-4, status="diverged")
+    rechecks = list(checks([published], other).values())
+    table = reproduction_table("demo", rechecks, [(published, other)])
+    assert table.answer == [
+        "0 of 1 cells agree with their published records.",
+        "Of 1 cell nothing could be compared.",
+    ]

@@ -23,7 +23,7 @@ def deciding_command(claim: Claim, judgement: Judgement, records: Sequence[Recor
     """
     seeds = enough_seeds(judgement)
     if seeds is not None and seeds <= MOST_SEEDS and isinstance(folder, Path):
-        command = with_seeds(records, folder, int(seeds))
+        _, command = with_seeds(records, folder, int(seeds))
         if command.startswith("`"):
             return command.strip("`")
     too_small = judgement.why == needs(claim.least_model)

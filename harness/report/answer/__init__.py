@@ -18,7 +18,7 @@ from harness.report.answer.compared import ComparedMethods
 from harness.report.answer.contaminated import cautions
 from harness.report.answer.limits import Limits
 from harness.report.answer.next_run import with_seeds
-from harness.report.answer.place import PlaceAnswer, place_prefix, unfinished, unscored
+from harness.report.answer.place import PlaceAnswer, place_prefix, unequal_training, unfinished, unscored
 from harness.report.answer.published import experiment_choices, experiment_contests, published_ahead, published_answer
 from harness.report.answer.rank_ties import rank_sentences
 from harness.report.pairwise import Contest, contests
@@ -113,7 +113,8 @@ class StudyAnswer:
         else:
             places = len({each.place for each in self.contests if each.differences})
             place_answer = ComparedMethods(contest, limits, tests, max(1, places)).answer()
-        return place_answer.noting([*unfinished(choices)])
+        records = [r for r in self.rows.records if (r.study, r.cell.model, r.cell.data) == place]
+        return place_answer.noting([*unequal_training(rows), *unfinished(choices, records)])
 
     @cached_property
     def sentences(self) -> list[str]:
@@ -171,7 +172,8 @@ class StudyAnswer:
         if decidable:
             seeds, aim = min(decidable)
             records = [record for row in self.settled if row for record in row.records]
-            yield f"To {aim}, run about {seeds} seeds: {with_seeds(records, self.folder, seeds)}."
+            count, command = with_seeds(records, self.folder, seeds)
+            yield f"To {aim}, run about {count} seeds: {command}."
 
     @cached_property
     def standings(self) -> list[str]:

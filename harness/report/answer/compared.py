@@ -42,9 +42,9 @@ class ComparedMethods:
 
     def answer(self) -> PlaceAnswer:
         if not self._trained:
-            untuned = f"No tuned model is scored. {self._highest(self.contest.standings)}."
-            return PlaceAnswer((), (untuned,))
-        if len(self._trained) > 1 and (end := self._end):
+            untuned = f"No tuned model is scored on {self._words.task}. {self._highest(self.contest.standings)}."
+            place_answer = PlaceAnswer((), (untuned,))
+        elif len(self._trained) > 1 and (end := self._end):
             place_answer = self._at_end(*end)
         elif not self._tested:
             place_answer = self._untested()
@@ -97,6 +97,28 @@ class ComparedMethods:
         return next((label for label in self._paired if label not in trained), None)
 
     @cached_property
+    def _elsewhere(self) -> list[str]:
+        """The models that answered other items than those that are tested; untuned ones if none answered the same."""
+        if not self._tested:
+            return []
+        untuned = [] if self._base else [s for s in self.contest.standings if s not in self._trained]
+        return self._labels([*(s for s in self._trained if s not in self._tested), *untuned])
+
+    @cached_property
+    def _unscored(self) -> list[str]:
+        """The methods of which not every seed has the score."""
+        scored = {s.choice.label for s in self.contest.standings}
+        rows = self.limits.place_rows.items()
+        return [label for label, row in rows if label not in scored and row.records[0].cell.seed is not None]
+
+    @cached_property
+    def _among(self) -> str:
+        """Which methods a decision is about, where it is not about all: what its sentence begins with."""
+        if self._elsewhere or self._unscored:
+            return "Of the methods that are compared, "
+        return "Of the methods with several seeds, " if self._judged != self._tested else ""
+
+    @cached_property
     def _near(self) -> list[str]:
         """Equivalent ones, even if they are surely a little worse. The tests of that are against the best of all."""
         if self.contest.standings[0].choice.label != self._first:
@@ -112,7 +134,7 @@ class ComparedMethods:
     def _worse(self) -> list[str]:
         if self._leads:
             return self._others
-        return [label for label in self._others if self._p(self._first, label) < ALPHA and label not in self._near]
+        return [label for label in self._others if self._better(self._first, label) and label not in self._near]
 
     @cached_property
     def _tied(self) -> list[Standing]:
@@ -163,7 +185,8 @@ class ComparedMethods:
         """Of scores that are all at an end of their range."""
         advantages = self.limits.told(self._labels(self._trained))
         kind = "easier" if end == "floor" else "harder"
-        lines = [f"No method is recommended: all models are at the {end} of {self._words.task} ({text})."]
+        which = "all that are compared" if self._elsewhere or self._unscored else "all models"
+        lines = [f"No method is recommended: {which} are at the {end} of {self._words.task} ({text})."]
         remedy = f"use {kind} items, or more of them: {self._test.more}; seeds will not help"
         doubt = Doubt("compare methods", None, remedy)
         decision = Decision(under=_by_limit(advantages))
@@ -198,8 +221,10 @@ class ComparedMethods:
         judged = self._labels(self._judged)
         if base and all(self._better(base, label) for label in judged):
             least = self._at_least([(base, label) for label in judged])
-            line = f"Take {base}, untuned: {least}better than every method on {self._words.task}."
-            return PlaceAnswer(tuple(tied), (line,), None, Decision(take=base))
+            take = f"{self._among}take" if self._among else "Take"
+            every = "all of them" if self._among else "every method"
+            line = f"{take} {base}, untuned: {least}better than {every} on {self._words.task}."
+            return PlaceAnswer(tuple(tied), (line,), self._doubt_of_others, Decision(take=base))
         gained = self._gained(labels)
         if len(tied) == 1 and (gained or not base):
             return self._take(tied[0])
@@ -211,11 +236,13 @@ class ComparedMethods:
                 f"{labels[0]} is {self._at_least([(labels[0], other) for other in self._others])}better than the others"
             )
         if not above_base:
-            tie = f"No method is shown to be better than {base} on {self._words.task}; {tie}"
+            none = f"{self._among}none" if self._among else "No method"
+            tie = f"{none} is shown to be better than {base} on {self._words.task}; {tie}"
         lines = [f"{tie}.", *([as_sentence(advantages, "Of these, ")] if advantages else [])]
         clauses = [*self._apart(labels), *self._gains(labels, gained), *self._losing(labels)]
         lines += [sentence(clauses)] if clauses else []
-        decision = Decision(tied=tuple(sorted(labels)), under=_by_limit(advantages))
+        of_all = [*labels, base] if base and len(tied) == 1 else labels  # one that no test tells from the untuned model
+        decision = Decision(tied=tuple(sorted(of_all)), under=_by_limit(advantages))
         return PlaceAnswer(tuple(tied), tuple(lines), self._doubt(), decision)
 
     def _at_one_rate(self, place_answer: PlaceAnswer) -> PlaceAnswer:
@@ -239,14 +266,13 @@ class ComparedMethods:
         label = best.choice.label
         rest = [*self._others, *([self._base] if self._base else [])]
         least = self._at_least([(label, other) for other in rest])
-        several = "Of the methods with several seeds, take" if self._judged != self._tested else "Take"
-        line = f"{several} {best.choice.described}: {least}better than the rest on {self._words.task}."
+        take = f"{self._among}take" if self._among else "Take"
+        line = f"{take} {best.choice.described}: {least}better than the rest on {self._words.task}."
         memory = self.limits.place_rows[label].mean(TRAIN_MEMORY)
         score = f"It scores {self._words.value(best)}" + (f" at {units.size(memory)}." if memory else ".")
         clauses = [*self._losing([label])]
         lines = (line, score, *([sentence(clauses)] if clauses else []))
-        doubt = Doubt("compare all methods", FEW_SEEDS) if self._judged != self._tested else None
-        return PlaceAnswer((best,), lines, doubt, Decision(take=label))
+        return PlaceAnswer((best,), lines, self._doubt_of_others, Decision(take=label))
 
     # Clauses
 
@@ -286,8 +312,21 @@ class ComparedMethods:
     def _unjudged(self) -> Iterator[str]:
         if self._tested and (single := [s.choice.label for s in self._tested if s not in self._judged]):
             yield f"not judged, as of one seed: {few(sorted(single))}"
-        if self._tested and (apart := [s.choice.label for s in self._trained if s not in self._tested]):
-            yield f"not compared, as items are missing or differ: {few(sorted(apart))}"
+        if self._elsewhere:
+            yield f"not compared, as items are missing or differ: {few(sorted(self._elsewhere))}{self._which_lead}"
+        if self._unscored and self._trained:
+            yield f"no score on {self._words.task} with every seed: {few(sorted(self._unscored))}"
+
+    @property
+    def _which_lead(self) -> str:
+        """Those of `_elsewhere` that scored better, on their items, than the best one that is compared."""
+        ahead = itertools.takewhile(lambda s: s.choice.label != self._first, self.contest.standings)
+        better = [s.choice.label for s in ahead if s.choice.label in self._elsewhere]
+        if not better:
+            return ""
+        if len(better) == len(self._elsewhere):
+            return f", which scored {self._words.higher}"
+        return f" ({few(better)} scored {self._words.higher})"
 
     def _no_gain(self, base: str, subject: str) -> str:
         if self._better(base, self._first):
@@ -295,6 +334,11 @@ class ComparedMethods:
         return f"{subject} shown to be better than {base}"
 
     # What would decide
+
+    @cached_property
+    def _doubt_of_others(self) -> Doubt | None:
+        """What would compare methods of one seed with those of several."""
+        return Doubt("compare all methods", FEW_SEEDS) if self._judged != self._tested else None
 
     def _doubt(self) -> Doubt | None:
         """What tells apart the pair that takes least: seeds, or items where these take less."""
@@ -327,7 +371,8 @@ class ComparedMethods:
     @cached_property
     def _test(self) -> ItemSupply:
         rows = self.limits.place_rows
-        return item_supply(rows[self._trained[0].choice.label].measured[0], self.contest.score)
+        first = (self._tested or self._trained)[0]
+        return item_supply(rows[first.choice.label].measured[0], self.contest.score)
 
     @property
     def _end(self) -> tuple[str, str] | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from harness import units
+from harness.grouping import grouped
+from harness.record import Record
 from harness.report.answer.advice import few
 from harness.report.answer.limits import Limits, as_sentence
 from harness.report.costs import SAME
@@ -74,7 +78,7 @@ def sentence(clauses: Sequence[str]) -> str:
     return text if text.split(maxsplit=1)[0] not in OPENINGS else text[0].upper() + text[1:]
 
 
-OPENINGS = ("differences", "each", "only", "significantly", "not", "no", "of", "untuned,")
+OPENINGS = ("differences", "each", "only", "significantly", "not", "no", "of", "trained", "untuned,")
 
 
 def by_cost(memory: Mapping[str, float | None]) -> list[str]:
@@ -91,16 +95,38 @@ def by_cost(memory: Mapping[str, float | None]) -> list[str]:
     return [label for group in groups for label in sorted(group)]
 
 
-def unfinished(choices: Sequence[Choice]) -> Iterator[str]:
-    """Clauses on the methods of which no setting finished, and of those of which not every fresh seed did."""
-    lost = {c.label: c.lost for c in choices if c.lost and not c.index}
-    if lost:
-        yield f"no result: {few([f'{label} ({by_status(each)})' for label, each in lost.items()])}"
+def unfinished(choices: Sequence[Choice], records: Sequence[Record]) -> Iterator[str]:
+    """Clauses on the methods of which no setting finished with every seed, and of those of which not every fresh seed
+    did. records: all of the place."""
+    none, some = [], []
+    for choice in choices:
+        if choice.lost and not choice.index:
+            own = [record for record in records if record.cell.method == choice.method]
+            failed = Counter(str(record.status) for record in own if record.status != "ok")
+            if failed.total() == len(own):
+                none.append(f"{choice.label} ({by_status(choice.lost)})")
+            else:
+                some.append(f"{choice.label} ({by_status(failed)} of {units.plural(len(own), 'cell')})")
+    if none:
+        yield f"no result: {few(none)}"
+    if some:
+        yield f"not judged, as no setting finished with every seed: {few(some)}"
     for choice in choices:
         if choice.unfinished:
             seeds = len(choice.index) * choice.confirmed + sum(choice.unfinished.values())
             instead = "" if choice.confirmed else ", so the seeds that chose its setting stand for it"
             yield f"of {choice.label}'s {seeds} fresh seeds, {by_status(choice.unfinished)}{instead}"
+
+
+def unequal_training(rows: Mapping[str, Row]) -> Iterator[str]:
+    """A clause on methods that were asked for more training than others. rows: the chosen one of each method."""
+    trained = {label: row.records[0] for label, row in rows.items() if row.finished and row.records[0].train}
+    lengths = {label: record.cell.settings.train for label, record in trained.items()}
+    if len({(each.max_steps, each.epochs, each.max_tokens) for each in lengths.values()}) < 2:
+        return
+    by_steps = grouped((record.train.steps, label) for label, record in trained.items() if record.train)
+    took = [f"{few(sorted(labels))} for {units.plural(steps, 'step')}" for steps, labels in sorted(by_steps.items())]
+    yield f"trained unequally: {', '.join(took)}"
 
 
 def by_status(counts: Mapping[str, int]) -> str:

@@ -41,7 +41,7 @@ class RankTies:
 
     tied: those that are not told from the best one, itself included; ascending. worse: the others. by: the score, or
     BY_LOSS. most: how far apart those that tie may be, in words; empty of one. size: the same as a number, of one `by`.
-    unknown: ranks that were tried and did not finish with two seeds.
+    unknown: ranks that were tried and did not finish with two seeds, or lack the score with one.
     """
 
     method: str
@@ -61,7 +61,11 @@ def rank_sentences(records: Sequence[Record], folder: Path | None, place: Place)
     }
     by_method = {method: choices for method, (choices, _) in ranked.items() if len(choices) > 1}
     summaries = {method: _ties(unconfirmed, folder, choices) for method, choices in by_method.items()}
-    ties = [replace(each, unknown=ranked[method][1]) for method, each in summaries.items() if each is not None]
+    ties = [
+        replace(each, unknown=(*ranked[method][1], *each.unknown))
+        for method, each in summaries.items()
+        if each is not None
+    ]
     if not ties:
         return None
     rows = {training_rows(unconfirmed[choice.index[0]]) for choices in by_method.values() for choice in choices}
@@ -114,9 +118,9 @@ def _by_score(contest: Contest, choices: Sequence[Choice]) -> RankTies:
     scored = {standing.choice.label for standing in contest.standings}
     worse = sorted(ranks[label] for label in scored - {*tied})
     most = words.points(size, math.ceil) if len(tied) > 1 else ""
-    return RankTies(
-        choices[0].method, tuple(sorted(ranks[t] for t in tied)), tuple(worse), f"on {words.task}", most, size
-    )
+    unknown = tuple(rank for label, rank in ranks.items() if label not in scored)
+    equal = tuple(sorted(ranks[label] for label in tied))
+    return RankTies(choices[0].method, equal, tuple(worse), f"on {words.task}", most, size, unknown)
 
 
 def _by_loss(by_rank: Mapping[int, Sequence[Record]], method: str) -> RankTies | None:

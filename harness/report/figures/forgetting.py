@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from harness.record import Score
+from harness.report.answer.advice import few
 from harness.report.figures import style
 from harness.report.figures.messages import lost_elsewhere
 from harness.report.figures.study_results import StudyResults, is_untuned
@@ -92,7 +93,7 @@ def lost_won(balance: Forgetting) -> style.Drawn | None:
     titles = [f"{where}: {named(of)}" if where else named(of) for where, (_, of) in zip(wheres, scores, strict=True)]
     grouped = [[c for c in balance.comparisons if (c.place, c.score) == of] for of in scores]
     with mpl.rc_context(style.STYLE):
-        titled = [f"{title}: {_most_lost(of_it)}" for title, of_it in zip(titles, grouped, strict=True)]
+        titled = [f"{title}: {_losing(of_it)}" for title, of_it in zip(titles, grouped, strict=True)]
         figure, panels = style.bar_panels(dict(zip(titled, grouped, strict=True)), per_bar=0.2)
         handles: dict[str, Any] = {}
         for of_it, axes in zip(grouped, panels, strict=False):
@@ -105,9 +106,13 @@ def lost_won(balance: Forgetting) -> style.Drawn | None:
     )
 
 
-def _most_lost(compared: list[Comparison]) -> str:
-    worst = max(compared, key=lambda c: c.total.lost / c.total.items)
-    return f"{worst.label} loses most, {worst.total.lost / worst.total.items:.0%} of the items"
+def _losing(compared: list[Comparison]) -> str:
+    """The methods that are shown to lose more items than they win: those with an interval that is below 0."""
+    changes = {c.label: c.total.change for c in compared if c.total.change}
+    lost = [label for label, change in changes.items() if change.high < 0]
+    if not lost:
+        return "no method is shown to lose" if changes else "changes are not tested"
+    return f"{few(lost)} {'loses' if len(lost) == 1 else 'lose'}"
 
 
 def _lost_won(axes: Axes, compared: list[Comparison]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def score_and_memory(decision: Decision) -> str:
     elif len(decision.tied) > 1:
         decided = f"{_named(decision.tied)} tie"
     elif decision.tied:
-        decided = f"{decision.tied[0]} alone has this score"
+        decided = f"{decision.tied[0]} alone is compared"
     else:
         decided = "Undecided"
     least, of_these = decision.under.get(MEMORY), "Of these, " if decision.tied else ""

@@ -175,11 +175,12 @@ def _ends(prefix: str, interval: Interval | None) -> dict[str, float | None]:
 
 
 def pairs_of(contests: Sequence[Contest]) -> pd.DataFrame:
-    """One row for each two methods that answered the same items, each in its chosen setting, the better one first.
+    """One row for each two methods that answered the same items, each in its chosen setting; the better mean first.
 
     study, model, data                  text
     score, better, other                text: the score's name, TASK/METRIC/FILTER, and the two methods
-    difference, low, high               the first's mean minus the second's, with its 95% interval, in the score's unit
+    difference, low, high               the first minus the second, with its 95% interval, in the score's unit; on the
+                                        seeds that both have, which may say the reverse of the means
     p                                   of the test that it is 0; null if the pair was not tested
     corrected                           p corrected for all tests of the study, the best method against each
     decision                            text: different, equivalent or not decided
