@@ -101,9 +101,10 @@ def losses_by_rate(study: str) -> str:
     groups: dict[tuple[str, int, int], dict[str, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
     for record in records(study):
         cell, rows, steps = record.cell, record.cell.settings.data.limit, record.cell.settings.train.max_steps
-        if None in (rows, steps, cell.lr, record.validation_loss):
+        loss = record.validation_loss
+        if rows is None or steps is None or cell.lr is None or loss is None:
             raise ValueError(f"{cell.name} has no number of rows, steps, rate or loss")
-        groups[cell.settings.data.name or "", rows, steps][_setting(record)][cell.lr] = record.validation_loss
+        groups[cell.settings.data.name or "", rows, steps][_setting(record)][cell.lr] = loss
     table = []
     for (data, rows, steps), losses in sorted(groups.items()):
         full, *ranks = (dict(sorted(losses[name].items())) for name in sorted(losses, key=_place))
@@ -127,8 +128,8 @@ def losses_by_rows(study: str) -> str:
     """The last validation loss and the score of each setting by data set and number of rows, mean over seeds."""
     groups: dict[tuple[str, int], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records(study):
-        data = record.cell.settings.data
-        groups[data.name or "", data.limit or 0][_setting(record)].append(record)
+        rows_of = record.cell.settings.data
+        groups[rows_of.name or "", rows_of.limit or 0][_setting(record)].append(record)
     names = sorted({_setting(record) for record in records(study)}, key=_place)
     table = []
     for (data, rows), settings in sorted(groups.items()):
