@@ -12,8 +12,8 @@ from harness.report.answer.advice import few
 from harness.report.figures import style
 from harness.report.figures.messages import lost_elsewhere
 from harness.report.figures.study_results import StudyResults, is_untuned
-from harness.report.forgetting import Comparison, Forgetting, named
-from harness.report.statistics import Interval
+from harness.report.forgetting import Comparison, Forgetting, Tally, named
+from harness.report.statistics import ALPHA, Interval
 from harness.score_names import task_label
 
 BothChanges = dict[str, tuple[Interval, Interval]]  # by method, on the trained task and on the other one
@@ -107,12 +107,20 @@ def lost_won(balance: Forgetting) -> style.Drawn | None:
 
 
 def _losing(compared: list[Comparison]) -> str:
-    """The methods that are shown to lose more items than they win: those with an interval that is below 0."""
-    changes = {c.label: c.total.change for c in compared if c.total.change}
-    lost = [label for label, change in changes.items() if change.high < 0]
+    """The methods that are shown to lose more items than they win: by the corrected test, or where a score is not
+    tested by an interval below 0."""
+    totals = {c.label: c.total for c in compared if c.total.change}
+    lost = [label for label, total in totals.items() if _loses(total)]
     if not lost:
-        return "no method is shown to lose" if changes else "changes are not tested"
+        return "no method is shown to lose" if totals else "changes are not tested"
     return f"{few(lost)} {'loses' if len(lost) == 1 else 'lose'}"
+
+
+def _loses(total: Tally) -> bool:
+    change = total.change
+    if change is None:
+        return False
+    return change.high < 0 if total.corrected is None else total.corrected < ALPHA and change.value < 0
 
 
 def _lost_won(axes: Axes, compared: list[Comparison]) -> dict[str, Any]:
