@@ -101,7 +101,7 @@ class CostFront:
 
     @cached_property
     def cheapest(self) -> CostedSetting | None:
-        """The cheapest in `compared` that no other one beats significantly; None if nothing is compared."""
+        """The cheapest in `compared` that no other one beats significantly; None if none of them has a cost."""
         unbeaten = (each for each in self.settings if each.label in self.compared and not self.beaten_by(each))
         return next(unbeaten, None)
 
@@ -116,9 +116,10 @@ class CostFront:
         words, cheapest = ScoreWords(self.contest), self.cheapest
         prefix = " ".join([*place_prefix(self.contest.place, self.places), ""])
         if cheapest is None:
-            return [
-                f"{prefix}No two settings answered the same items of {words.task}: none is known to be worth its cost"
-            ]
+            why = f"No two settings answered the same items of {words.task}"
+            if self.compared:
+                why = f"No setting that is compared on {words.task} has a time of its own"
+            return [f"{prefix}{why}: none is known to be worth its cost"]
         parts: list[str | float] = [
             f"{prefix}The cheapest setting that no other beats significantly on {words.task} is {cheapest.label}: "
             f"{words.value(cheapest.standing)} at",

@@ -81,6 +81,16 @@ def test_of_a_single_run_nothing_is_said_beside_methods_of_several_seeds(tmp_pat
     assert "lora" not in " ".join(beaten.values())
 
 
+def test_what_is_compared_may_have_no_cost(tmp_path):
+    records = costed_study(tmp_path, seeds=(0, 1))
+    records = [record for record in records if (record.cell.method, record.cell.seed) != ("lora", 1)]
+    for record in records:
+        if record.cell.method != "lora":
+            record.train.resumed_at = [1]
+    (table,) = costs(records, tmp_path, price=2.0)
+    assert table.answer[0].startswith("No setting that is compared on gsm8k has a time of its own: none is known")
+
+
 def test_what_answered_other_items_is_not_the_cheapest(tmp_path):
     records = costed_study(tmp_path)
     path = tmp_path / f"{records[0].cell.name}.items.parquet"

@@ -90,17 +90,17 @@ def test_a_version_that_changes_other_claims_leaves_a_claim_planned(tmp_path, mo
 
 def test_a_version_explores_only_what_it_can_answer_otherwise(tmp_path):
     """Version 3 of the comparison changes nothing where methods have the same seeds and cells are scored alike."""
-    add_plans(tmp_path, [make_plan(TRIED, [1, 2], rules=judging_rules().rules | {"comparison": 2})])
-    article = make_plan(TRIED).articles[0]
+    rules = judging_rules().rules | {"comparison": 2}
+    add_plans(tmp_path, [make_plan(TRIED, [1, 2], rules=rules, articles=["mine"])])
     assert state(tmp_path, [*TRIED, *FRESH], FRESH) == PlanState("planned")
     unequal = [*TRIED, *FRESH, confirming("full", seed=3)]
     assert state(tmp_path, unequal, FRESH).why.endswith("(comparison 2, now 3)")
-    assert study_plan(unequal, tmp_path).state(FRESH, article, "claim") == PlanState("planned")
+    assert study_plan(unequal, tmp_path).state(FRESH, "mine", "claim") == PlanState("planned")
     scored_again = planned_record("lora")
     change(scored_again, eval={"limit": 9})
     assert (
         study_plan([*TRIED, *FRESH, scored_again], tmp_path)
-        .state(FRESH, article, "claim")
+        .state(FRESH, "mine", "claim")
         .why.endswith("(comparison 2, now 3)")
     )
 
